@@ -1,0 +1,420 @@
+"""Plan and model in, program out. A chain of small passes, each pure:
+
+    place     plan, model   -> placed layers       who computes which part of each layer
+    cut       placed layers -> segments            runs without communication, and what lies between
+    schedule  stages        -> actions per group   which microbatch when
+    linearise actions       -> one global order    a witness that the order is legal
+    emit      order         -> ops                 sends, receives, reductions and steps put in
+
+Ops are emitted in one global order in which a send and its receive come together. Every rank's
+list is a part of that order, except that receives are moved ahead of the compute op before them
+so that transfers run under computation; that keeps first-in-first-out per ordered pair of ranks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import takewhile
+
+from orchestrator.errors import InputError
+from orchestrator.models.model import Model
+from orchestrator.plan import Plan
+from orchestrator.program.ops import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    RECV_B,
+    RECV_F,
+    REDUCE_SCATTER,
+    SEND_B,
+    SEND_F,
+    STEP,
+    B,
+    Columns,
+    F,
+    I,
+    Program,
+    W,
+)
+from orchestrator.program.placement import Placement, place
+from orchestrator.program.schedule import (
+    BUILDERS,
+    SPLITS_BACKWARD,
+    Action,
+    linearise,
+)
+from orchestrator.program.segments import Boundary, Bucket, Segment, boundaries, buckets, cut
+
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
+
+
+def compile_plan(plan: Plan, model: Model, *, dtype: str = "float32", fold: bool = False) -> Program:
+    """The program that runs one training step of ``model`` as ``plan`` splits it.
+
+    Args:
+        dtype: of weights, activations and gradients: ``float64``, ``float32`` or ``bfloat16``.
+        fold: list the ops of the first replica only; the others do the same at other ranks. For
+            the simulator; workers need their own.
+
+    Raises:
+        InputError: what the plan asks for cannot be done, with the line of the plan.
+    """
+    placement = place(plan, model)
+    order = _global_order(plan, placement)
+    segments = cut(placement, model, ITEMSIZE[dtype], plan.replicas)
+    emitter = _Emitter(
+        segments,
+        boundaries(segments, placement),
+        buckets(segments),
+        replicas=plan.replicas,
+        listed=1 if fold else plan.replicas,
+        ranks_per_replica=plan.ranks_per_replica,
+        itemsize=ITEMSIZE[dtype],
+        sharded=plan.optimizer_sharding == "zero1",
+        recompute={"never": 0, "except_last": plan.n_microbatches - 1}.get(
+            plan.activation_checkpoint, plan.n_microbatches
+        ),
+        n_microbatches=plan.n_microbatches,
+    )
+    columns, ranks = emitter.emit(order)
+    return Program(
+        name=plan.name,
+        model=model,
+        dtype=dtype,
+        itemsize=ITEMSIZE[dtype],
+        global_batch=plan.global_batch_size,
+        n_microbatches=plan.n_microbatches,
+        replicas=plan.replicas,
+        folded=fold and plan.replicas > 1,
+        ranks_per_replica=plan.ranks_per_replica,
+        stages=placement.stages,
+        segments=segments,
+        boundaries=emitter.boundaries,
+        buckets=emitter.buckets,
+        checkpoint=plan.activation_checkpoint,
+        sharded=plan.optimizer_sharding == "zero1",
+        columns=columns,
+        order=ranks,
+    )
+
+
+def _global_order(plan: Plan, placement: Placement) -> list[Action]:
+    """All actions in one legal order, after checking that the schedule fits the stages."""
+    stages, microbatches = placement.stages, plan.n_microbatches
+    count = len(stages)
+    if plan.schedule == "GPipe":
+        # breadth first is legal whatever ranks the stages share
+        forward = [Action(F, s, m) for s in range(count) for m in range(microbatches)]
+        return forward + [Action(B, s, m) for s in reversed(range(count)) for m in range(microbatches)]
+    groups = len(set(stages))
+    if plan.schedule == "1F1B":
+        shape, expected = "every stage on ranks of its own", stages
+        groups = count
+        legal = len(set(stages)) == count
+    elif plan.schedule == "ZBVZeroBubble":
+        shape = "an even number of entries that run down the ranks and back up, such as 0, 1, 1, 0"
+        expected = stages[: count // 2] + stages[: count // 2][::-1]
+        legal = count % 2 == 0 and stages == expected and groups == count // 2
+    else:
+        shape = "stages that go round the same ranks in turn, such as 0, 1, 0, 1"
+        expected = tuple(stages[i % groups] for i in range(count))
+        legal = count % groups == 0 and stages == expected
+    disjoint = sum(map(len, set(stages))) == len({r for ranks in stages for r in ranks})
+    if not legal or not disjoint:
+        found = ", ".join(str(list(r)) if len(r) > 1 else str(r[0]) for r in stages)
+        raise InputError(
+            f"{plan.schedule} needs {shape}; the stages here are on ranks {found}",
+            plan.place(("schedule",)),
+            "change the placement, or use schedule: GPipe, which takes any",
+        )
+    if plan.schedule.startswith("Interleaved") and microbatches % groups:
+        raise InputError(
+            f"{plan.schedule} goes in rounds of {groups} microbatches (one per group of ranks); "
+            f"{microbatches} do not divide",
+            plan.place(("n_microbatches",)),
+            f"n_microbatches: {-(-microbatches // groups) * groups}",
+        )
+    return linearise(BUILDERS[plan.schedule](groups, count, microbatches), count)
+
+
+class _Emitter:
+    """Turns the global order of actions into ops, once for every listed replica."""
+
+    def __init__(
+        self,
+        segments: tuple[Segment, ...],
+        bounds: tuple[Boundary, ...],
+        groups: tuple[tuple[Bucket, ...], ...],
+        *,
+        replicas: int,
+        listed: int,
+        ranks_per_replica: int,
+        itemsize: int,
+        sharded: bool,
+        recompute: int,
+        n_microbatches: int,
+    ) -> None:
+        self.segments, self.boundaries, self.buckets = segments, bounds, groups
+        self.replicas, self.itemsize, self.sharded = replicas, itemsize, sharded
+        self.ranks_per_replica = ranks_per_replica
+        self.offsets = [r * ranks_per_replica for r in range(listed)]
+        self.recompute, self.n_microbatches = recompute, n_microbatches
+        weighted = [any(p.parameters for p in s.parts.values()) for s in segments]
+        self.has_weights = weighted
+        self.needs_input_gradient = [any(weighted[:i]) for i in range(len(segments))]
+        self.columns = Columns()
+        count = listed * ranks_per_replica
+        self.order: list[list[int]] = [[] for _ in range(count)]
+        self.last_compute = [-1] * count  # where the newest compute op stands in order[rank]
+        self.compute_ids: list[list[int]] = [[] for _ in range(count)]
+        self.forward: dict[tuple[int, int, int], int] = {}  # (segment, chunk, rank) -> op
+        self.backward: dict[tuple[int, int, int], int] = {}
+        self.arrived_f: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
+        self.arrived_b: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
+        self.ended = [0] * len(segments)  # chunks whose weight gradients exist
+        self.gathered: dict[tuple[int, int], int] = {}  # (segment, rank) -> its weights are whole
+        self.to_step: list[tuple[int, list[tuple[int, int]]]] = []
+
+    # -- the walk over the actions ------------------------------------------------------------
+
+    def emit(self, order: list[Action]) -> tuple[Columns, tuple[tuple[int, ...], ...]]:
+        """All ops of a step."""
+        by_stage: dict[int, list[int]] = {}
+        coarse = self.segments[0].chunk
+        for segment in self.segments:
+            stage = by_stage.setdefault(segment.stage, [])
+            if segment.chunk == coarse:
+                stage.append(segment.index)
+        for kind, stage, microbatch in order:
+            mine = by_stage[stage]
+            if kind == F:
+                self.forwards(mine, microbatch)
+            elif kind == W:
+                for s in reversed(mine):
+                    self.weight_gradients(s, microbatch)
+            else:
+                for s in reversed(mine):
+                    self.backwards(s, microbatch, kind)
+        for segment_index, reduced in self.to_step:
+            self.step(segment_index, reduced)
+        return self.columns, tuple(map(tuple, self.order))
+
+    def forwards(self, mine: list[int], chunk: int) -> None:
+        """The forward of some segments in a row, and of all finer chunks behind the last one."""
+        for s in mine:
+            self.compute_forward(s, chunk)
+            following = s + 1
+            if following == len(self.segments):
+                return
+            if self.boundaries[following].turns == 1:
+                self.send_forward(following, chunk, gated=False)
+            else:
+                self.take_turns(following, chunk)
+
+    def take_turns(self, s: int, chunk: int) -> None:
+        """Forward and backward of segment ``s`` and all behind it, turn by turn.
+
+        The next turn's transfer starts when this turn's computation does.
+        """
+        turns = self.boundaries[s].turns
+        size = self.segments[s].chunk
+        mine = [x.index for x in takewhile(lambda x: x.chunk == size, self.segments[s:])]
+        self.send_forward(s, chunk * turns, gated=True)
+        for turn in range(turns):
+            now = chunk * turns + turn
+            if turn + 1 < turns:
+                self.send_forward(s, now + 1, gated=True)
+            self.forwards(mine, now)
+            for x in reversed(mine):
+                self.backwards(x, now, B)
+
+    # -- computation --------------------------------------------------------------------------
+
+    def compute_forward(self, s: int, chunk: int) -> None:
+        segment = self.segments[s]
+        for offset in self.offsets:
+            for local_rank, part in segment.parts.items():
+                rank = offset + local_rank
+                needs = self.arrived_f.pop((s, chunk, rank), [])
+                if (s, rank) in self.gathered:  # weights updated within the step, on shards
+                    needs = [*needs, self.gathered.pop((s, rank))]
+                flops = 2 * part.macs_per_image * part.examples
+                self.forward[s, chunk, rank] = self.compute(rank, F, s, chunk, flops, needs)
+
+    def backwards(self, s: int, chunk: int, kind: str) -> None:
+        """B or I of one chunk on every rank, then its gradients sent back, then reductions."""
+        if not (self.has_weights[s] or self.needs_input_gradient[s]):
+            return
+        segment = self.segments[s]
+        for offset in self.offsets:
+            for local_rank, part in segment.parts.items():
+                rank = offset + local_rank
+                needs = [self.forward[s, chunk, rank], *self.arrived_b.pop((s, chunk, rank), [])]
+                flops = self.input_gradient_flops(s, local_rank)
+                if kind == B:
+                    flops += 2 * part.macs_per_image * part.examples
+                if self.recomputed(s, chunk):
+                    flops += 2 * part.macs_per_image * part.examples
+                self.backward[s, chunk, rank] = self.compute(rank, kind, s, chunk, flops, needs)
+        if self.needs_input_gradient[s]:
+            self.send_backward(s, chunk)
+        if kind == B:
+            self.count_gradients(s, self.backward, chunk)
+
+    def weight_gradients(self, s: int, chunk: int) -> None:
+        """W of one chunk on every rank."""
+        if not self.has_weights[s]:
+            return
+        ids = {}
+        for offset in self.offsets:
+            for local_rank, part in self.segments[s].parts.items():
+                rank = offset + local_rank
+                flops = 2 * part.macs_per_image * part.examples
+                needs = [self.backward[s, chunk, rank]]
+                ids[s, chunk, rank] = self.compute(rank, W, s, chunk, flops, needs)
+        self.count_gradients(s, ids, chunk)
+
+    def input_gradient_flops(self, s: int, local_rank: int) -> int:
+        """Of all layers but the very first with weights, whose input is the image."""
+        part = self.segments[s].parts[local_rank]
+        macs = part.macs_per_image
+        if not self.needs_input_gradient[s]:
+            first = next((x for x in part.layers if x.tiles), None)
+            macs -= first.macs_per_image if first else 0
+        return 2 * macs * part.examples
+
+    def recomputed(self, s: int, chunk: int) -> bool:
+        return chunk // (self.segments[s].chunks // self.n_microbatches) < self.recompute
+
+    # -- communication ------------------------------------------------------------------------
+
+    def send_forward(self, s: int, chunk: int, *, gated: bool) -> None:
+        """What segment ``s`` reads for one of its chunks. ``gated``: not before the newest compute."""
+        boundary = self.boundaries[s]
+        source_chunk, turn = divmod(chunk, boundary.turns)
+        for offset in self.offsets:
+            for message in boundary.messages[turn]:
+                source, target = offset + message.source, offset + message.target
+                made = self.forward[s - 1, source_chunk, source]
+                if source == target:
+                    self.arrived_f[s, chunk, target].append(made)
+                    continue
+                needs = {made, self.compute_ids[source][-1]} if gated else {made}
+                size = message.values * self.itemsize
+                self.post(source, SEND_F, s, chunk, (target,), size, sorted(needs))
+                received = self.post_receive(target, RECV_F, s, chunk, source, size)
+                self.arrived_f[s, chunk, target].append(received)
+
+    def send_backward(self, s: int, chunk: int) -> None:
+        """The gradients of what segment ``s`` read, each back to the rank that it came from."""
+        boundary = self.boundaries[s]
+        source_chunk, turn = divmod(chunk, boundary.turns)
+        for offset in self.offsets:
+            for message in boundary.messages[turn]:
+                source, target = offset + message.target, offset + message.source
+                made = self.backward[s, chunk, source]
+                if source == target:
+                    self.arrived_b[s - 1, source_chunk, target].append(made)
+                    continue
+                size = message.values * self.itemsize
+                self.post(source, SEND_B, s, chunk, (target,), size, [made])
+                received = self.post_receive(target, RECV_B, s, chunk, source, size)
+                self.arrived_b[s - 1, source_chunk, target].append(received)
+
+    def count_gradients(self, s: int, ids: dict[tuple[int, int, int], int], chunk: int) -> None:
+        """After the last chunk (or the last before an update): sum the gradients over their ranks."""
+        if not self.has_weights[s]:
+            return
+        segment = self.segments[s]
+        self.ended[s] += 1
+        if self.ended[s] % (segment.update_chunks or segment.chunks):
+            return
+        reduced = []
+        for bucket in self.buckets[s]:
+            group = self.group(bucket)
+            for offset in self.offsets:
+                for rank in (offset + r for r in bucket.ranks):
+                    need = ids[s, chunk, rank]
+                    if len(group) > 1:
+                        size = self.padded(bucket, len(group)) * self.itemsize
+                        kind = REDUCE_SCATTER if self.sharded else ALL_REDUCE
+                        need = self.post(rank, kind, s, chunk, group, size, [need])
+                    reduced.append((rank, need))
+        if segment.update_chunks:
+            self.step(s, reduced)
+        else:
+            self.to_step.append((s, reduced))
+
+    def step(self, s: int, reduced: list[tuple[int, int]]) -> None:
+        """The update of one segment's parameters on every rank that holds them."""
+        bucket_of = {r: b for b in self.buckets[s] for r in b.ranks}
+        gathers = []
+        chunk = self.columns.microbatch[reduced[0][1]]
+        for rank, need in reduced:
+            bucket = bucket_of[rank % self.ranks_per_replica]
+            group = self.group(bucket)
+            sharded = self.sharded and len(group) > 1
+            padded = self.padded(bucket, len(group))
+            values = padded // len(group) if sharded else bucket.parameters
+            done = self.compute(rank, STEP, s, chunk, 0, [need], values * self.itemsize)
+            if sharded:
+                gathers.append((rank, done, group, padded * self.itemsize))
+        for rank, done, group, size in gathers:
+            self.gathered[s, rank] = self.post(rank, ALL_GATHER, s, chunk, group, size, [done])
+
+    def group(self, bucket: Bucket) -> tuple[int, ...]:
+        """A bucket's ranks over all replicas, listed or not."""
+        return tuple(
+            replica * self.ranks_per_replica + r
+            for replica in range(self.replicas)
+            for r in bucket.ranks
+        )
+
+    def padded(self, bucket: Bucket, count: int) -> int:
+        """Values of the reduction's buffer: with a sharded optimizer every rank's shard is equal."""
+        return -(-bucket.parameters // count) * count if self.sharded else bucket.parameters
+
+    # -- putting ops down ---------------------------------------------------------------------
+
+    def add(
+        self, rank: int, kind: str, s: int, chunk: int, peers: tuple[int, ...], size: int,
+        flops: int, needs: list[int],
+    ) -> int:  # fmt: skip
+        columns = self.columns
+        columns.rank.append(rank)
+        columns.kind.append(kind)
+        columns.segment.append(s)
+        columns.microbatch.append(chunk)
+        columns.peers.append(peers)
+        columns.bytes.append(size)
+        columns.flops.append(flops)
+        columns.needs.append(tuple(needs))
+        return len(columns.rank) - 1
+
+    def compute(
+        self, rank: int, kind: str, s: int, chunk: int, flops: int, needs: list[int], size: int = 0
+    ) -> int:
+        found = self.add(rank, kind, s, chunk, (), size, flops, needs)
+        self.last_compute[rank] = len(self.order[rank])
+        self.order[rank].append(found)
+        self.compute_ids[rank].append(found)
+        return found
+
+    def post(
+        self, rank: int, kind: str, s: int, chunk: int, peers: tuple[int, ...], size: int,
+        needs: list[int],
+    ) -> int:  # fmt: skip
+        found = self.add(rank, kind, s, chunk, peers, size, 0, needs)
+        self.order[rank].append(found)
+        return found
+
+    def post_receive(self, rank: int, kind: str, s: int, chunk: int, peer: int, size: int) -> int:
+        """A receive, ahead of the rank's newest compute op; after the compute op before that."""
+        before = self.compute_ids[rank][-2:-1]
+        found = self.add(rank, kind, s, chunk, (peer,), size, 0, before)
+        place = self.last_compute[rank]
+        if place < 0:
+            self.order[rank].append(found)
+        else:
+            self.order[rank].insert(place, found)
+            self.last_compute[rank] = place + 1
+        return found

@@ -1,0 +1,96 @@
+"""The byte ledger: what every rank sends over every edge in one step, exact, before the run.
+
+A point-to-point message counts its bytes. A collective counts what the ring algorithm sends
+(Patarasuk and Yuan 2009): the buffer in n chunks, as equal as whole values allow; a reduce-scatter
+sends all chunks but one, so does an all-gather, and an all-reduce is one after the other. Each rank
+sends to the next one of the group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+
+from orchestrator.program.ops import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    COMPUTE,
+    RECEIVE,
+    REDUCE,
+    REDUCE_SCATTER,
+    SEND,
+    SEND_F,
+    Op,
+    Program,
+)
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """One kind of traffic between two ranks.
+
+    Args:
+        from_rank, to_rank: sender and receiver.
+        layer: the layer that reads in the forward; for gradients the first layer of the segment.
+        direction: ``forward``, ``backward`` (gradients of activations) or ``gradient``.
+    """
+
+    from_rank: int
+    to_rank: int
+    layer: str
+    direction: str
+
+
+def edges(program: Program) -> Counter[Edge]:
+    """Bytes per step on every edge, those of folded replicas left out."""
+    found: Counter[Edge] = Counter()
+    for op in program.ops():
+        if op.lane in (SEND, REDUCE):
+            edge, size = sent(program, op)
+            found[edge] += size
+    return found
+
+
+def sent(program: Program, op: Op) -> tuple[Edge, int]:
+    """What a send or collective op puts on the wire, and to whom."""
+    layer = program.segments[op.segment].reader
+    if op.lane == SEND:
+        direction = "forward" if op.kind == SEND_F else "backward"
+        return Edge(op.rank, op.peers[0], layer, direction), op.bytes
+    assert op.lane not in (COMPUTE, RECEIVE)
+    place = op.peers.index(op.rank)
+    following = op.peers[(place + 1) % len(op.peers)]
+    size = ring_bytes(op.kind, op.bytes // program.itemsize, len(op.peers), place)
+    return Edge(op.rank, following, layer, "gradient"), size * program.itemsize
+
+
+@lru_cache(maxsize=4096)
+def ring_bytes(kind: str, values: int, count: int, place: int) -> int:
+    """Values that the rank at ``place`` of a ring of ``count`` sends for a buffer of ``values``."""
+
+    def chunk(i: int) -> int:
+        i %= count
+        return values * (i + 1) // count - values * i // count
+
+    scatter = values - chunk(place + 1)  # it ends with its own chunk summed, and never sends that
+    gather = values - chunk(place + 2)  # it starts from the chunk that it has summed
+    return {REDUCE_SCATTER: scatter, ALL_GATHER: gather, ALL_REDUCE: scatter + gather}[kind]
+
+
+def activation_bytes(found: Counter[Edge]) -> int:
+    """Bytes of activations and their gradients in an edge count."""
+    return sum(n for edge, n in found.items() if edge.direction != "gradient")
+
+
+def gradient_bytes(found: Counter[Edge]) -> int:
+    """Bytes of summed parameter gradients (and gathered parameters) in an edge count."""
+    return sum(n for edge, n in found.items() if edge.direction == "gradient")
+
+
+def by_sender(found: Counter[Edge]) -> dict[int, tuple[int, int]]:
+    """By rank, (activation bytes, gradient bytes) sent."""
+    sums: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
+    for edge, size in found.items():
+        sums[edge.from_rank][edge.direction == "gradient"] += size
+    return {rank: (a, g) for rank, (a, g) in sums.items()}

@@ -1,0 +1,339 @@
+"""Where every layer of the model is computed: a plan's entries become one part per rank and layer.
+
+A part is a rectangle, examples x output channels, of one layer's output. Every value of every
+activation is computed by exactly one rank (or is a partial sum of several, which a ``Sum`` layer
+inserted here adds up), so every exchange in the forward has one transposed exchange in the backward.
+
+Examples are counted within a *chunk*: what a layer processes at once. That is a microbatch, and
+less behind an exchange that goes in turns or in layers that update in smaller batches
+(``training.layer_batch``): chunks only get finer from the image to the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NoReturn
+
+from orchestrator.errors import InputError
+from orchestrator.models.layers import SizedLayer, Sum
+from orchestrator.models.model import Model
+from orchestrator.models.ranges import Ranges, normalise, shift
+from orchestrator.plan import Entry, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One rank's share of one layer.
+
+    Args:
+        batch: examples, within the chunk.
+        out: output channels it computes.
+        reads: input channels it needs for them.
+    """
+
+    batch: Ranges
+    out: Ranges
+    reads: Ranges
+
+
+@dataclass(frozen=True)
+class PlacedLayer:
+    """A layer with its parts, by rank within one replica, ranks ascending.
+
+    Args:
+        chunk: examples at once.
+        update: examples after which it is updated, where that is less than the global batch
+            (``training.layer_batch``), else 0.
+        partial: its output is a partial sum.
+    """
+
+    sized: SizedLayer
+    entry: int
+    stage: int
+    chunk: int
+    update: int
+    partial: bool
+    parts: dict[int, Part]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The whole chain, placed.
+
+    Args:
+        layers: with the ``Sum`` layers and the loss.
+        stages: ranks of every pipeline stage, in layer order.
+        microbatch: examples of a microbatch in one replica.
+        n_microbatches: of a step.
+    """
+
+    layers: tuple[PlacedLayer, ...]
+    stages: tuple[tuple[int, ...], ...]
+    microbatch: int
+    n_microbatches: int
+
+
+def place(plan: Plan, model: Model) -> Placement:
+    """Give every layer of ``model`` its ranks and rectangles.
+
+    Raises:
+        InputError: layers that are unknown, out of order, missing or placed twice; channels, inputs
+            or examples that do not divide; exchanges and layer batches that cannot be.
+    """
+    entry_of = _entries_by_layer(plan, model)
+    stage_of = _stages(plan)
+    updates = update_examples(plan, model)
+    microbatch = plan.global_batch_size // (plan.replicas * plan.n_microbatches)
+    chunks = _chunks(plan, model, entry_of, updates, microbatch)
+    strided = any(entry.exchange == "scatter" for entry in plan.placement)
+    placed: list[PlacedLayer] = []
+    for i, sized in enumerate(model.layers):
+        number = entry_of[min(i, len(entry_of) - 1)]
+        pieces = chunks[i] // chunks[-1] if strided else 1
+        cutter = _Cutter(plan, number, sized, chunks[i], pieces)
+        parts = cutter.parts()
+        partial = cutter.is_partial
+        stage = stage_of[number]
+        update = updates.get(model.layers[min(i, len(entry_of) - 1)].name, 0)
+        placed.append(PlacedLayer(sized, number, stage, chunks[i], update, partial, parts))
+        if partial:
+            total = SizedLayer(
+                Sum(name=f"{sized.name}.sum"), sized.output_shape, sized.output_shape
+            )
+            parts = _Cutter(plan, number, total, chunks[i], pieces).parts()
+            placed.append(PlacedLayer(total, number, stage, chunks[i], update, False, parts))
+    ranks = [
+        tuple(sorted({r for n, e in enumerate(plan.placement) if stage_of[n] == s for r in e.ranks}))
+        for s in range(stage_of[-1] + 1)
+    ]
+    return Placement(tuple(placed), tuple(ranks), microbatch, plan.n_microbatches)
+
+
+def layer_span(model: Model, text: str, place: str) -> range:
+    """Positions of ``first..last`` or of one name; the loss has none."""
+    first, _, last = text.partition("..")
+    names = [layer.name for layer in model.layers[:-1]]
+    for name in (first, last or first):
+        if name not in names:
+            raise InputError(
+                f"{model.name} has no layer {name!r}; its layers: {' '.join(names)}", place
+            )
+    span = range(names.index(first), names.index(last or first) + 1)
+    if not span:
+        raise InputError(f"{text!r} runs backwards: {last} comes before {first}", place)
+    return span
+
+
+def _entries_by_layer(plan: Plan, model: Model) -> list[int]:
+    """The entry of every layer but the loss; each layer exactly once, in order."""
+    entry_of: list[int] = []
+    for number, entry in enumerate(plan.placement):
+        place = plan.place(("placement", number, "layers"))
+        span = layer_span(model, entry.layers, place)
+        if span.start != len(entry_of):
+            expected = model.layers[len(entry_of)].name
+            twice = span.start < len(entry_of)
+            raise InputError(
+                f"{entry.layers!r} starts at {model.layers[span.start].name}, which "
+                + ("is placed already" if twice else "leaves layers out"),
+                place,
+                "nothing is left to place, drop this entry"
+                if expected == "loss"
+                else f"start this entry at {expected}",
+            )
+        entry_of += [number] * len(span)
+    missing = [layer.name for layer in model.layers[len(entry_of) : -1]]
+    if missing:
+        raise InputError(
+            f"layers without a rank: {' '.join(missing)}",
+            plan.place(("placement",)),
+            f"end the last entry at {missing[-1]}, or add an entry {missing[0]}..{missing[-1]}",
+        )
+    return entry_of
+
+
+def _stages(plan: Plan) -> list[int]:
+    """Pipeline stage of every entry: a new one starts where no rank is shared with the stage before.
+
+    Under ZBVZeroBubble every entry is a stage, since the V turns round on one rank.
+    """
+    if plan.schedule == "ZBVZeroBubble":
+        return list(range(len(plan.placement)))
+    stages, ranks = [0], set(plan.placement[0].ranks)
+    for entry in plan.placement[1:]:
+        if ranks.isdisjoint(entry.ranks):
+            stages.append(stages[-1] + 1)
+            ranks = set(entry.ranks)
+        else:
+            stages.append(stages[-1])
+            ranks |= set(entry.ranks)
+    return stages
+
+
+def update_examples(plan: Plan, model: Model) -> dict[str, int]:
+    """By layer name, examples after which it is updated: the recipe's variable batch size."""
+    updates: dict[str, int] = {}
+    for text, examples in (plan.training.layer_batch or {}).items():
+        place = plan.place(("training", "layer_batch", text))
+        span = layer_span(model, text, place)
+        if span.stop != len(model.layers) - 1:
+            last = model.layers[-2].name
+            raise InputError(
+                f"{text!r} ends before the last layer; layers that update in smaller batches "
+                f"must reach {last}, where the loss is",
+                place,
+                f"{model.layers[span.start].name}..{last}: {examples}",
+            )
+        if plan.replicas > 1:
+            raise InputError(
+                "layer_batch with replicas: a slice of the batch would be spread over the copies",
+                place,
+                "replicas: 1 and a batch split over the ranks instead",
+            )
+        updates.update({model.layers[i].name: examples for i in span})
+    return updates
+
+
+def _chunks(
+    plan: Plan, model: Model, entry_of: list[int], updates: dict[str, int], microbatch: int
+) -> list[int]:
+    """Examples at once, by layer, the loss included."""
+    chunks = []
+    chunk = microbatch
+    for i, layer in enumerate(model.layers[:-1]):
+        number = entry_of[i]
+        entry = plan.placement[number]
+        starts = i == 0 or entry_of[i - 1] != number
+        if starts and entry.exchange != "gather" and number:
+            turns = dict(plan.placement[number - 1].grid.axes).get("batch", 1)
+            chunk = _finer(chunk, microbatch // turns, microbatch % turns, plan, number, "turns")
+        if layer.name in updates:
+            size = updates[layer.name]
+            chunk = _finer(chunk, size, microbatch % size, plan, number, "layer_batch")
+        chunks.append(chunk)
+    if chunks[0] != microbatch:
+        raise InputError(
+            "every layer is in layer_batch: that is a smaller batch for all",
+            plan.place(("training", "layer_batch")),
+            f"global_batch_size: {chunks[0] * plan.n_microbatches}",
+        )
+    refined = next((i for i, c in enumerate(chunks) if c < microbatch), None)
+    stages = _stages(plan)
+    if refined is not None and stages[entry_of[refined]] != stages[-1]:
+        raise InputError(
+            f"{model.layers[refined].name} starts to work in turns but pipeline stages follow it",
+            plan.place(("placement", entry_of[refined])),
+            "let the layers that take turns be the last stage",
+        )
+    return [*chunks, chunks[-1]]
+
+
+def _finer(now: int, wanted: int, rest: int, plan: Plan, number: int, why: str) -> int:
+    size = min(now, wanted) if wanted else 0
+    if not wanted or rest or now % size or wanted % size:
+        raise InputError(
+            f"a microbatch of {plan.global_batch_size // plan.replicas // plan.n_microbatches} "
+            f"examples does not divide into {why} of {wanted or 'less than one'}",
+            plan.place(("placement", number)),
+            "change global_batch_size",
+        )
+    return size
+
+
+class _Cutter:
+    """Cuts one layer's output over the ranks of its entry."""
+
+    def __init__(
+        self, plan: Plan, number: int, sized: SizedLayer, chunk: int, pieces: int
+    ) -> None:
+        self.plan, self.number, self.sized = plan, number, sized
+        self.chunk, self.pieces = chunk, pieces
+        self.entry: Entry = plan.placement[number]
+        self.axes = self.entry.grid.axes
+
+    @property
+    def is_partial(self) -> bool:
+        return self.sized.has_weights and dict(self.axes).get("input", 1) > 1
+
+    def parts(self) -> dict[int, Part]:
+        """By rank; ranks that get no example are left out."""
+        found = {}
+        for position, rank in enumerate(self.entry.ranks):
+            part = self._part(self._coordinates(position))
+            if part.batch and part.out:
+                found[rank] = part
+        return dict(sorted(found.items()))
+
+    def _coordinates(self, position: int) -> dict[str, int]:
+        """Row-major place of the position-th rank in the grid."""
+        found = {}
+        for axis, count in reversed(self.axes):
+            position, found[axis] = divmod(position, count)
+        return found
+
+    def _part(self, at: dict[str, int]) -> Part:
+        sized = self.sized
+        everything = ((0, sized.out_channels),)
+        batch = self._batch(at)
+        if sized.kind == "loss":
+            return Part(self._loss_batch(batch, at), everything, sized.reads(everything))
+        out, reads = everything, None
+        if "channel" in at:
+            out = (self._cut("channel", sized.out_channels, strict=sized.has_weights)[at["channel"]],)
+        elif "input" in at and sized.has_weights:
+            reads = (self._cut("input", sized.in_channels, strict=True)[at["input"]],)
+            out = normalise(t.out for t in sized.terms(everything, reads))
+        elif "input" in at:
+            out = (self._cut("input", sized.out_channels, strict=False)[at["input"]],)
+        return Part(batch, normalise(out), sized.reads(out) if reads is None else reads)
+
+    def _batch(self, at: dict[str, int]) -> Ranges:
+        """This rank's examples; in ``pieces`` equal runs where the next exchange goes by scatter."""
+        if "batch" not in at:
+            return ((0, self.chunk),)
+        run = self.chunk // self.pieces
+        start, stop = self._cut("batch", run, strict=True)[at["batch"]]
+        return normalise(r for p in range(self.pieces) for r in shift(((start, stop),), p * run))
+
+    def _loss_batch(self, batch: Ranges, at: dict[str, int]) -> Ranges:
+        """The loss of each example is computed once: ranks that share a batch share it out."""
+        count, index = 1, 0
+        for axis, n in self.axes:
+            if axis != "batch":
+                count, index = count * n, index * n + at[axis]
+        if count == 1:
+            return batch
+        low, high = batch[0][0], batch[-1][1]
+        bounds = [low + (high - low) * i // count for i in range(count + 1)]
+        return normalise([(bounds[index], bounds[index + 1])])
+
+    def _cut(self, axis: str, total: int, *, strict: bool) -> list[tuple[int, int]]:
+        count = dict(self.axes)[axis]
+        shares = self.entry.shares or (1,) * count
+        whole = sum(shares)
+        if strict and any(total * share % whole for share in shares):
+            self._refuse(axis, total, shares)
+        bounds, taken = [0], 0
+        for share in shares:
+            taken += share
+            bounds.append(total * taken // whole)
+        return list(pairwise(bounds))
+
+    def _refuse(self, axis: str, total: int, shares: tuple[int, ...]) -> NoReturn:
+        count = len(shares)
+        what = {"batch": "examples", "channel": "output channels", "input": "input channels"}[axis]
+        low = total // count
+        even = [low + (i < total % count) for i in range(count)]
+        key = "shares" if self.entry.shares else "split"
+        remedy = (
+            f"shares: {even} in an entry of its own"
+            if axis != "batch"
+            else f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
+        )
+        raise InputError(
+            f"{self.sized.name}: {total} {what} do not divide over {count} ranks"
+            + (f" in shares {list(shares)}" if self.entry.shares else ""),
+            self.plan.place(("placement", self.number, key)),
+            remedy,
+        )
