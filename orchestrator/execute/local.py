@@ -1,0 +1,116 @@
+"""The local executor: every rank in one process, in lockstep, without a socket.
+
+Ranks take turns. One that has to wait for a transfer lets the next one go on; if all of them wait,
+the program has deadlocked, and says where.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from orchestrator.execute.device import Cpu, Device
+from orchestrator.execute.interpreter import Feed, RankInterpreter
+from orchestrator.execute.parameters import Slot, initial_value
+from orchestrator.execute.transport import Handle, LocalWorld
+from orchestrator.models.model import Recipe
+from orchestrator.observe.timeline import StepTimes, join
+from orchestrator.program.ledger import Edge
+from orchestrator.program.ops import Program
+
+
+class LocalExecutor:
+    """All ranks of a program in this process.
+
+    Args:
+        strict: let the in-process transport play NCCL (rendezvous); else gloo.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        feed: Feed,
+        recipe: Recipe,
+        *,
+        strict: bool = True,
+        device: Device | None = None,
+    ) -> None:
+        self.program = program
+        self.world = LocalWorld(strict=strict)
+        self.device = device or Cpu()
+        wholes: dict[str, Tensor] = {}
+
+        def value(slot: Slot) -> Tensor:
+            return initial_value(slot, recipe.seed, wholes)
+
+        self.ranks = [
+            RankInterpreter(
+                program, rank, self.world.transport(rank), feed, recipe, self.device, value
+            )
+            for rank in program.ranks
+        ]
+
+    def step(self, step: int) -> float:
+        """Run one training step; returns its loss, the mean over the global batch."""
+        running: dict[int, Iterator[Handle]] = {r.rank: r.step(step) for r in self.ranks}
+        waiting: dict[int, Handle | None] = dict.fromkeys(running)
+        while running:
+            moved = False
+            for rank in list(running):
+                handle = waiting[rank]
+                if handle is not None and not handle.done():
+                    continue
+                moved = True
+                waiting[rank] = next(running[rank], None)
+                if waiting[rank] is None:
+                    del running[rank]
+            if not moved:
+                raise RuntimeError(f"deadlock: {self._who_waits(waiting)}")
+        return self.loss()
+
+    def loss(self) -> float:
+        """Loss of the last step."""
+        return float(sum(rank.loss for rank in self.ranks))
+
+    def times(self) -> StepTimes:
+        """When every op of the last step ran."""
+        return join(self.program, [rank.record() for rank in self.ranks], {})
+
+    def sent(self) -> Counter[Edge]:
+        """Bytes handed to the transport so far, all ranks."""
+        total: Counter[Edge] = Counter()
+        for rank in self.ranks:
+            total.update(rank.sent)
+        return total
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The whole network's weights and biases by ``layer.weight`` and ``layer.bias``."""
+        return gather_parameters(self.program, self.ranks)
+
+    def _who_waits(self, waiting: dict[int, Handle | None]) -> str:
+        lines = []
+        for interpreter in self.ranks:
+            handle = waiting.get(interpreter.rank)
+            for op, kept in interpreter.handles.items():
+                if kept is handle and handle is not None and not handle.done():
+                    what = self.program.op(op)
+                    lines.append(f"rank {interpreter.rank} waits at {what} for {what.peers}")
+        return "; ".join(lines)
+
+
+def gather_parameters(program: Program, ranks: list[RankInterpreter]) -> dict[str, Tensor]:
+    """Put the ranks' tiles together to whole weights; replicas and batch parts must agree."""
+    found: dict[str, Tensor] = {}
+    for layer in program.model.layers:
+        if layer.has_weights:
+            found[f"{layer.name}.weight"] = torch.full(layer.weight_shape, torch.nan).double()
+            found[f"{layer.name}.bias"] = torch.full((layer.out_channels,), torch.nan).double()
+    for rank in ranks:
+        for parameters in rank.parameters.values():
+            for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
+                name = f"{slot.layer.name}.{'bias' if slot.tile is None else 'weight'}"
+                slot.put(found[name], weight.detach().double().cpu())
+    return found

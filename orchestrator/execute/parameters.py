@@ -1,0 +1,189 @@
+"""What one rank holds of the network: weights, gradients, momentum; and how it updates them.
+
+The update is the 2012 paper's (section 5), the rate inside the velocity:
+
+    v <- momentum v - weight_decay lr w - lr g        biases: no decay
+    w <- w + v
+
+With a sharded optimizer (ZeRO stage 1, Rajbhandari et al. 2020) a group's weights and gradients lie
+in flat buffers of equal shards, and each rank keeps the velocity of its own shard only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orchestrator.models.layers import Conv, Linear, SizedLayer, Tile
+from orchestrator.models.model import Recipe
+from orchestrator.models.ranges import Ranges, size
+from orchestrator.models.torch_layers import initial_weight, take
+from orchestrator.program.segments import SegmentPart
+
+TORCH_DTYPE = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of a rank's parameters: a tile of a layer's weight, or channels of its bias.
+
+    Args:
+        layer: the layer.
+        tile: which rectangle of the weight; None for the bias.
+        channels: which channels of the bias; () for a weight.
+    """
+
+    layer: SizedLayer
+    tile: Tile | None
+    channels: Ranges
+
+    @property
+    def decays(self) -> bool:
+        """Weights decay, biases do not."""
+        return self.tile is not None
+
+    def of(self, whole: Tensor) -> Tensor:
+        """This slot's part of the layer's whole weight or bias; a view where it can be."""
+        if self.tile is None:
+            return take(whole[None], self.channels)[0]
+        inner = self.layer.in_values if isinstance(self.layer.layer, Linear) else 1
+        rows, (start, stop) = slice(*self.tile.out), self.tile.fan
+        return whole[rows, start * inner : stop * inner]
+
+    def put(self, whole: Tensor, value: Tensor) -> None:
+        """Write ``value`` where this slot lies in the layer's whole weight or bias."""
+        if self.tile is not None:
+            self.of(whole).copy_(value)
+            return
+        done = 0
+        for start, stop in self.channels:
+            whole[start:stop] = value[done : done + stop - start]
+            done += stop - start
+
+
+def slots_of(part: SegmentPart) -> list[Slot]:
+    """The tensors behind a segment part, layer by layer, weights before bias."""
+    found = []
+    for layer in part.layers:
+        found += [Slot(layer.sized, tile, ()) for tile in layer.tiles]
+        if layer.bias:
+            found.append(Slot(layer.sized, None, layer.bias))
+    return found
+
+
+def initial_value(slot: Slot, seed: int, wholes: dict[str, Tensor]) -> Tensor:
+    """Float32 start value; ``wholes`` keeps whole weights between the slots of one layer."""
+    layer = slot.layer.layer
+    assert isinstance(layer, Conv | Linear)
+    if slot.tile is None:
+        return torch.full((size(slot.channels),), float(layer.bias))
+    if slot.layer.name not in wholes:
+        wholes.clear()
+        wholes[slot.layer.name] = initial_weight(slot.layer, seed)
+    return slot.of(wholes[slot.layer.name])
+
+
+class SegmentParameters:
+    """Weights, gradients and velocities of one segment on one rank.
+
+    Args:
+        group: ranks that hold the same; their gradients are summed.
+        place: this rank's place in the group.
+        sharded: keep the velocity of one shard only.
+        value: start value of a slot.
+    """
+
+    def __init__(
+        self,
+        part: SegmentPart,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: int,
+        place: int,
+        sharded: bool,
+        value: Callable[[Slot], Tensor],
+    ) -> None:
+        self.slots = slots_of(part)
+        starts = [value(slot) for slot in self.slots]
+        self.sizes = [start.numel() for start in starts]
+        self.total = sum(self.sizes)
+        self.sharded = sharded and group > 1
+        padded = -(-self.total // group) * group if self.sharded else self.total
+        self.shard = slice(place * padded // group, (place + 1) * padded // group)
+        options = {"dtype": dtype, "device": device}
+        self.flat = torch.zeros(padded, **options) if self.sharded else None  # type: ignore[call-overload]
+        self.weights: list[Tensor] = []
+        for start, view in zip(starts, self._views(self.flat, starts), strict=True):
+            weight = torch.empty(start.shape, **options) if view is None else view  # type: ignore[call-overload]
+            self.weights.append(weight.copy_(start).requires_grad_())
+        velocity = self.shard.stop - self.shard.start if self.sharded else 0
+        self.velocities = (
+            [torch.zeros(velocity, **options)]  # type: ignore[call-overload]
+            if self.sharded
+            else [torch.zeros_like(weight) for weight in self.weights]
+        )
+        self.reduced = group > 1
+        self.flat_gradient = torch.zeros(padded, **options) if self.reduced else None  # type: ignore[call-overload]
+        self.gradients: list[Tensor | None] = [None] * len(self.slots)
+        self._gradient_views = self._views(self.flat_gradient, starts)
+
+    def _views(self, flat: Tensor | None, like: list[Tensor]) -> list[Tensor | None]:
+        if flat is None:
+            return [None] * len(like)
+        pieces = flat[: self.total].split(self.sizes)
+        return [piece.view(x.shape) for piece, x in zip(pieces, like, strict=True)]
+
+    def accumulate(self, gradients: tuple[Tensor, ...]) -> None:
+        """Add one chunk's gradients."""
+        for i, gradient in enumerate(gradients):
+            kept, view = self.gradients[i], self._gradient_views[i]
+            if kept is not None:
+                kept.add_(gradient)
+            elif view is not None:
+                self.gradients[i] = view.copy_(gradient)
+            else:
+                self.gradients[i] = gradient
+
+    def step(self, recipe: Recipe, scale: float) -> None:
+        """Update the weights (or this rank's shard of them) and forget the gradients.
+
+        Args:
+            scale: factor on the gradients: global batch over the examples of this update.
+        """
+        with torch.no_grad():
+            if self.sharded:
+                self._step_shard(recipe, scale)
+            else:
+                for slot, weight, velocity, gradient in zip(
+                    self.slots, self.weights, self.velocities, self.gradients, strict=True
+                ):
+                    assert gradient is not None, slot.layer.name
+                    update(weight, velocity, gradient, recipe, scale, decay=slot.decays)
+        self.gradients = [None] * len(self.slots)
+
+    def _step_shard(self, recipe: Recipe, scale: float) -> None:
+        assert self.flat is not None and self.flat_gradient is not None
+        start = 0
+        for slot, length in zip(self.slots, self.sizes, strict=True):
+            low, high = max(start, self.shard.start), min(start + length, self.shard.stop)
+            if low < high:
+                mine = slice(low - self.shard.start, high - self.shard.start)
+                update(
+                    self.flat[low:high], self.velocities[0][mine], self.flat_gradient[low:high],
+                    recipe, scale, decay=slot.decays,
+                )  # fmt: skip
+            start += length
+
+
+def update(
+    weight: Tensor, velocity: Tensor, gradient: Tensor, recipe: Recipe, scale: float, *, decay: bool
+) -> None:
+    """The paper's update of one tensor, in place."""
+    velocity.mul_(recipe.momentum).add_(gradient, alpha=-recipe.lr * scale)
+    if decay:
+        velocity.add_(weight, alpha=-recipe.weight_decay * recipe.lr)
+    weight.add_(velocity)

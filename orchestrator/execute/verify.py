@@ -1,0 +1,134 @@
+"""Proof by running: no deadlock, exact bytes, and the same training as one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orchestrator.execute.local import LocalExecutor
+from orchestrator.execute.reference import Reference
+from orchestrator.models.model import Model, Recipe
+from orchestrator.models.torch_layers import seed_of
+from orchestrator.program import Program, find_deadlock, grid
+from orchestrator.program.ledger import Edge, edges
+
+# Relative error allowed after a few steps, by dtype: what differs is the order of additions.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found for one plan.
+
+    Args:
+        loss_relative_error: largest over the steps.
+        parameter_relative_error: largest over the weights and biases after the last step, each
+            measured against the largest change of its tensor.
+        problems: one line each, empty if passed.
+    """
+
+    name: str
+    deadlock_free: bool
+    ledger_exact: bool
+    loss_relative_error: float
+    parameter_relative_error: float
+    problems: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Everything held."""
+        return not self.problems
+
+
+class RandomFeed:
+    """Noise as images, by (seed, step, sample), so that it does not depend on the plan."""
+
+    def __init__(self, model: Model, global_batch: int, seed: int = 0) -> None:
+        self.model, self.seed = model, seed
+        self.global_batch = global_batch
+        self._step, self._images = -1, torch.empty(0)
+
+    def images(self, step: int, samples: Tensor) -> Tensor:
+        if step != self._step:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "images", step))
+            shape = (self.global_batch, *self.model.input_shape)
+            self._images, self._step = torch.randn(shape, generator=generator), step
+        return self._images[samples]
+
+    def labels(self, step: int, samples: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "labels", step))
+        return torch.randint(self.model.classes, (self.global_batch,), generator=generator)[samples]
+
+
+def verify(
+    program: Program, recipe: Recipe, *, update_examples: dict[str, int], steps: int = 3
+) -> Verdict:
+    """Train a few steps as the program says and as one device does, and compare.
+
+    Args:
+        program: in float64 or float32.
+        update_examples: the recipe's variable batch size, by layer.
+        steps: training steps.
+    """
+    deadlock = find_deadlock(program)
+    if deadlock:
+        problem = grid(program, deadlock)
+        return Verdict(program.name, False, False, float("nan"), float("nan"), (problem,))
+    feed = RandomFeed(program.model, program.global_batch, recipe.seed)
+    split = LocalExecutor(program, feed, recipe, strict=True)
+    whole = Reference(
+        program.model, feed, recipe, global_batch=program.global_batch, dtype=program.dtype,
+        update_examples=update_examples,
+    )  # fmt: skip
+    start = {name: w.detach().clone() for name, w in whole.weights.items()}
+    loss_error = 0.0
+    for step in range(steps):
+        ours, reference = split.step(step), whole.step(step)
+        loss_error = max(loss_error, abs(ours - reference) / abs(reference))
+    errors = _parameter_errors(split.parameters(), whole.weights, start)
+    tolerance = TOLERANCE[program.dtype]
+    problems = _ledger_problems(program, split, steps)
+    ledger_exact = not problems
+    worst = max(errors.values())
+    if not loss_error <= tolerance:
+        problems.append(f"loss differs by {loss_error:.2e}, allowed {tolerance:.0e}")
+    if not worst <= tolerance:
+        problems.append(f"{_who_is_wrong(errors, tolerance)}; allowed {tolerance:.0e}")
+    return Verdict(program.name, True, ledger_exact, loss_error, worst, tuple(problems))
+
+
+def _parameter_errors(
+    ours: dict[str, Tensor], reference: dict[str, Tensor], start: dict[str, Tensor]
+) -> dict[str, float]:
+    """By tensor, the largest difference over the largest value that training changed or left."""
+    found = {}
+    for name, value in reference.items():
+        wide = value.detach().double()
+        change = (wide - start[name].double()).abs().max()
+        size = torch.maximum(change, wide.abs().max() * 1e-6).clamp_min(1e-300)
+        error = float((ours[name] - wide).abs().max() / size)
+        found[name] = error if error == error else float("inf")
+    return found
+
+
+def _who_is_wrong(errors: dict[str, float], tolerance: float) -> str:
+    """Name the layer nearest the loss that differs: what is before it differs because of it."""
+    wrong = [name for name, error in errors.items() if not error <= tolerance]
+    last = wrong[-1]
+    also = f", and {len(wrong) - 1} before it" if len(wrong) > 1 else ""
+    return f"{last} differs by {errors[last]:.2e} of its change{also}"
+
+
+def _ledger_problems(program: Program, split: LocalExecutor, steps: int) -> list[str]:
+    predicted, counted = edges(program), split.sent()
+    return [
+        f"{_edge_text(edge)}: predicted {predicted[edge] * steps} bytes, counted {counted[edge]}"
+        for edge in sorted(predicted.keys() | counted.keys())
+        if predicted[edge] * steps != counted[edge]
+    ]
+
+
+def _edge_text(edge: Edge) -> str:
+    return f"rank {edge.from_rank} to {edge.to_rank} before {edge.layer} ({edge.direction})"

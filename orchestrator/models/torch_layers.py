@@ -1,0 +1,319 @@
+"""The torch side of the layers: each computes any channels of its output from the channels they read.
+
+Everything is a pure function of tensors. Dropout draws from (seed, layer, step, sample, value), so a
+rank that holds half of the features draws the same mask for them as a device that holds all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from orchestrator.models.layers import (
+    Conv,
+    CrossEntropy,
+    Dropout,
+    Linear,
+    MaxPool,
+    ResponseNorm,
+    SizedLayer,
+    SpatialNorm,
+    Term,
+)
+from orchestrator.models.ranges import Ranges, intersect, local, size
+
+_MASK32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What randomness depends on besides the layer.
+
+    Args:
+        seed: of the run.
+        step: number of the training step.
+        samples: (n,) int64, place of each example within the global batch of the step.
+    """
+
+    seed: int
+    step: int
+    samples: Tensor
+
+
+def seed_of(*names: object) -> int:
+    """A 32-bit seed for anything that can be named, the same on every machine."""
+    digest = blake2b("/".join(map(str, names)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def apply_layer(
+    sized: SizedLayer,
+    x: Tensor,
+    *,
+    out: Ranges,
+    reads: Ranges,
+    weights: Sequence[Tensor] = (),
+    bias: Tensor | None = None,
+    bias_channels: Ranges = (),
+    draw: Draw | None = None,
+) -> Tensor:
+    """Output channels ``out`` of one layer.
+
+    Args:
+        x: (n, channels in ``reads``, ...).
+        weights: one tensor per tile of ``sized.tiles(out, reads)``.
+        bias: (channels in ``bias_channels``,), added to those channels.
+        draw: randomness for dropout; None for test time.
+
+    Returns:
+        (n, channels in ``out``, ...). Where ``reads`` is a part of what ``out`` needs, a partial sum.
+    """
+    layer = sized.layer
+    if isinstance(layer, Conv | Linear):
+        return _weighted(sized, x, out, reads, weights, bias, bias_channels)
+    if isinstance(layer, ResponseNorm):
+        return _ResponseNorm.apply(x, layer, _norm_pieces(sized, out, reads))  # type: ignore[no-any-return,no-untyped-call]
+    if isinstance(layer, MaxPool):
+        return nnf.max_pool2d(x, layer.kernel, layer.stride)
+    if isinstance(layer, SpatialNorm):
+        square = nnf.avg_pool2d(x * x, layer.window, stride=1, padding=layer.window // 2)
+        return x * (layer.k + layer.scale * square).pow(-layer.power)
+    if isinstance(layer, Dropout):
+        if draw is None:
+            return x * (1 - layer.p)
+        return x * dropout_mask(sized, out, draw, x)
+    if sized.kind == "relu":
+        return torch.relu(x)
+    assert sized.kind == "sum", sized.kind
+    return x
+
+
+def loss_sum(layer: CrossEntropy, x: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over the examples, at least in float32. x (n, classes), labels (n,)."""
+    wide = x.float() if x.dtype == torch.bfloat16 else x
+    return nnf.cross_entropy(wide, labels, reduction="sum")
+
+
+# -- layers with weights --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Product:
+    """One multiplication: rows of a tile with some input channels, for some output channels."""
+
+    tile: int
+    rows: tuple[int, int]
+    reads: Ranges
+    groups: int
+
+
+@lru_cache(maxsize=4096)
+def _products(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[tuple[Ranges, tuple[_Product, ...]], ...]:
+    """By run of output channels, the products whose sum it is; equal groups done in one call."""
+    tiles = sized.tiles(out, reads)
+    terms = sized.terms(out, reads)
+    if len(terms) > 1 and len(tiles) == 1 and _are_equal_groups(terms, reads):
+        product = _Product(0, (0, tiles[0].out[1] - tiles[0].out[0]), ((0, size(reads)),), len(terms))
+        return (((tiles[0].out,), (product,)),)
+    by_out: dict[tuple[int, int], list[_Product]] = {}
+    for term in terms:
+        for number, tile in enumerate(tiles):
+            if tile.fan == term.fan and tile.out[0] <= term.out[0] and term.out[1] <= tile.out[1]:
+                rows = (term.out[0] - tile.out[0], term.out[1] - tile.out[0])
+                product = _Product(number, rows, local(term.reads, reads), 1)
+                by_out.setdefault(term.out, []).append(product)
+                break
+    return tuple(((run,), tuple(products)) for run, products in sorted(by_out.items()))
+
+
+def _are_equal_groups(terms: tuple[Term, ...], reads: Ranges) -> bool:
+    sizes = {(t.out[1] - t.out[0], t.fan) for t in terms}
+    laid = tuple(local(t.reads, reads) for t in terms)
+    width = size(terms[0].reads)
+    return len(sizes) == 1 and laid == tuple(((i * width, (i + 1) * width),) for i in range(len(terms)))
+
+
+def _weighted(
+    sized: SizedLayer,
+    x: Tensor,
+    out: Ranges,
+    reads: Ranges,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    bias_channels: Ranges,
+) -> Tensor:
+    layer = sized.layer
+    if isinstance(layer, Conv):
+        before, after = layer.pads
+        if before != after:
+            x = nnf.pad(x, (before, after, before, after))
+    runs = []
+    for run, products in _products(sized, out, reads):
+        added = intersect(run, bias_channels)
+        row = bias[slice(*local(added, bias_channels)[0])] if bias is not None and added else None
+        total: Tensor | None = None
+        for product in products:
+            weight = weights[product.tile]
+            if product.rows != (0, len(weight)):
+                weight = weight[slice(*product.rows)]
+            part = _multiply(sized, take(x, product.reads), weight, row, product.groups)
+            total = part if total is None else total + part
+            row = None
+        assert total is not None
+        runs.append(total)
+    return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
+
+
+def _multiply(sized: SizedLayer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    layer = sized.layer
+    if isinstance(layer, Conv):
+        padding = layer.pads[0] if layer.pads[0] == layer.pads[1] else 0
+        return nnf.conv2d(x, weight, bias, layer.stride, padding, groups=groups)
+    flat = x.flatten(1)
+    if groups == 1:
+        return nnf.linear(flat, weight, bias)
+    grouped = flat.view(len(flat), groups, -1).transpose(0, 1)
+    result = torch.bmm(grouped, weight.view(groups, -1, weight.shape[1]).transpose(1, 2))
+    joined = result.transpose(0, 1).reshape(len(flat), -1)
+    return joined if bias is None else joined + bias
+
+
+def take(x: Tensor, channels: Ranges) -> Tensor:
+    """Some channels of (n, channels, ...), without a copy where they are one run."""
+    if channels == ((0, x.shape[1]),):
+        return x
+    pieces = [x[:, start:stop] for start, stop in channels]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+# -- local response norm --------------------------------------------------------------------------
+
+_Piece = tuple[int, int, int, int]  # input start, input stop, output start, first input channel used
+
+
+@lru_cache(maxsize=4096)
+def _norm_pieces(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[_Piece, ...]:
+    """Runs of output channels inside one column, each with the run of input it may look at."""
+    layer = sized.layer
+    assert isinstance(layer, ResponseNorm)
+    width = sized.in_channels // layer.columns
+    pieces = []
+    for column in range(layer.columns):
+        for run in intersect(out, ((column * width, (column + 1) * width),)):
+            seen = sized.reads((run,))
+            ((start, stop),) = local(seen, reads)
+            ((first, last),) = local((run,), out)
+            pieces.append((start, stop, first, last - first, run[0] - seen[0][0]))
+    return tuple(pieces)  # type: ignore[arg-type]
+
+
+class _ResponseNorm(torch.autograd.Function):
+    """y = x s^-beta, s = k + alpha / window · (sum of x² over the window of channels).
+
+    One function in place of torch's 5-D pooling: the window sum is shifted adds, and for the
+    paper's beta = 3/4 the power is two square roots.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: ResponseNorm, pieces: tuple[Any, ...]) -> Tensor:
+        channels = sum(piece[3] for piece in pieces)
+        y = x.new_empty(x.shape[0], channels, *x.shape[2:])
+        bases = []
+        for start, stop, first, count, offset in pieces:
+            inside = x[:, start:stop]
+            base = _window_sum(inside * inside, layer.window // 2, offset, count)
+            base.mul_(layer.alpha / layer.window).add_(layer.k)
+            torch.mul(inside[:, offset : offset + count], _power(base, layer.beta), out=y[:, first : first + count])
+            bases.append(base)
+        ctx.save_for_backward(x, *bases)
+        ctx.layer, ctx.pieces = layer, pieces
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = grads
+        x, *bases = ctx.saved_tensors
+        layer = ctx.layer
+        gx = torch.zeros_like(x) if len(ctx.pieces) > 1 or ctx.pieces[0][4] else torch.empty_like(x)
+        if not (len(ctx.pieces) > 1 or ctx.pieces[0][4]):
+            gx[:, ctx.pieces[0][0] + ctx.pieces[0][3] :].zero_()
+        factor = 2 * layer.alpha * layer.beta / layer.window
+        for (start, stop, first, count, offset), base in zip(ctx.pieces, bases, strict=True):
+            inside, mine = x[:, start:stop], g[:, first : first + count]
+            direct = mine * _power(base, layer.beta)
+            crossed = (direct * inside[:, offset : offset + count]).div_(base)
+            half = layer.window // 2
+            spread = _window_sum(crossed, half, -offset, stop - start)
+            target = gx[:, start:stop]
+            if len(ctx.pieces) > 1:
+                target.addcmul_(spread, inside, value=-factor)
+                target[:, offset : offset + count].add_(direct)
+            else:
+                torch.mul(spread, inside, out=target)
+                target.mul_(-factor)
+                target[:, offset : offset + count].add_(direct)
+        return gx, None, None
+
+
+def _window_sum(x: Tensor, half: int, first: int, count: int) -> Tensor:
+    """(n, count, ...): element i is the sum of channels first+i-half .. first+i+half of x."""
+    total = x.new_zeros(x.shape[0], count, *x.shape[2:])
+    for shift in range(-half, half + 1):
+        low = max(0, -(first + shift))
+        high = min(count, x.shape[1] - first - shift)
+        if low < high:
+            total[:, low:high] += x[:, first + shift + low : first + shift + high]
+    return total
+
+
+def _power(base: Tensor, beta: float) -> Tensor:
+    if beta == 0.75:
+        root = base.rsqrt()
+        return root.mul_(root.sqrt())
+    return base.pow(-beta)
+
+
+# -- dropout --------------------------------------------------------------------------------------
+
+
+def dropout_mask(sized: SizedLayer, out: Ranges, draw: Draw, like: Tensor) -> Tensor:
+    """1 with probability 1 - p, else 0, in the shape and dtype of ``like`` (n, channels in out, ...).
+
+    A hash of (seed, layer, step, sample, value), so that any part of it can be drawn alone. The
+    mixing function is ``lowbias32`` (Wellons, "Prospecting for hash functions", 2018).
+    """
+    layer = sized.layer
+    assert isinstance(layer, Dropout)
+    device = like.device
+    rows = _mix(draw.samples.to(device) * 2 + 1 ^ seed_of(draw.seed, draw.step, sized.name))
+    inner = sized.out_values
+    columns = torch.cat(
+        [torch.arange(a * inner, b * inner, device=device) for a, b in out]
+    )
+    mixed = _mix(rows[:, None] ^ (columns * 0x9E3779B9 & _MASK32)[None])
+    return (mixed >= int(layer.p * 2**32)).to(like.dtype).view_as(like)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """32-bit values in int64 tensors, well mixed."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK32
+    x = (x ^ (x >> 15)) * 0x846CA68B & _MASK32
+    return x ^ (x >> 16)
+
+
+# -- initial weights ------------------------------------------------------------------------------
+
+
+def initial_weight(sized: SizedLayer, seed: int) -> Tensor:
+    """The whole weight of a layer, float32 on the CPU, drawn from (seed, layer name)."""
+    layer = sized.layer
+    assert isinstance(layer, Conv | Linear)
+    generator = torch.Generator().manual_seed(seed_of(seed, "weight", sized.name))
+    return torch.empty(sized.weight_shape).normal_(0, layer.weight_std, generator=generator)

@@ -1,0 +1,109 @@
+"""What every interpreter writes: when each op was ready, started and ended.
+
+One line of ``timeline.jsonl`` per step and op:
+
+    {"step": 3, "op": 7, "rank": 0, "name": "1SEND_F0", "ready": ..., "start": ..., "end": ..., "bytes": ...}
+
+Times are seconds since the start of the run on one common clock. ``ready`` is when this rank could
+have begun: all needs ended and, for computation, the one before it too. A transfer *starts* when
+both sides are ready, which is known when the two sides are put together (:func:`meet`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.program.ops import LANE_OF, RECEIVE, REDUCE, SEND, Program
+
+
+@dataclass
+class StepTimes:
+    """One training step, all listed ranks. Lists are by op id; ranks' own start and end in dicts.
+
+    Args:
+        step: number of the step.
+        ready, start, end: seconds.
+        begin, finish: by rank, when it entered and left the step.
+    """
+
+    step: int
+    ready: list[float]
+    start: list[float]
+    end: list[float]
+    begin: dict[int, float]
+    finish: dict[int, float]
+
+
+@dataclass
+class RankTimes:
+    """One rank's own record of a step: by op id (ready, start, end), seconds of its clock."""
+
+    rank: int
+    step: int
+    begin: float
+    finish: float
+    ops: dict[int, tuple[float, float, float]]
+
+
+def join(program: Program, records: Iterable[RankTimes], offsets: dict[int, float]) -> StepTimes:
+    """Put the ranks' records of one step on one clock and let transfers start when both are ready.
+
+    Args:
+        offsets: by rank, seconds to add to its clock.
+    """
+    count = len(program.columns)
+    times = StepTimes(0, [0.0] * count, [0.0] * count, [0.0] * count, {}, {})
+    for record in records:
+        by = offsets.get(record.rank, 0.0)
+        times.step = record.step
+        times.begin[record.rank] = record.begin + by
+        times.finish[record.rank] = record.finish + by
+        for op, (ready, start, end) in record.ops.items():
+            times.ready[op], times.start[op], times.end[op] = ready + by, start + by, end + by
+    meet(program, times)
+    return times
+
+
+def meet(program: Program, times: StepTimes) -> None:
+    """Set the start of every transfer to the moment when all its sides were ready."""
+    for ids in meetings(program):
+        begun = max(times.ready[i] for i in ids)
+        for i in ids:
+            times.start[i] = max(times.start[i], min(begun, times.end[i]))
+
+
+def meetings(program: Program) -> Iterator[list[int]]:
+    """Ids of ops that are the sides of one transfer: a send and its receive, or a collective."""
+    columns = program.columns
+    found: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
+    counts: defaultdict[tuple[object, ...], int] = defaultdict(int)
+    for i in range(len(columns)):
+        lane, rank, peers = LANE_OF[columns.kind[i]], columns.rank[i], columns.peers[i]
+        key: tuple[object, ...]
+        if lane in (SEND, RECEIVE):
+            key = (rank, peers[0]) if lane == SEND else (peers[0], rank)
+        elif lane == REDUCE:
+            key = peers
+        else:
+            continue
+        number = counts[key, lane, rank]
+        counts[key, lane, rank] += 1
+        found[key, number].append(i)
+    yield from found.values()
+
+
+def write(path: Path, program: Program, steps: Iterable[StepTimes]) -> None:
+    """Write ``timeline.jsonl``."""
+    with path.open("w") as file:
+        for times in steps:
+            for op in program.ops():
+                row = {
+                    "step": times.step, "op": op.id, "rank": op.rank, "name": str(op),
+                    "ready": round(times.ready[op.id], 7), "start": round(times.start[op.id], 7),
+                    "end": round(times.end[op.id], 7), "bytes": op.bytes,
+                }  # fmt: skip
+                file.write(json.dumps(row) + "\n")

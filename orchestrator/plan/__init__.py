@@ -1,0 +1,41 @@
+"""The YAML that a user writes: how a model's layers are split over ranks.
+
+``load_plan`` reads a file or a shipped plan by name and checks all that can be told without
+the model; what is wrong comes as one ``InputError`` with file, line, key and remedy.
+"""
+
+from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split
+from orchestrator.plan.load import load_plan, read_plan
+from orchestrator.plan.schema import (
+    SCHEDULES,
+    SCHEMA_VERSION,
+    Entry,
+    Exchange,
+    ModelChoice,
+    Plan,
+    Schedule,
+    Training,
+    json_schema,
+)
+from orchestrator.plan.shipped import shipped, shipped_names
+
+__all__ = [
+    "AXES",
+    "SCHEDULES",
+    "SCHEMA_VERSION",
+    "SPLITS",
+    "Axis",
+    "Entry",
+    "Exchange",
+    "Grid",
+    "ModelChoice",
+    "Plan",
+    "Schedule",
+    "Split",
+    "Training",
+    "json_schema",
+    "load_plan",
+    "read_plan",
+    "shipped",
+    "shipped_names",
+]

@@ -1,0 +1,156 @@
+"""What must hold between a plan's values, as far as it can be told without the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.plan.problem import Problem, found, listed
+
+if TYPE_CHECKING:
+    from orchestrator.plan.schema import Entry, ModelChoice, Plan
+
+
+def of_model(model: ModelChoice) -> list[Problem]:
+    """Exactly one way of saying which network."""
+    allowed = "allowed: either name, or file and function"
+    if model.name is not None and (model.file is not None or model.function is not None):
+        message = f"found name beside file or function; {allowed}"
+        return [Problem((), message, "remove name for a model of your own, else the other two")]
+    if model.name is None and model.file is None and model.function is None:
+        return [Problem((), f"found neither; {allowed}", "add name: alexnet2012")]
+    if model.name is None and model.function is None:
+        return [Problem((), f"found file alone; {allowed}", "add function: build")]
+    if model.name is None and model.file is None:
+        return [Problem((), f"found function alone; {allowed}", "add file: my_net.py")]
+    return []
+
+
+def of_entry(entry: Entry) -> list[Problem]:
+    """Split, ranks, shares and exchange fit one another."""
+    problems = []
+    n_ranks = len(entry.ranks)
+    grid = entry.grid
+    if entry.split == "none" and n_ranks != 1:
+        message = f"found none over {n_ranks} ranks; allowed: none on exactly one rank"
+        remedy = "write split: batch or split: channel, or keep one rank"
+        problems.append(Problem(("split",), message, remedy))
+    elif grid.size != n_ranks:
+        parts = " x ".join(f"{axis} {count}" for axis, count in grid.axes)
+        message = f"found a grid of {grid.size} ({parts}) over {n_ranks} ranks; allowed: one rank "
+        message += "for each cell of the grid"
+        remedy = f"change the grid, or give ranks: 0..{grid.size - 1}"
+        problems.append(Problem(("split",), message, remedy))
+    if entry.shares is not None:
+        problems += _of_shares(entry, entry.shares)
+    if entry.exchange != "gather" and not grid.has("channel"):
+        message = f"found '{entry.exchange}' on an entry that is not split by channel; "
+        message += "allowed: gather, or split: channel after an entry with split: batch"
+        problems.append(Problem(("exchange",), message, "remove exchange, or write split: channel"))
+    return problems
+
+
+def _of_shares(entry: Entry, shares: tuple[int, ...]) -> list[Problem]:
+    n_ranks = len(entry.ranks)
+    if not isinstance(entry.split, str) or entry.split == "none":
+        beside = "none" if entry.split == "none" else "a grid"
+        message = f"found shares beside {beside}; allowed: beside batch, channel or input"
+        return [Problem(("shares",), message, "remove shares")]
+    if len(shares) != n_ranks:
+        message = f"found {len(shares)} shares for {n_ranks} ranks; allowed: one for each rank"
+        example = ", ".join(["2", *["1"] * min(n_ranks - 1, 7)])
+        return [Problem(("shares",), message, f"write shares: [{example}]")]
+    return []
+
+
+def of_plan(plan: Plan) -> list[Problem]:
+    """Ranks, layers, batch and exchanges over all entries."""
+    if not plan.placement:
+        message = "found an empty list; allowed: at least one entry"
+        remedy = "add - {layers: conv1..fc8, ranks: [0], split: none}"
+        return [Problem(("placement",), message, remedy)]
+    return [
+        *_of_ranks(plan.placement),
+        *_of_layers(plan.placement),
+        *_of_exchanges(plan.placement),
+        *_of_batch(plan),
+    ]
+
+
+def _of_ranks(placement: tuple[Entry, ...]) -> list[Problem]:
+    used = {rank for entry in placement for rank in entry.ranks}
+    highest = max(used)
+    if len(used) == highest + 1:
+        return []
+    unused: list[int] = []
+    candidate = 0
+    while len(unused) < 4:  # a rank such as 900000 may leave very many
+        if candidate not in used:
+            unused.append(candidate)
+        candidate += 1
+        if candidate > highest:
+            break
+    n_unused = highest + 1 - len(used)
+    names = listed(map(str, unused)) if n_unused <= len(unused) else f"{unused[0]} and others"
+    where = next(i for i, entry in enumerate(placement) if highest in entry.ranks)
+    is_unused = "is unused" if n_unused == 1 else "are unused"
+    message = f"found rank {highest}, but rank {names} {is_unused}; "
+    message += "allowed: every rank from 0 up to the highest"
+    remedy = f"write rank {unused[0]} in place of {highest}, or give rank {unused[0]} some layers"
+    return [Problem(("placement", where, "ranks"), message, remedy)]
+
+
+def _of_layers(placement: tuple[Entry, ...]) -> list[Problem]:
+    """A name that begins or ends two entries is certainly placed twice."""
+    problems = []
+    seen: dict[str, int] = {}
+    for i, entry in enumerate(placement):
+        for name in dict.fromkeys((entry.first, entry.last)):
+            if name in seen:
+                message = f"found layer {name} here and in placement[{seen[name]}]; allowed: once"
+                remedy = "end one range a layer earlier, or begin the other a layer later"
+                problems.append(Problem(("placement", i, "layers"), message, remedy))
+            seen[name] = i
+    return problems
+
+
+def _of_exchanges(placement: tuple[Entry, ...]) -> list[Problem]:
+    problems = []
+    for i, entry in enumerate(placement):
+        follows_batch = i > 0 and placement[i - 1].grid.has("batch")
+        if entry.exchange != "gather" and not follows_batch:
+            before = "no entry" if i == 0 else "an entry that is not split by batch"
+            message = f"found '{entry.exchange}' after {before}; "
+            message += "allowed: after an entry with split: batch"
+            remedy = "remove exchange, or split the entry before by batch"
+            problems.append(Problem(("placement", i, "exchange"), message, remedy))
+    return problems
+
+
+def _of_batch(plan: Plan) -> list[Problem]:
+    parts = plan.replicas * plan.n_microbatches
+    batch = plan.global_batch_size
+    if batch % parts:
+        message = f"{found(batch)}; allowed: a multiple of replicas x n_microbatches = "
+        message += f"{plan.replicas} x {plan.n_microbatches} = {parts}"
+        return [
+            Problem(
+                ("global_batch_size",),
+                message,
+                f"{_multiples(batch, parts)}, or change the other two",
+            )
+        ]
+    problems = []
+    size = plan.microbatch_size
+    for i, entry in enumerate(plan.placement):
+        if entry.shares is None and size % entry.grid.batch:
+            n = entry.grid.batch
+            message = f"found {n} batch parts of a microbatch of {size} images (global_batch_size "
+            message += f"/ (replicas x n_microbatches)); allowed: parts that divide {size}"
+            remedy = "for global_batch_size, " + _multiples(batch, parts * n)
+            problems.append(Problem(("placement", i, "split"), message, remedy))
+    return problems
+
+
+def _multiples(batch: int, parts: int) -> str:
+    below = batch // parts * parts
+    return f"write {listed(str(n) for n in (below, below + parts) if n)}"

@@ -1,0 +1,408 @@
+"""What a plan file says: the one definition behind loading, messages and the JSON Schema.
+
+A ``Plan`` tells how a model's layers are placed on ranks. It never says what they compute.
+What needs the model itself, such as whether every layer is covered, is checked later.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
+
+from orchestrator.plan import checks
+from orchestrator.plan.grid import AXES, SPLITS, Grid, Split, read_split
+from orchestrator.plan.origin import Origin
+from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
+
+SCHEMA_VERSION = 1
+Schedule = Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+Exchange = Literal["gather", "broadcast", "scatter"]
+
+MOST_RANKS = 2**20
+MOST_IMAGES = 2**31 - 1
+_LAYER = r"[A-Za-z0-9_]+(?:[.\-/][A-Za-z0-9_]+)*"
+_RANGE_OF_RANKS = r"^ *([0-9]{1,7}) *\.\. *([0-9]{1,7}) *$"
+
+
+def _read_version(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value == SCHEMA_VERSION:
+        return value
+    message = f"{found(value)}; this release reads version {SCHEMA_VERSION} only"
+    newer = isinstance(value, int) and value > SCHEMA_VERSION
+    remedy = "install a newer orchestrator" if newer else f"write schema_version: {SCHEMA_VERSION}"
+    raise refusal([Problem((), message, remedy)])
+
+
+def _read_ranks(value: object) -> object:
+    if not isinstance(value, str):
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            message = f"{found(value)}; allowed: a list, or a range such as 0..7"
+            raise refusal([Problem((), message, f"write ranks: [{value}]")])
+        return value
+    match = re.match(_RANGE_OF_RANKS, value)
+    if match is None:
+        message = f"{found(value)}; allowed: a list such as [0, 1], or a range such as 0..7"
+        raise refusal([Problem((), message, "write ranks: [0, 1], or ranks: 0..1")])
+    first, last = int(match[1]), int(match[2])
+    if last >= MOST_RANKS:
+        message = f"{found(value)}; allowed: ranks from 0 to {MOST_RANKS - 1}"
+        raise refusal([Problem((), message, "use replicas: for copies of the placement")])
+    if first > last:
+        message = f"{found(value)}; allowed: a range that goes up, its end included"
+        raise refusal([Problem((), message, f"write ranks: {last}..{first}, or a list")])
+    return tuple(range(first, last + 1))
+
+
+def _check_ranks(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    if not ranks:
+        message = "found an empty list; allowed: at least one rank"
+        raise refusal([Problem((), message, "write ranks: [0]")])
+    seen: dict[int, int] = {}
+    problems = []
+    for position, rank in enumerate(ranks):
+        if rank in seen:
+            message = f"found rank {rank} twice in one entry; allowed: once"
+            remedy = "remove it; for unequal parts write shares beside split"
+            problems.append(Problem((position,), message, remedy))
+        seen[rank] = position
+    if problems:
+        raise refusal(problems)
+    return ranks
+
+
+Rank = Annotated[int, Field(ge=0, lt=MOST_RANKS)]
+Layers = Annotated[str, Field(pattern=rf"^{_LAYER}(?:\.\.{_LAYER})?$", max_length=300)]
+Ranks = Annotated[
+    tuple[Rank, ...],
+    Field(strict=False),
+    AfterValidator(_check_ranks),
+    BeforeValidator(_read_ranks),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": MOST_RANKS},
+                    "minItems": 1,
+                    "uniqueItems": True,
+                },
+                {"type": "string", "pattern": _RANGE_OF_RANKS},
+            ]
+        }
+    ),
+]
+SplitOrGrid = Annotated[
+    Split | Grid,
+    PlainValidator(read_split),
+    PlainSerializer(lambda split: dict(split.axes) if isinstance(split, Grid) else split),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(SPLITS)},
+                {
+                    "type": "object",
+                    "properties": {axis: {"type": "integer", "minimum": 1} for axis in AXES},
+                    "minProperties": 1,
+                    "additionalProperties": False,
+                    "not": {"required": ["channel", "input"]},
+                },
+            ]
+        }
+    ),
+]
+
+
+class _Part(BaseModel):
+    """Strict and unchangeable: ``true`` is not 1, ``"128"`` is not 128, unknown keys are errors."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class ModelChoice(_Part):
+    """The network: one of the built-in models by name, or a function in a Python file."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["name"]}, {"required": ["file", "function"]}]}
+    )
+
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="A built-in model.",
+        examples=["alexnet2012"],
+    )
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="A Python file that defines the model, seen from the plan's folder.",
+        examples=["my_net.py"],
+    )
+    function: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        max_length=200,
+        description="The function in that file which returns the model.",
+        examples=["build"],
+    )
+    classes: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_IMAGES,
+        description="Outputs of the last layer.",
+        examples=[1000],
+    )
+    image_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Height and width of an image, pixels.",
+        examples=[224],
+    )
+    width: float | None = Field(
+        default=None, gt=0, le=1024, description="Factor on the number of kernels.", examples=[0.25]
+    )
+    norm: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Response norm, as the model names it.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelChoice:
+        if problems := checks.of_model(self):
+            raise refusal(problems)
+        return self
+
+
+class Training(_Part):
+    """Changes to the model's own recipe; what is left out stays as the recipe has it."""
+
+    lr: float | None = Field(
+        default=None, ge=0, description="Learning rate at the start.", examples=[0.01]
+    )
+    momentum: float | None = Field(
+        default=None, ge=0, lt=1, description="Momentum of the update.", examples=[0.9]
+    )
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="Weight decay.", examples=[0.0005]
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="Seed of everything that is drawn.", examples=[0]
+    )
+    dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
+        default=None, description="Number format of weights and activations.", examples=["float32"]
+    )
+    layer_batch: dict[Layers, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
+        default=None,
+        description="These layers take their batch in slices of so many images and update after "
+        "each (the variable batch size of One Weird Trick, 2014).",
+        examples=[{"fc6..fc8": 128}],
+    )
+
+
+class Entry(_Part):
+    """A run of layers and the ranks that share it."""
+
+    layers: Layers = Field(
+        description="first..last in model order, or one layer.", examples=["conv1..pool2"]
+    )
+    ranks: Ranks = Field(
+        description="The ranks that share them: a list, or 0..7, its end included.",
+        examples=[[0, 1]],
+    )
+    split: SplitOrGrid = Field(
+        description="What the ranks divide: none (one rank), batch, channel (each computes some "
+        "output channels), input (each consumes some input channels), or a grid in row-major "
+        "order such as {batch: 2, channel: 2}.",
+        examples=["channel"],
+    )
+    shares: tuple[Annotated[int, Field(ge=1, le=MOST_IMAGES)], ...] | None = Field(
+        default=None,
+        strict=False,
+        description="Unequal parts, one whole number a rank; without it the parts are equal.",
+        examples=[[2, 1]],
+    )
+    exchange: Exchange = Field(
+        default="gather",
+        description="How a channel entry gets the images of the batch entry before it: all at "
+        "once (gather), one rank's at a time (broadcast), 1/K of every rank's at a time (scatter).",
+        examples=["gather"],
+    )
+
+    @property
+    def grid(self) -> Grid:
+        """The split as a grid; no axes at all for ``none``."""
+        if isinstance(self.split, Grid):
+            return self.split
+        return Grid() if self.split == "none" else Grid.of(((self.split, len(self.ranks)),))
+
+    @property
+    def first(self) -> str:
+        """The first layer's name."""
+        return self.layers.split("..")[0]
+
+    @property
+    def last(self) -> str:
+        """The last layer's name; the first's, where there is one only."""
+        return self.layers.split("..")[-1]
+
+    @model_validator(mode="after")
+    def _check(self) -> Entry:
+        if problems := checks.of_entry(self):
+            raise refusal(problems)
+        return self
+
+
+class Plan(_Part):
+    """How a model is split over ranks, and how a batch passes through it.
+
+    Two plans are equal when they say the same, wherever they were read from.
+    """
+
+    schema_version: Annotated[
+        int, PlainValidator(_read_version), WithJsonSchema({"const": SCHEMA_VERSION})
+    ] = Field(description="The version of this format.", examples=[SCHEMA_VERSION])
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$",
+        max_length=100,
+        description="Names the plan in reports, metrics and folders: letters, digits, . _ -",
+        examples=["krizhevsky2012"],
+    )
+    summary: str = Field(default="", max_length=2000, description="One sentence on what it does.")
+    source: str = Field(default="", max_length=2000, description="Where it was published.")
+    model: ModelChoice = Field(description="The network.", examples=[{"name": "alexnet2012"}])
+    global_batch_size: int = Field(
+        ge=1, le=MOST_IMAGES, description="Images a step, over all replicas.", examples=[128]
+    )
+    n_microbatches: int = Field(
+        default=1,
+        ge=1,
+        le=2**20,
+        description="Parts of a replica's batch in the pipeline.",
+        examples=[8],
+    )
+    schedule: Schedule = Field(
+        default="GPipe",
+        description="The order of forwards and backwards in the pipeline.",
+        examples=["1F1B"],
+    )
+    placement: tuple[Entry, ...] = Field(
+        strict=False,
+        description="Who computes which layers: in layer order, covering every layer once.",
+        examples=[[{"layers": "conv1..fc8", "ranks": [0], "split": "none"}]],
+        json_schema_extra={"minItems": 1},
+    )
+    replicas: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="Copies of the whole placement.", examples=[2]
+    )
+    activation_checkpoint: Literal["never", "except_last", "always"] = Field(
+        default="never",
+        description="Which microbatches recompute their forward in the backward to save memory.",
+        examples=["never"],
+    )
+    optimizer_sharding: Literal["none", "zero1"] = Field(
+        default="none",
+        description="Whether ranks with equal weights share out the optimizer's state (zero1).",
+        examples=["none"],
+    )
+    training: Training = Field(
+        default_factory=Training,
+        description="Changes to the model's own recipe.",
+        examples=[{}],
+    )
+
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @model_validator(mode="after")
+    def _check(self) -> Plan:
+        if problems := checks.of_plan(self):
+            raise refusal(problems)
+        return self
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that one copy of the placement uses."""
+        return 1 + max(rank for entry in self.placement for rank in entry.ranks)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.replicas * self.ranks_per_replica
+
+    @property
+    def microbatch_size(self) -> int:
+        """Images in one microbatch of one replica."""
+        return self.global_batch_size // (self.replicas * self.n_microbatches)
+
+    @property
+    def folder(self) -> FilePath:
+        """The folder of the plan's file; the working folder if it has none."""
+        return self._origin.folder
+
+    @property
+    def model_file(self) -> FilePath | None:
+        """Where ``model.file`` is; None for a built-in model."""
+        return None if self.model.file is None else self.folder / self.model.file
+
+    def place(self, path: Path) -> str:
+        """Where a value was written, for messages.
+
+        Args:
+            path: such as ``("placement", 1, "ranks")``.
+
+        Returns:
+            ``partitions/x.yaml:12, placement[1].ranks``, or ``--set training.lr=0.1``.
+        """
+        return self._origin.place(path) or f"plan {self.name}, {dotted(path)}".rstrip(", ")
+
+    def to_yaml(self) -> str:
+        """The plan as YAML that loads back to an equal plan, overrides included.
+
+        ``model.file`` stays as written, seen from ``folder``: copy that file along, or it is
+        not found from another folder.
+        """
+        from orchestrator.plan.write import write_plan  # needs this class; only writers need it
+
+        return write_plan(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return _content(self) == _content(other)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.placement, self.global_batch_size, self.n_microbatches))
+
+
+def _content(plan: Plan) -> dict[str, object]:
+    return {name: getattr(plan, name) for name in Plan.model_fields}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a plan file, for editors."""
+    schema = Plan.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "orchestrator plan",
+        **{key: value for key, value in schema.items() if key != "title"},
+    }

@@ -1,0 +1,71 @@
+"""Training data by sample index: real digits, made-up images, or a folder of one's own.
+
+open_dataset --> Dataset --.
+                            >-- load(step) --> Prefetcher --> the rank's batch
+SampleOrder.indices(step) -'
+"""
+
+from __future__ import annotations
+
+from orchestrator.errors import InputError
+from orchestrator.train.data.dataset import Dataset, Indices
+from orchestrator.train.data.digits import Digits, open_digits
+from orchestrator.train.data.image_folder import ImageFolder, open_image_folder
+from orchestrator.train.data.order import SampleOrder
+from orchestrator.train.data.prefetch import Prefetcher
+from orchestrator.train.data.synthetic import IMAGENET_SIZE, Synthetic
+
+__all__ = [
+    "Dataset",
+    "Digits",
+    "ImageFolder",
+    "Indices",
+    "Prefetcher",
+    "SampleOrder",
+    "Synthetic",
+    "open_dataset",
+]
+
+_KINDS = "digits, synthetic, synthetic:N or imagefolder:PATH"
+
+
+def open_dataset(spec: str, *, image_size: int, channels: int, classes: int, seed: int) -> Dataset:
+    """The data that ``--data SPEC`` names, for a model that reads (channels, size, size).
+
+    Args:
+        spec: ``digits``, ``synthetic`` (as many samples as ImageNet trains on), ``synthetic:N`` or
+            ``imagefolder:PATH``.
+        image_size: height and width of the model's input, in pixels.
+        channels: channels of the model's input.
+        classes: the model's outputs; the data may have fewer classes, not more.
+        seed: not negative; what made-up images are drawn from.
+
+    Raises:
+        InputError: an unknown spec, data that cannot be read, or more classes than the model has.
+    """
+    kind, colon, rest = spec.partition(":")
+    place = f"--data {spec}"
+    if kind == "digits" and not colon:
+        return open_digits(image_size, channels, classes)
+    if kind == "synthetic":
+        size = _count(rest, place) if colon else IMAGENET_SIZE
+        return Synthetic(size, image_size, channels, classes, seed)
+    if kind == "imagefolder":
+        return open_image_folder(rest, image_size, channels, classes)
+    if kind == "hf":
+        raise InputError(
+            "Hugging Face data sets are not built in yet",
+            place,
+            "store it as PATH/class/image.png and pass --data imagefolder:PATH, or --data digits",
+        )
+    raise InputError("no such data", place, f"one of {_KINDS}")
+
+
+def _count(text: str, place: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InputError(
+            f"the number of images must be a whole number above 0, not {text!r}",
+            place,
+            "for instance --data synthetic:10000",
+        )
+    return int(text)

@@ -1,0 +1,73 @@
+"""What every data set offers: single images and labels by index, the same whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from orchestrator.errors import InputError
+
+Indices: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
+
+
+class Dataset(Protocol):
+    """Images and labels by sample index.
+
+    A sample depends on its index only, never on the batch it is asked for in, so that ranks which
+    load different parts of a batch see what one device would see. Images and labels are separate
+    calls because different ranks need them. Both are safe to call from any thread.
+    """
+
+    @property
+    def name(self) -> str:
+        """The kind of data, as in ``--data``: ``digits``, ``synthetic``, ``imagefolder``."""
+
+    @property
+    def description(self) -> str:
+        """One plain line for the user."""
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; labels run from 0 to ``classes - 1``."""
+
+    def images(self, indices: Indices) -> Tensor:
+        """Normalised float32 images of shape (n, channels, image_size, image_size).
+
+        Raises:
+            InputError: a sample cannot be read; the message names it.
+            IndexError: an index below 0, or not below ``size``.
+        """
+
+    def labels(self, indices: Indices) -> Tensor:
+        """int64 class numbers of shape (n,).
+
+        Raises:
+            IndexError: an index below 0, or not below ``size``.
+        """
+
+
+def checked_indices(indices: Indices, size: int) -> npt.NDArray[np.int64]:
+    """``indices`` as an int64 array of shape (n,); IndexError unless all are in 0..size-1."""
+    array = np.asarray(indices, dtype=np.int64)
+    outside = array[(array < 0) | (array >= size)]
+    if outside.size:
+        raise IndexError(f"sample {outside[0]} of a data set of {size} (0..{size - 1})")
+    return array
+
+
+def refuse_more_classes(what: str, found: int, classes: int, place: str) -> None:
+    """InputError where the data has more classes than the model has outputs. Fewer is fine."""
+    if found > classes:
+        raise InputError(
+            f"{what} has {found:,} classes, but the model tells only {classes:,} apart",
+            place,
+            f"give the model as many outputs: --set model.classes={found}",
+        )
