@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from orchestrator.execute.device import Device
+from orchestrator.execute.device import Device, Mark
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.segment_runner import SegmentRunner
 from orchestrator.execute.transport import Handle, Transport
@@ -32,12 +33,10 @@ from orchestrator.program.ops import (
     STEP,
     B,
     F,
-    I,
     Op,
     Program,
     W,
 )
-from orchestrator.program.schedule import SPLITS_BACKWARD
 from orchestrator.program.segments import Message
 
 
@@ -49,6 +48,39 @@ class Feed(Protocol):
 
     def labels(self, step: int, samples: Tensor) -> Tensor:
         """(n,) int64."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A step that has been queued, its times and loss not read yet: reading waits for the device."""
+
+    rank: int
+    step: int
+    device: Device
+    ops: tuple[Op, ...]
+    marks: dict[int, tuple[Mark, Mark]]
+    handles: dict[int, Handle]
+    begin: Mark
+    finish: Mark
+    loss: Tensor
+
+    def read(self) -> RankTimes:
+        """When every op ran."""
+        seconds = self.device.seconds
+        ops: dict[int, tuple[float, float, float]] = {}
+        done = seconds(self.begin)
+        for op in self.ops:
+            first, last = self.marks[op.id]
+            start, end = seconds(first), seconds(last)
+            if op.lane == COMPUTE:
+                ready = min(start, max([done, *(ops[n][2] for n in op.needs if n in ops)]))
+                done = end
+            else:
+                ready = start
+                began, end = self.handles[op.id].times()
+                start, end = max(began, ready), max(end, ready)
+            ops[op.id] = (ready, start, end)
+        return RankTimes(self.rank, self.step, seconds(self.begin), seconds(self.finish), ops)
 
 
 class RankInterpreter:
@@ -72,7 +104,7 @@ class RankInterpreter:
         self.program, self.rank, self.transport = program, rank, transport
         self.feed, self.recipe, self.device = feed, recipe, device
         self.replica, self.local_rank = divmod(rank, program.ranks_per_replica)
-        self.ops = program.rank_ops(rank)
+        self.ops = tuple(program.rank_ops(rank))
         self.dtype = TORCH_DTYPE[program.dtype]
         self.parameters: dict[int, SegmentParameters] = {}
         self.runners: dict[int, SegmentRunner] = {}
@@ -109,7 +141,7 @@ class RankInterpreter:
         self.incoming: defaultdict[tuple[str, int, int], dict[int, int]] = defaultdict(dict)
         self.outputs: dict[tuple[int, int], Tensor] = {}
         self.input_gradients: dict[tuple[int, int], Tensor] = {}
-        self.times: dict[int, tuple[float, object, object]] = {}
+        self.marks: dict[int, tuple[Mark, Mark]] = {}
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -129,32 +161,33 @@ class RankInterpreter:
             if op.lane == COMPUTE:
                 began = self.device.mark(COMPUTE)
                 self._compute(op)
-                self.times[op.id] = (began, began, self.device.mark(COMPUTE))
+                self.marks[op.id] = (began, self.device.mark(COMPUTE))
             else:
                 self.device.order(op.lane, COMPUTE)
-                self.times[op.id] = (self.device.mark(op.lane), None, None)
+                posted = self.device.mark(op.lane)
+                self.marks[op.id] = (posted, posted)
                 self.handles[op.id] = self._post(op)
         for handle in self.handles.values():
             if not handle.done():
                 yield handle
         self.finish = self.device.mark(COMPUTE)
 
-    def record(self) -> RankTimes:
-        """When every op of the last step ran. Waits for the device."""
-        seconds = self.device.seconds
-        ops: dict[int, tuple[float, float, float]] = {}
-        done = seconds(self.begin)
-        for op in self.ops:
-            posted, began, ended = self.times[op.id]
-            if op.lane == COMPUTE:
-                ready = max([done, *(ops[n][2] for n in op.needs if n in ops)])
-                start, done = seconds(began), seconds(ended)
-                ops[op.id] = (min(ready, start), start, done)
-            else:
-                start, end = self.handles[op.id].times()
-                ready = seconds(posted)
-                ops[op.id] = (ready, max(start, ready), max(end, ready))
-        return RankTimes(self.rank, self.number, seconds(self.begin), seconds(self.finish), ops)
+    def unread(self) -> Unread:
+        """The last step's times and loss, to be read when convenient."""
+        return Unread(
+            self.rank, self.number, self.device, self.ops, self.marks, self.handles,
+            self.begin, self.finish, self.loss,
+        )  # fmt: skip
+
+    def waits_for(self, handle: Handle) -> str:
+        """Which op a handle belongs to, in words."""
+        for i, kept in self.handles.items():
+            if kept is handle:
+                op = self.program.op(i)
+                peers = ", ".join(str(p) for p in op.peers if p != self.rank)
+                layer = self.program.segments[op.segment].reader
+                return f"rank {self.rank} waits for rank {peers} at {op} ({op.kind} before {layer})"
+        return f"rank {self.rank} waits"
 
     # -- computation --------------------------------------------------------------------------
 
@@ -203,6 +236,14 @@ class RankInterpreter:
             base += self.replica * (program.global_batch // program.replicas)
         runs = shift(batch, base)
         return torch.cat([torch.arange(a, b) for a, b in runs])
+
+    def samples_of(self, segment: int) -> Tensor:
+        """All of a step's examples that this rank sees in a segment, ascending; empty if none."""
+        part = self.program.segments[segment].parts.get(self.local_rank)
+        if part is None:
+            return torch.empty(0, dtype=torch.int64)
+        chunks = range(self.program.segments[segment].chunks)
+        return torch.cat([self._samples(segment, chunk, part.batch) for chunk in chunks])
 
     def _input(self, op: Op, shape: tuple[int, ...], samples: Tensor, reads: Ranges) -> Tensor:
         """The segment's input, put together from what is here and what was received."""

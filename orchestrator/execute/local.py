@@ -77,7 +77,7 @@ class LocalExecutor:
 
     def times(self) -> StepTimes:
         """When every op of the last step ran."""
-        return join(self.program, [rank.record() for rank in self.ranks], {})
+        return join(self.program, [rank.unread().read() for rank in self.ranks], {})
 
     def sent(self) -> Counter[Edge]:
         """Bytes handed to the transport so far, all ranks."""
@@ -91,14 +91,8 @@ class LocalExecutor:
         return gather_parameters(self.program, self.ranks)
 
     def _who_waits(self, waiting: dict[int, Handle | None]) -> str:
-        lines = []
-        for interpreter in self.ranks:
-            handle = waiting.get(interpreter.rank)
-            for op, kept in interpreter.handles.items():
-                if kept is handle and handle is not None and not handle.done():
-                    what = self.program.op(op)
-                    lines.append(f"rank {interpreter.rank} waits at {what} for {what.peers}")
-        return "; ".join(lines)
+        stuck = [(r, waiting.get(r.rank)) for r in self.ranks]
+        return "; ".join(r.waits_for(handle) for r, handle in stuck if handle is not None)
 
 
 def gather_parameters(program: Program, ranks: list[RankInterpreter]) -> dict[str, Tensor]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-import cloudpickle
 import ray
 import ray.exceptions
+from ray import cloudpickle
 
 from orchestrator.errors import InputError
 from orchestrator.execute.worker_context import (
@@ -117,7 +117,12 @@ def launch(
     def tell(text: str) -> None:
         on_event(DRIVER, "status", text)
 
-    with _environment(), _sigterm_interrupts(), _connected(address, world_size, tell):
+    with (
+        _environment(),
+        _quiet_raylet(),
+        _sigterm_interrupts(),
+        _connected(address, world_size, tell),
+    ):
         use_gpu = _check_resources(world_size, use_gpu, tell)
         lines = WorkerLines(ray.util.get_node_ip_address())
         job = _Job(
@@ -160,8 +165,8 @@ class _Fit(threading.Thread):
 
 
 def _trainer(job: _Job, world_size: int, timeout_s: float, storage: str) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
     def train_function() -> None:
         _run_worker(job)
@@ -191,25 +196,27 @@ def _light_trainer_class() -> Any:
     starts. These hooks are Ray's internals (2.60); where they are renamed, they are just not
     called and the run starts slower.
     """
-    from ray.train.torch import TorchTrainer
+    import ray.train.torch  # noqa: F401, I001  (first: the module below imports it in a circle)
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
     unneeded = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
-    class FixedRanks(FixedScalingPolicy):  # type: ignore[misc]
+    class FixedRanks(FixedScalingPolicy):
         """Asks no autoscaler: `_check_resources` has seen that the workers fit."""
 
         def _maybe_send_resource_request(self) -> None: ...
         def _send_resource_request(self) -> None: ...
         def _cancel_resource_request(self) -> None: ...
 
-    class LightTrainer(TorchTrainer):  # type: ignore[misc]
+    class LightTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [c for c in callbacks if type(c).__name__ not in unneeded]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            settings["scaling_policy"] = FixedRanks(scaling_config=self.scaling_config)
+            ranks: Any = self.scaling_config
+            settings["scaling_policy"] = FixedRanks(scaling_config=ranks)
             return super()._initialize_and_run_controller(**settings)
 
     return LightTrainer
@@ -222,9 +229,7 @@ def _resources_per_worker(use_gpu: bool) -> dict[str, float]:
 class _Watch:
     """The driver's main loop: hands events on, collects failures, ends a run that hangs."""
 
-    def __init__(
-        self, lines: WorkerLines, fit: _Fit, world_size: int, on_event: OnEvent
-    ) -> None:
+    def __init__(self, lines: WorkerLines, fit: _Fit, world_size: int, on_event: OnEvent) -> None:
         self._lines, self._fit, self._on_event = lines, fit, on_event
         self._world_size = world_size
         self._up: dict[int, WorkerUp] = {}
@@ -320,9 +325,8 @@ def _run_worker(job: _Job) -> None:
     rank, local_rank = context.get_world_rank(), context.get_local_rank()
     node = ray.util.get_node_ip_address()
     device = str(get_device()) if job.use_gpu else "cpu"
-    line = DriverLine(
-        job.address, job.key, WorkerUp(rank, local_rank, node, device, os.getpid())
-    )
+    hello = WorkerUp(rank, local_rank, node, device, os.getpid())
+    line = DriverLine(job.address, job.key, hello, cloudpickle.dumps)
     last: Failure | WorkerDone = WorkerDone(rank)
     try:
         threads = job.threads or max(1, _cores() // context.get_local_world_size())
@@ -369,6 +373,25 @@ def _environment() -> Iterator[None]:
         logging.getLogger("ray").setLevel(level)
         for name in ours:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _quiet_raylet() -> Iterator[None]:
+    """Keeps the raylet's word on every ended worker off standard output; we tell it ourselves.
+
+    log_to_driver=False does not cover it, and Ray (2.60) has no public switch.
+    """
+    from ray._private import worker as ray_worker
+
+    name = "_worker_logs_enabled"
+    before = getattr(ray_worker, name, None)
+    if before is not None:
+        setattr(ray_worker, name, False)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(ray_worker, name, before)
 
 
 @contextlib.contextmanager
@@ -457,9 +480,7 @@ def _keep_token_in_memory() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _check_resources(
-    world_size: int, use_gpu: bool | None, tell: Callable[[str], None]
-) -> bool:
+def _check_resources(world_size: int, use_gpu: bool | None, tell: Callable[[str], None]) -> bool:
     """Whether to use GPUs; raises InputError if the cluster cannot hold the workers now."""
     total, free = ray.cluster_resources(), ray.available_resources()
     gpus = int(total.get("GPU", 0))

@@ -1,6 +1,6 @@
 """Runs a worker function under `torchrun` instead of Ray: the process is there already.
 
-    torchrun --nproc-per-node=2 script.py      (script.py calls run_under_torchrun)
+``torchrun --nproc-per-node=2 script.py``, where script.py calls `run_under_torchrun`.
 """
 
 from __future__ import annotations

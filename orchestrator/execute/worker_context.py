@@ -10,6 +10,7 @@ and without polling; and a worker told to abort leaves at once, even in the midd
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -28,8 +29,6 @@ from multiprocessing.connection import (
     answer_challenge,
     deliver_challenge,
 )
-
-import cloudpickle
 
 from orchestrator.errors import InputError
 
@@ -184,9 +183,23 @@ def first_cause(failures: list[Failure]) -> Failure:
 
 
 class DriverLine:
-    """A worker's end of the socket."""
+    """A worker's end of the socket.
 
-    def __init__(self, address: tuple[str, int], key: bytes, hello: WorkerUp) -> None:
+    Args:
+        address: of the driver's `WorkerLines`.
+        key: its key.
+        hello: who calls.
+        dumps: how messages are pickled; cloudpickle's where payloads hold classes of a main script.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        key: bytes,
+        hello: WorkerUp,
+        dumps: Callable[[Message], bytes] = pickle.dumps,
+    ) -> None:
+        self._dumps = dumps
         self._rank = hello.rank
         self._connection = Client(address, authkey=key)
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -215,8 +228,7 @@ class DriverLine:
         self._reader.join(patience_s)  # the driver closes the line once it has read to the end
 
     def _put(self, message: Message) -> None:
-        # cloudpickle, since classes of the user's main script are not importable elsewhere
-        self._outgoing.put(cloudpickle.dumps(message))
+        self._outgoing.put(self._dumps(message))
 
     def _send(self) -> None:
         try:
@@ -249,7 +261,7 @@ class WorkerLines:
     def __init__(self, host: str) -> None:
         self.key = secrets.token_bytes(32)
         self._listener = Listener((host, 0), backlog=256)
-        self.address: tuple[str, int] = self._listener.address  # type: ignore[assignment]
+        self.address: tuple[str, int] = self._listener.address
         self._incoming: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
@@ -344,7 +356,5 @@ class WorkerLines:
 
 
 def _send_quietly(connection: Connection, order: bytes) -> None:
-    try:
+    with contextlib.suppress(OSError):  # its receiver thread tells of it
         connection.send_bytes(order)
-    except OSError:
-        pass  # its receiver thread tells of it

@@ -238,6 +238,11 @@ class SpatialNorm(Layer):
     k: float = 1.0
     kind: ClassVar[str] = "spatial_norm"
 
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) != 3:
+            raise InputError(f"layer {self.name}: a spatial norm reads images, not {input_shape}")
+        return input_shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(Layer):
@@ -248,6 +253,8 @@ class MaxPool(Layer):
     kind: ClassVar[str] = "pool"
 
     def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) != 3:
+            raise InputError(f"layer {self.name}: a pool reads images, not {input_shape}")
         sides = [(n - self.kernel) // self.stride + 1 for n in input_shape[1:]]
         return _positive(self.name, (input_shape[0], *sides), input_shape)
 
@@ -393,8 +400,8 @@ def _reads_of_terms(terms: tuple[Term, ...], out: Ranges) -> Ranges:
 
 
 def _group_terms(name: str, inputs: int, outputs: int, groups: int) -> tuple[Term, ...]:
-    inside, outside = inputs // groups, outputs // groups
-    if inside * groups != inputs or outside * groups != outputs:
+    inside, outside = (inputs // groups, outputs // groups) if groups > 0 else (0, 0)
+    if groups < 1 or inside * groups != inputs or outside * groups != outputs:
         raise InputError(
             f"layer {name}: {inputs} -> {outputs} channels do not divide into {groups} groups"
         )

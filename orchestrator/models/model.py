@@ -63,6 +63,7 @@ class Model:
         sized, shape = [], self.input_shape
         for layer in (*self.chain, CrossEntropy(name="loss")):
             after = layer.output_shape(shape)
+            layer.terms(shape)  # refuses groups and columns that do not divide
             sized.append(SizedLayer(layer, shape, after))
             shape = after
         return tuple(sized)

@@ -57,7 +57,7 @@ def load_model(file: Path, function: str, options: Mapping[str, Any], place: str
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends in sys.exit() is no model file
         raise InputError(f"{file} fails on import: {type(error).__name__}: {error}", place) from error
     builder = getattr(module, function, None)
     if not callable(builder):

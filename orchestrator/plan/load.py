@@ -9,24 +9,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 from pydantic import ValidationError
 
-from orchestrator.errors import InputError
 from orchestrator.plan.explain import explain
-from orchestrator.plan.origin import Origin
-from orchestrator.plan.problem import Path, dotted, found, input_error, nearest, printable
+from orchestrator.plan.problem import input_error
 from orchestrator.plan.schema import Plan
-from orchestrator.plan.shipped import shipped, shipped_names
-from orchestrator.plan.strict_yaml import Document, read_document
+from orchestrator.plan.source import FileKind, find_file, label_of, read_text, read_values
 
-LARGEST_FILE = 2**20
-_SUFFIXES = (".yaml", ".yml")
+PLAN = FileKind("plan", "partitions", "single", "training.lr=0.1")
 
 
 def load_plan(source: str | FilePath, overrides: Sequence[str] = ()) -> Plan:
@@ -40,8 +33,8 @@ def load_plan(source: str | FilePath, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         InputError: whatever is wrong, in one message with place and remedy.
     """
-    path = _find(source)
-    return read_plan(_read(path), _label(path), path.parent, overrides)
+    path = find_file(source, PLAN)
+    return read_plan(read_text(path, PLAN), label_of(path), path.parent, overrides)
 
 
 def read_plan(
@@ -58,141 +51,10 @@ def read_plan(
     Raises:
         InputError: whatever is wrong, in one message with place and remedy.
     """
-    document = read_document(text, label)
-    set_by: dict[Path, str] = {}
-    origin = Origin(label, folder, document.lines, set_by)
-    if document.problems:
-        raise input_error(document.problems, origin.place)
-    if not isinstance(document.value, dict):
-        raise _not_a_plan(document, label)
-    for override in overrides:
-        _override(document, set_by, override)
+    values, origin = read_values(text, label, folder, overrides, PLAN)
     try:
-        plan = Plan.model_validate(document.value)
+        plan = Plan.model_validate(values)
     except ValidationError as error:
         raise input_error(explain(error), origin.place) from None
     plan._origin = origin
     return plan
-
-
-def _not_a_plan(document: Document, label: str) -> InputError:
-    what = "the file is empty" if document.value is None else found(document.value)
-    return InputError(
-        f"{what}; allowed: a mapping of keys, the first of them schema_version: 1",
-        f"{label}:{document.lines.get((), 1)}",
-        "begin with a copy of a shipped plan, such as partitions/single.yaml",
-    )
-
-
-def _find(source: str | FilePath) -> FilePath:
-    path = FilePath(source)
-    try:
-        if path.is_file() or (path.exists() and not path.is_dir()):
-            return path
-        is_folder = path.is_dir()
-    except (OSError, ValueError) as error:  # too long, not permitted, a zero byte in it
-        raise InputError(
-            f"cannot read it: {_reason(error)}", printable(str(source)), "check the path"
-        ) from None
-    name = path.name.removesuffix(".yaml").removesuffix(".yml")
-    names = shipped_names("partitions")
-    if name in names and str(path.parent) in (".", "partitions"):
-        return shipped("partitions") / f"{name}.yaml"
-    if is_folder:
-        inside = path / "plan.yaml"
-        remedy = f"name the file, such as {inside}" if inside.is_file() else "name a plan file"
-        raise InputError("this is a folder; allowed: a file", printable(str(source)), remedy)
-    near = nearest(name, names)
-    remedy = f"did you mean {near}? " if near else ""
-    raise InputError(
-        f"no plan file '{printable(str(source))}', and no shipped plan of that name",
-        remedy=f"{remedy}shipped plans: {', '.join(names)}",
-    )
-
-
-def _label(path: FilePath) -> str:
-    """As the user typed it, and a shipped plan from the working folder if it lies in it."""
-    if path.is_absolute():
-        with suppress(OSError, ValueError):
-            path = path.relative_to(FilePath.cwd())
-    text = os.fspath(path)
-    return text if text.isprintable() else printable(text)
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _read(path: FilePath) -> str:
-    label = _label(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read it: {_reason(error)}", label, "check the path and rights"
-        ) from None
-    if len(data) > LARGEST_FILE:
-        message = f"larger than {LARGEST_FILE} bytes; a plan is some kilobytes"
-        raise InputError(message, label, "check that this is a plan file")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = data[: error.start]
-        column = error.start - before.rfind(b"\n")
-        raise InputError(
-            f"found the byte 0x{data[error.start]:02x}, which is not UTF-8",
-            f"{label}:{before.count(10) + 1}:{column}",
-            "save the file as UTF-8 text",
-        ) from None
-
-
-def _override(document: Document, set_by: dict[Path, str], override: str) -> None:
-    """Puts one ``KEY=VALUE`` into the document's values; whether the key exists is seen later."""
-    option = f"--set {printable(override)}"
-    key, equals, text = override.partition("=")
-    # Layer ranges such as fc6..fc8 are keys too, so two dots in a row separate nothing.
-    parts = re.split(r"(?<!\.)\.(?!\.)", key.strip())
-    if not equals or not all(parts):
-        raise InputError("allowed: KEY=VALUE", option, "write it as --set training.lr=0.1")
-    try:
-        value = read_document(text, option)
-    except InputError as error:  # the option is its place; a line in it says nothing
-        raise InputError(error.message, option, error.remedy) from None
-    if value.problems:
-        raise InputError(value.problems[0].message, option, value.problems[0].remedy)
-    holder = document.value
-    path: Path = ()
-    for i, part in enumerate(parts):
-        step = _step(holder, path, part, option)
-        path = (*path, step)
-        if i == len(parts) - 1:
-            holder[step] = value.value  # type: ignore[index]  # _step saw that it has the key
-            break
-        if isinstance(holder, dict) and holder.get(part) is None:
-            holder[part] = {}
-            set_by[path] = option
-        holder = holder[step]  # type: ignore[index]
-    _forget(document.lines, path)
-    _forget(set_by, path)
-    set_by[path] = option
-
-
-def _forget(places: MutableMapping[Path, int] | MutableMapping[Path, str], path: Path) -> None:
-    for old in [old for old in places if old[: len(path)] == path]:
-        del places[old]
-
-
-def _step(holder: object, path: Path, part: str, option: str) -> str | int:
-    """The key or index by which ``part`` is found in ``holder``."""
-    if isinstance(holder, dict):
-        return part
-    whole = f"set it as a whole: --set '{'.'.join(map(str, path))}=...'"
-    if isinstance(holder, list):
-        if part.isascii() and part.isdigit() and len(part) < 8 and int(part) < len(holder):
-            return int(part)
-        allowed = f"0 to {len(holder) - 1}" if holder else "none, it is empty"
-        message = f"found '{printable(part)}' as a place in {dotted(path)}; allowed: {allowed}"
-        raise InputError(message, option, whole)
-    message = f"{dotted(path)}: {found(holder)}, which holds no keys"
-    raise InputError(message, option, whole)

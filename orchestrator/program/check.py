@@ -3,6 +3,7 @@
 * A send and its receive are one event: neither side goes on before both are there (rendezvous).
 * Per ordered pair of ranks the n-th send meets the n-th receive; there are no tags.
 * All members of a collective meet; a rank's collectives run one after another.
+* A rank posts its ops in the order of its list, and what stands behind a computation after its end.
 
 Merge the ops that meet into events, draw an edge for every ``needs`` and for every lane's order,
 and the program is free of deadlocks exactly if the graph has no cycle. A program that fails is
@@ -15,7 +16,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from orchestrator.program.ops import LANE_OF, RECEIVE, REDUCE, SEND, Program
+from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _meetings(program: Program) -> tuple[list[int], int] | Deadlock:
     receives: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     collectives: defaultdict[tuple[int, ...], defaultdict[int, list[int]]]
     collectives = defaultdict(lambda: defaultdict(list))
-    for i in range(len(columns)):
+    for i in (i for ids in program.order for i in ids):
         lane, rank, peers = LANE_OF[columns.kind[i]], columns.rank[i], columns.peers[i]
         if lane == SEND:
             sends[rank, peers[0]].append(i)
@@ -129,14 +130,16 @@ def _meetings(program: Program) -> tuple[list[int], int] | Deadlock:
 def _edges(program: Program) -> list[tuple[int, int]]:
     columns = program.columns
     edges = [(need, i) for i in range(len(columns)) for need in columns.needs[i]]
-    last: dict[tuple[int, str, int], int] = {}
-    for i in range(len(columns)):
-        lane = LANE_OF[columns.kind[i]]
-        peer = columns.peers[i][0] if lane in (SEND, RECEIVE) else -1
-        key = (columns.rank[i], lane, peer)
-        if key in last:
-            edges.append((last[key], i))
-        last[key] = i
+    for ids in program.order:
+        last: dict[tuple[str, int], int] = {}
+        for i in ids:
+            lane = LANE_OF[columns.kind[i]]
+            key = (lane, columns.peers[i][0] if lane in (SEND, RECEIVE) else -1)
+            if key in last:
+                edges.append((last[key], i))
+            last[key] = i
+            if lane != COMPUTE and (COMPUTE, -1) in last:
+                edges.append((last[COMPUTE, -1], i))
     return edges
 
 

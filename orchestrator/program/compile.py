@@ -161,6 +161,11 @@ class _Emitter:
         weighted = [any(p.parameters for p in s.parts.values()) for s in segments]
         self.has_weights = weighted
         self.needs_input_gradient = [any(weighted[:i]) for i in range(len(segments))]
+        # from here on segments work in turns, forward and backward of each before the next
+        self.turning = next(
+            (s.index for s in segments if s.chunk < segments[0].chunk or s.update_chunks),
+            len(segments),
+        )
         self.columns = Columns()
         count = listed * ranks_per_replica
         self.order: list[list[int]] = [[] for _ in range(count)]
@@ -179,10 +184,9 @@ class _Emitter:
     def emit(self, order: list[Action]) -> tuple[Columns, tuple[tuple[int, ...], ...]]:
         """All ops of a step."""
         by_stage: dict[int, list[int]] = {}
-        coarse = self.segments[0].chunk
         for segment in self.segments:
             stage = by_stage.setdefault(segment.stage, [])
-            if segment.chunk == coarse:
+            if segment.index < self.turning:
                 stage.append(segment.index)
         for kind, stage, microbatch in order:
             mine = by_stage[stage]
@@ -205,10 +209,10 @@ class _Emitter:
             following = s + 1
             if following == len(self.segments):
                 return
-            if self.boundaries[following].turns == 1:
-                self.send_forward(following, chunk, gated=False)
-            else:
+            if following == self.turning or self.boundaries[following].turns > 1:
                 self.take_turns(following, chunk)
+            else:
+                self.send_forward(following, chunk, gated=False)
 
     def take_turns(self, s: int, chunk: int) -> None:
         """Forward and backward of segment ``s`` and all behind it, turn by turn.

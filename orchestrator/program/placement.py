@@ -191,7 +191,16 @@ def update_examples(plan: Plan, model: Model) -> dict[str, int]:
                 place,
                 "replicas: 1 and a batch split over the ranks instead",
             )
+        if updates and examples not in updates.values():
+            raise InputError(
+                f"{text!r} updates after {examples} examples and layers before it after "
+                f"{next(iter(updates.values()))}; allowed: one number for all",
+                place,
+                "keep one line of layer_batch",
+            )
         updates.update({model.layers[i].name: examples for i in span})
+    if plan.global_batch_size in updates.values():  # once a step, as every other layer
+        return {}
     return updates
 
 
@@ -212,13 +221,14 @@ def _chunks(
             size = updates[layer.name]
             chunk = _finer(chunk, size, microbatch % size, plan, number, "layer_batch")
         chunks.append(chunk)
-    if chunks[0] != microbatch:
+    if model.layers[0].name in updates:
         raise InputError(
             "every layer is in layer_batch: that is a smaller batch for all",
             plan.place(("training", "layer_batch")),
-            f"global_batch_size: {chunks[0] * plan.n_microbatches}",
+            f"global_batch_size: {updates[model.layers[0].name]}",
         )
-    refined = next((i for i, c in enumerate(chunks) if c < microbatch), None)
+    finer = (i for i, c in enumerate(chunks) if c < microbatch or model.layers[i].name in updates)
+    refined = next(finer, None)
     stages = _stages(plan)
     if refined is not None and stages[entry_of[refined]] != stages[-1]:
         raise InputError(

@@ -1,0 +1,146 @@
+"""``orchestrator run``: train by a plan; the same as ``python -m orchestrator.run``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from orchestrator.cli.options import overrides, positive
+from orchestrator.cli.run_view import BarView, LineView, summary_table
+from orchestrator.errors import InputError
+from orchestrator.plan import load_plan
+from orchestrator.program import compile_plan
+from orchestrator.program.resolve import model_of
+
+if TYPE_CHECKING:
+    from orchestrator.models.model import Model
+    from orchestrator.plan import Plan
+    from orchestrator.program import Program
+    from orchestrator.train.worker import Job
+
+
+@click.command("run")
+@click.option("--plan", "plan_source", required=True, help="A path, or a shipped plan's name.")
+@click.option(
+    "--data", default="digits", show_default=True,
+    help="digits, synthetic, synthetic:N or imagefolder:PATH.",
+)  # fmt: skip
+@click.option("--steps", type=int, help="Training steps.")
+@click.option("--epochs", type=int, help="Passes over the data; 1 unless --steps is given.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/PLAN-TIME if not given.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path),
+    help="Go on from the newest checkpoint of this run folder (or from this checkpoint file).",
+)  # fmt: skip
+@click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@click.option("--checkpoint-every", type=int, default=0, help="Steps; by default at the end only.")
+@click.option(
+    "--timeout", "timeout_s", type=float, default=60.0, show_default=True,
+    help="Seconds that a rank waits for another before the run fails.",
+)  # fmt: skip
+@overrides
+def command(
+    plan_source: str,
+    data: str,
+    steps: int | None,
+    epochs: int | None,
+    out: Path | None,
+    resume: Path | None,
+    launcher: str,
+    checkpoint_every: int,
+    timeout_s: float,
+    overrides: tuple[str, ...],
+) -> int:
+    """Train as a plan says, and leave a run folder.
+
+    Every rank is a Ray worker, unless --launcher local runs all of them in this process. With
+    RAY_ADDRESS set, or inside a Ray job, the ranks run on that cluster.
+    """
+    positive("steps", steps)
+    positive("epochs", epochs)
+    if steps and epochs:
+        raise InputError("--steps and --epochs both say how long", "--epochs", "leave one out")
+    plan = load_plan(plan_source, overrides)
+    model = model_of(plan)
+    program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console.print(
+        f"{plan.name}: {model.name}, {program.world_size} ranks, batch {program.global_batch}"
+    )
+    if data == "digits":
+        console.print(
+            f"data: scikit-learn's digits, enlarged to {model.input_shape[1]} x "
+            f"{model.input_shape[2]}; real images, but this checks the machinery: use "
+            "--data imagefolder:PATH to train for real"
+        )
+    return _run(plan, model, program, console, data, steps, epochs, out, resume, launcher,
+                checkpoint_every, timeout_s)  # fmt: skip
+
+
+def _run(
+    plan: Plan, model: Model, program: Program, console: Console, data: str, steps: int | None,
+    epochs: int | None, out: Path | None, resume: Path | None, launcher: str,
+    checkpoint_every: int, timeout_s: float,
+) -> int:  # fmt: skip
+    from orchestrator.execute.worker_context import WorkerFailed
+    from orchestrator.train.run import run
+    from orchestrator.train.run_folder import RunFolder
+
+    job, same_folder = _job(plan, model, program, data, steps, epochs, resume, checkpoint_every)
+    here = resume if same_folder and out is None else out
+    path = here or Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder(path, plan, keep_before=job.start if here is resume and resume else None)
+    view = (BarView if console.is_terminal else LineView)(console, job.start, job.stop)
+    try:
+        with view:
+            outcome = run(
+                plan, program, job, folder, view, launcher=launcher, timeout_s=timeout_s
+            )
+    except KeyboardInterrupt:
+        console.print(f"interrupted; {path} holds the steps that ended")
+        raise
+    except WorkerFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(f"  {path} holds the steps that ended", file=sys.stderr)
+        return 1
+    console.print(summary_table(outcome.summary))
+    for problem in outcome.problems:
+        print(f"bytes differ: {problem}", file=sys.stderr)
+    if not outcome.problems:
+        total = outcome.summary["bytes_sent"]
+        console.print(f"bytes sent a step: {total:,}, counted by the workers as predicted")
+    console.print(f"run folder: {path}")
+    return 1 if outcome.problems else 0
+
+
+def _job(
+    plan: Plan, model: Model, program: Program, data: str, steps: int | None,
+    epochs: int | None, resume: Path | None, checkpoint_every: int,
+) -> tuple[Job, bool]:  # fmt: skip
+    """The workers' job, and whether it goes on in the folder that it resumes from.
+
+    Opens the data here first, so that what is wrong with it is told before anything starts.
+    """
+    from orchestrator.train import checkpoint
+    from orchestrator.train.data import SampleOrder, open_dataset
+    from orchestrator.train.run import recipe_of
+    from orchestrator.train.worker import Job
+
+    recipe = recipe_of(plan, model)
+    channels, size, _ = model.input_shape
+    dataset = open_dataset(
+        data, image_size=size, channels=channels, classes=model.classes, seed=recipe.seed
+    )
+    order = SampleOrder(dataset.size, program.global_batch, recipe.seed)
+    start, file = 0, None
+    if resume is not None:
+        file = checkpoint.newest(resume).resolve()
+        start = checkpoint.load(file, model).step
+    count = steps or (epochs or 1) * order.steps_per_epoch
+    job = Job(program, recipe, data, start, start + count, file, checkpoint_every)
+    return job, resume is not None and resume.is_dir()

@@ -1,0 +1,107 @@
+"""How a run looks while it goes on: a progress bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from orchestrator.observe.accounting import Account
+
+
+def _step_text(loss: float, account: Account, batch_rate: float) -> str:
+    exposed = account.mean.exposed_communication_time_s / account.step_time_s
+    return f"loss {loss:.4f}  {batch_rate:.1f} images/s  exposed communication {exposed:.1%}"
+
+
+class _View:
+    def __init__(self, console: Console, start: int, stop: int) -> None:
+        self.console, self.start, self.stop = console, start, stop
+        self.images = 0
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class LineView(_View):
+    """A line per event, for logs; steps at most some hundred lines."""
+
+    def status(self, text: str) -> None:
+        self.console.print(text)
+
+    def step(self, step: int, loss: float, account: Account, images_per_s: float) -> None:
+        every = max(1, (self.stop - self.start) // 200)
+        if (step - self.start) % every == 0 or step + 1 == self.stop:
+            text = _step_text(loss, account, images_per_s)
+            self.console.print(f"step {step + 1}/{self.stop}  {text}")
+
+
+class BarView(_View):
+    """A bar that moves with the steps; what happens before it stands above."""
+
+    def __init__(self, console: Console, start: int, stop: int) -> None:
+        super().__init__(console, start, stop)
+        self.progress = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
+            TextColumn("{task.description}"), console=console,
+        )  # fmt: skip
+        self.task = self.progress.add_task("starting", total=stop, completed=start)
+
+    def __enter__(self) -> BarView:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def status(self, text: str) -> None:
+        self.progress.console.print(text)
+
+    def step(self, step: int, loss: float, account: Account, images_per_s: float) -> None:
+        text = _step_text(loss, account, images_per_s)
+        self.progress.update(self.task, completed=step + 1, description=text)
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Where the step's time went, per rank."""
+    table = Table(
+        "rank", box=None, header_style="dim", title_justify="left",
+        title=f"the step with the median time: {summary['step_time_s']:.3f} s, "
+        f"{summary['images_per_s']:.1f} images/s",
+    )  # fmt: skip
+    columns = {
+        "compute": "compute_time_s",
+        "exposed communication": "exposed_communication_time_s",
+        "wait": "wait_time_s",
+        "bubble": "bubble_time_s",
+        "other": "other_time_s",
+    }
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name in ("bytes sent", "peak memory"):
+        table.add_column(name, justify="right")
+    for row in [*summary["ranks"], {**summary, "rank": "mean"}]:
+        shares = [
+            f"{row[key]:.3f} s {row[key] / row['step_time_s']:4.0%}" for key in columns.values()
+        ]
+        is_mean = row["rank"] == "mean"
+        sent = f"{row['bytes_sent']:,}" if not is_mean else ""
+        peak = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB" if not is_mean else ""
+        table.add_row(str(row["rank"]), *shares, sent, peak)
+    return table

@@ -1,0 +1,188 @@
+"""``orchestrator show``: what a plan gives each rank to hold, to compute and to send."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli.options import as_json, overrides
+from orchestrator.plan import Plan, load_plan
+from orchestrator.program import Program, compile_plan
+from orchestrator.program.ledger import (
+    Edge,
+    activation_bytes,
+    by_sender,
+    edges,
+    gradient_bytes,
+)
+from orchestrator.program.placement import layer_span
+from orchestrator.program.resolve import model_of
+
+
+@click.command("show")
+@click.argument("plan_source", metavar="PLAN")
+@overrides
+@as_json
+def command(plan_source: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """What each rank of PLAN holds, computes and sends, layer by layer.
+
+    PLAN is a path or the name of a shipped plan.
+    """
+    plan = load_plan(plan_source, overrides)
+    program = compile_plan(plan, model_of(plan), dtype=plan.training.dtype or "float32")
+    found = describe(plan, program)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    _print(plan, found)
+
+
+def describe(plan: Plan, program: Program) -> dict[str, Any]:
+    """CONTRACT's JSON of ``show``."""
+    model, traffic = program.model, edges(program)
+    split_of: dict[str, tuple[Any, list[int]]] = {}
+    for number, entry in enumerate(plan.placement):
+        span = layer_span(model, entry.layers, plan.place(("placement", number, "layers")))
+        split = entry.split if isinstance(entry.split, str) else dict(entry.grid.axes)
+        for i in span:
+            split_of[model.layers[i].name] = (split, list(entry.ranks))
+    return {
+        "name": plan.name,
+        "model": model.name,
+        "world_size": program.world_size,
+        "global_batch_size": program.global_batch,
+        "parameters": model.parameters,
+        "macs_forward_per_image": model.macs,
+        "bytes_per_step": activation_bytes(traffic),
+        "gradient_bytes_per_step": gradient_bytes(traffic),
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "output_shape": list(layer.output_shape),
+                "parameters": layer.parameters,
+                "macs": layer.macs,
+                "split": split_of[layer.name][0],
+                "ranks": split_of[layer.name][1],
+            }
+            for layer in model.layers[:-1]
+        ],
+        "ranks": _ranks(program, traffic),
+        "edges": _edges(traffic, gradients=False),
+        "gradient_edges": _edges(traffic, gradients=True),
+    }
+
+
+def _ranks(program: Program, traffic: Counter[Edge]) -> list[dict[str, Any]]:
+    sent = by_sender(traffic)
+    rows = []
+    for rank in range(program.world_size):
+        local = rank % program.ranks_per_replica
+        parts = [s.parts[local] for s in program.segments if local in s.parts]
+        activations, gradients = sent.get(rank, (0, 0))
+        rows.append(
+            {
+                "rank": rank,
+                "parameters": sum(part.parameters for part in parts),
+                "macs_forward_per_image": sum(part.macs_per_image for part in parts),
+                "activation_bytes_sent_per_step": activations,
+                "gradient_bytes_sent_per_step": gradients,
+            }
+        )
+    return rows
+
+
+def _edges(traffic: Counter[Edge], *, gradients: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "from_rank": edge.from_rank,
+            "to_rank": edge.to_rank,
+            "layer": edge.layer,
+            "direction": edge.direction,
+            "bytes_per_step": size,
+        }
+        for edge, size in sorted(traffic.items())
+        if (edge.direction == "gradient") == gradients
+    ]
+
+
+def _print(plan: Plan, found: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{plan.name}[/]  {found['model']}, {found['world_size']} ranks, batch "
+        f"{plan.global_batch_size} in {plan.n_microbatches} microbatches, {plan.schedule}"
+    )
+    if plan.summary:
+        console.print(plan.summary)
+    table = Table("layer", "kind", "output", box=None, header_style="dim")
+    for name in ("parameters", "multiply-adds"):
+        table.add_column(name, justify="right")
+    table.add_column("split")
+    table.add_column("ranks")
+    for layer in found["layers"]:
+        table.add_row(
+            layer["name"], layer["kind"], "x".join(map(str, layer["output_shape"])),
+            f"{layer['parameters']:,}" if layer["parameters"] else "",
+            f"{layer['macs']:,}" if layer["macs"] else "",
+            _split_text(layer["split"]), _ranks_text(layer["ranks"]),
+        )  # fmt: skip
+    table.add_row(
+        "[bold]all[/]", "", "", f"{found['parameters']:,}",
+        f"{found['macs_forward_per_image']:,}", "", "",
+    )  # fmt: skip
+    console.print(table)
+    console.print(_rank_table(found))
+    for title, key in (("activations", "edges"), ("gradients", "gradient_edges")):
+        if found[key]:
+            console.print(_edge_table(title, found[key]))
+    if not found["edges"] and not found["gradient_edges"]:
+        console.print("No rank talks to another.")
+
+
+def _rank_table(found: dict[str, Any]) -> Table:
+    table = Table("rank", box=None, header_style="dim", title="per step", title_justify="left")
+    columns = {
+        "parameters": "parameters",
+        "macs_forward_per_image": "multiply-adds an image",
+        "activation_bytes_sent_per_step": "activation bytes sent",
+        "gradient_bytes_sent_per_step": "gradient bytes sent",
+    }
+    for name in columns.values():
+        table.add_column(name, justify="right")
+    for row in found["ranks"]:
+        table.add_row(str(row["rank"]), *(f"{row[key]:,}" for key in columns))
+    return table
+
+
+def _edge_table(title: str, rows: list[dict[str, Any]], most: int = 24) -> Table:
+    total = sum(row["bytes_per_step"] for row in rows)
+    table = Table(
+        "from", "to", "before", "direction", box=None, header_style="dim",
+        title=f"{title}: {total:,} bytes a step", title_justify="left",
+    )  # fmt: skip
+    table.add_column("bytes a step", justify="right")
+    for row in rows[:most]:
+        table.add_row(
+            str(row["from_rank"]), str(row["to_rank"]), row["layer"], row["direction"],
+            f"{row['bytes_per_step']:,}",
+        )  # fmt: skip
+    if len(rows) > most:
+        table.add_row("...", "", f"{len(rows) - most} more: --json", "", "")
+    return table
+
+
+def _split_text(split: str | dict[str, int]) -> str:
+    if isinstance(split, str):
+        return split
+    return " x ".join(f"{axis} {count}" for axis, count in split.items())
+
+
+def _ranks_text(ranks: list[int]) -> str:
+    if len(ranks) > 2 and ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}..{ranks[-1]}"
+    return ", ".join(map(str, ranks))

@@ -1,0 +1,268 @@
+"""Transports over torch.distributed: gloo between processors, NCCL between GPUs.
+
+Neither blocks where a transfer is posted. On gloo a thread per lane waits for the transfers in
+order and notes when each ended. On NCCL every ordered pair of ranks has a communicator of its own,
+so that the two directions of an exchange cannot wait for each other, and transfers are queued on
+the lane's stream; the host never waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from orchestrator.errors import InputError
+from orchestrator.execute.device import Cuda
+from orchestrator.execute.transport import Handle, Transport
+from orchestrator.program.ops import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    LANE_OF,
+    RECEIVE,
+    REDUCE,
+    SEND,
+    Program,
+)
+
+
+def connect(program: Program, rank: int, device: Cuda | None) -> Transport:
+    """This rank's transport, after all ranks have agreed that they run the same program.
+
+    torch.distributed's default process group must be up. Every rank must call this.
+
+    Raises:
+        InputError: a rank has compiled another program.
+    """
+    mine = (program.digest(), program.dtype, torch.__version__)
+    everyones: list[Any] = [None] * program.world_size
+    dist.all_gather_object(everyones, mine)
+    for other, theirs in enumerate(everyones):
+        if theirs != mine:
+            raise InputError(
+                f"rank {rank} runs program {mine} and rank {other} {theirs} "
+                "(hash, dtype, torch version)",
+                remedy="install the same versions and the same plan on every node",
+            )
+    if device is None:
+        return GlooTransport(program, rank)
+    return NcclTransport(program, rank, device)
+
+
+def _groups(program: Program) -> list[tuple[int, ...]]:
+    """The groups of the program's collectives, in an order that all ranks agree on."""
+    columns = program.columns
+    return sorted(
+        {
+            columns.peers[i]
+            for i in range(len(columns))
+            if LANE_OF[columns.kind[i]] == REDUCE
+        }
+    )
+
+
+# -- gloo -----------------------------------------------------------------------------------------
+
+
+class GlooHandle:
+    """A transfer that a lane's thread waits for."""
+
+    def __init__(self, work: Any, keep: Any, finish: Callable[[], None] | None = None) -> None:
+        self.work, self.keep, self.finish = work, keep, finish
+        self.started = time.perf_counter()
+        self.ended = 0.0
+        self.error: BaseException | None = None
+        self.event = threading.Event()
+
+    def done(self) -> bool:
+        return self.event.is_set() and self.error is None
+
+    def wait(self) -> None:
+        self.event.wait()
+        if self.error is not None:
+            raise self.error
+
+    def join(self) -> None:
+        pass
+
+    def times(self) -> tuple[float, float]:
+        return self.started, self.ended
+
+    def complete(self) -> None:
+        """Wait for the transfer, in the lane's thread."""
+        try:
+            self.work.wait()
+            if self.finish is not None:
+                self.finish()
+        except BaseException as error:
+            self.error = error
+        self.ended = time.perf_counter()
+        self.keep = self.finish = None
+        self.event.set()
+
+
+class GlooTransport:
+    """One rank's connection over the default process group; first in, first out per pair."""
+
+    def __init__(self, program: Program, rank: int) -> None:
+        self.rank = rank
+        self.groups = {group: dist.new_group(list(group)) for group in _groups(program)}
+        self.lanes: dict[str, SimpleQueue[GlooHandle]] = {}
+        for lane in (SEND, RECEIVE, REDUCE):
+            queue: SimpleQueue[GlooHandle] = SimpleQueue()
+            self.lanes[lane] = queue
+            threading.Thread(target=_complete, args=(queue,), daemon=True, name=lane).start()
+
+    def send(self, tensor: Tensor, peer: int) -> Handle:
+        return self._queue(SEND, GlooHandle(dist.isend(tensor, peer), tensor))
+
+    def receive(self, tensor: Tensor, peer: int) -> Handle:
+        return self._queue(RECEIVE, GlooHandle(dist.irecv(tensor, peer), tensor))
+
+    def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
+        comm = self.groups[group]
+        if kind == ALL_REDUCE:
+            work = dist.all_reduce(tensor, group=comm, async_op=True)
+            return self._queue(REDUCE, GlooHandle(work, tensor))
+        shard = tensor.view(len(group), -1)[group.index(self.rank)]
+        if kind == ALL_GATHER:
+            mine = shard.clone()
+            work = dist.all_gather_into_tensor(tensor, mine, group=comm, async_op=True)
+            return self._queue(REDUCE, GlooHandle(work, mine))
+        result = torch.empty_like(shard)
+        work = dist.reduce_scatter_tensor(result, tensor, group=comm, async_op=True)
+        return self._queue(REDUCE, GlooHandle(work, tensor, lambda: _copy(shard, result)))
+
+    def _queue(self, lane: str, handle: GlooHandle) -> GlooHandle:
+        self.lanes[lane].put(handle)
+        return handle
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
+
+
+def _complete(queue: SimpleQueue[GlooHandle]) -> None:
+    while True:
+        queue.get().complete()
+
+
+# -- NCCL -----------------------------------------------------------------------------------------
+
+
+class StreamHandle:
+    """A transfer queued on a stream."""
+
+    def __init__(self, device: Cuda, lane: str, began: torch.cuda.Event) -> None:
+        self.device, self.began, self.ended = device, began, device.mark(lane)
+
+    def done(self) -> bool:
+        return True  # whoever needs it is queued behind it by join()
+
+    def wait(self) -> None:
+        pass
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self.device.torch).wait_event(self.ended)
+
+    def times(self) -> tuple[float, float]:
+        return self.device.seconds(self.began), self.device.seconds(self.ended)
+
+
+class NcclTransport:
+    """One rank's connection between GPUs: a communicator per ordered pair and per group.
+
+    Communicators are set up here, all ranks going through the same list: NCCL's first call on a
+    communicator blocks the host until the other side has called too.
+    """
+
+    def __init__(self, program: Program, rank: int, device: Cuda) -> None:
+        self.rank, self.device = rank, device
+        columns = program.columns
+        pairs = sorted(
+            {
+                (columns.rank[i], columns.peers[i][0])
+                for i in range(len(columns))
+                if LANE_OF[columns.kind[i]] == SEND
+            }
+        )
+        self.pairs = {pair: dist.new_group(sorted(pair)) for pair in pairs}
+        self.groups = {group: dist.new_group(list(group)) for group in _groups(program)}
+        probe = torch.zeros(1, device=device.torch)
+        for source, target in pairs:
+            if rank == source:
+                dist.send(probe, target, group=self.pairs[source, target])
+            elif rank == target:
+                dist.recv(probe, source, group=self.pairs[source, target])
+        for group, comm in self.groups.items():
+            if rank in group:
+                dist.all_reduce(probe, group=comm)
+        torch.cuda.synchronize(device.torch)
+
+    def send(self, tensor: Tensor, peer: int) -> Handle:
+        comm = self.pairs[self.rank, peer]
+        return self._queued(SEND, tensor, lambda: dist.isend(tensor, peer, group=comm))
+
+    def receive(self, tensor: Tensor, peer: int) -> Handle:
+        comm = self.pairs[peer, self.rank]
+        return self._queued(RECEIVE, tensor, lambda: dist.irecv(tensor, peer, group=comm))
+
+    def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
+        comm = self.groups[group]
+        shard = tensor.view(-1) if kind == ALL_REDUCE else tensor.view(len(group), -1)
+        mine = shard if kind == ALL_REDUCE else shard[group.index(self.rank)]
+
+        def start() -> Any:
+            if kind == ALL_REDUCE:
+                return dist.all_reduce(tensor, group=comm, async_op=True)
+            if kind == ALL_GATHER:
+                return dist.all_gather_into_tensor(tensor, mine, group=comm, async_op=True)
+            return dist.reduce_scatter_tensor(mine, tensor, group=comm, async_op=True)
+
+        return self._queued(REDUCE, tensor, start)
+
+    def _queued(self, lane: str, tensor: Tensor, start: Callable[[], Any]) -> StreamHandle:
+        with self.device.on(lane):
+            began = self.device.mark(lane)
+            start().wait()  # orders the lane's stream behind the transfer; the host goes on
+            tensor.record_stream(self.device.streams[lane])
+        return StreamHandle(self.device, lane, began)
+
+
+# -- one clock ------------------------------------------------------------------------------------
+
+
+def clock_offsets(rank: int, world_size: int, rounds: int = 8) -> dict[int, float]:
+    """Seconds to add to each rank's clock to get rank 0's; every rank must call this.
+
+    Rank 0 asks each rank for its time and takes half of the quickest answer's round trip as the
+    way there (Cristian 1989). Ranks of one machine share a clock, and then this is about zero.
+
+    Returns:
+        By rank on rank 0; empty elsewhere.
+    """
+    control = dist.new_group(backend="gloo")
+    now = torch.zeros(1, dtype=torch.float64)
+    found = {0: 0.0}
+    for other in range(1, world_size):
+        best = float("inf")
+        for _ in range(rounds):
+            if rank == 0:
+                asked = time.perf_counter()
+                dist.send(now, other, group=control)
+                dist.recv(now, other, group=control)
+                answered = time.perf_counter()
+                if answered - asked < best:
+                    best = answered - asked
+                    found[other] = (asked + answered) / 2 - float(now)
+            elif rank == other:
+                dist.recv(now, 0, group=control)
+                now[0] = time.perf_counter()
+                dist.send(now, 0, group=control)
+    return found if rank == 0 else {}

@@ -1,0 +1,193 @@
+"""Where a step's time went, by rank: the same definitions for measured and simulated timelines.
+
+For every rank   compute + exposed communication + wait + bubble + other = step time.
+
+    compute   one of my computations runs
+    exposed   a transfer of mine is in progress, and I compute nothing
+    wait      I am ready, and my peer in the same stage has not started: it is late
+    bubble    the same, but what I need comes from another pipeline stage, or all is done here
+              while other stages still work: the pipeline has nothing for me
+    other     the rest: the host's own time, and ranks that enter a step at different times
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from orchestrator.observe.timeline import StepTimes
+from orchestrator.program.ledger import by_sender, edges
+from orchestrator.program.ops import COMPUTE, Op, Program
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One rank's step, or the mean over ranks; seconds."""
+
+    step_time_s: float
+    compute_time_s: float
+    communication_time_s: float
+    exposed_communication_time_s: float
+    wait_time_s: float
+    bubble_time_s: float
+    other_time_s: float
+
+    @property
+    def overlap_ratio(self) -> float:
+        """Share of the communication that computation hides; 1 where there is none."""
+        if self.communication_time_s <= 0:
+            return 1.0
+        return 1 - self.exposed_communication_time_s / self.communication_time_s
+
+
+@dataclass(frozen=True)
+class Account:
+    """One step: each rank's shares, the step's own time, and bytes."""
+
+    step: int
+    step_time_s: float
+    ranks: dict[int, Shares]
+
+    @property
+    def mean(self) -> Shares:
+        """Mean over the ranks."""
+        rows = list(self.ranks.values())
+        return Shares(*(sum(getattr(r, f.name) for r in rows) / len(rows) for f in fields(Shares)))
+
+
+class Accountant:
+    """Splits the steps of one program. What does not change from step to step is worked out once."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.compute: dict[int, list[Op]] = {}
+        self.transfers: dict[int, list[int]] = {}
+        for rank in program.ranks:
+            ops = program.rank_ops(rank)
+            self.compute[rank] = [op for op in ops if op.lane == COMPUTE]
+            self.transfers[rank] = [op.id for op in ops if op.lane != COMPUTE]
+        self.sent = by_sender(edges(program))
+
+    def account(self, times: StepTimes) -> Account:
+        """Shares of every rank in one step."""
+        begin, finish = min(times.begin.values()), max(times.finish.values())
+        ranks = {r: self._rank(r, times, begin, finish) for r in self.program.ranks}
+        return Account(times.step, finish - begin, ranks)
+
+    def _rank(self, rank: int, times: StepTimes, begin: float, finish: float) -> Shares:
+        busy = merge((times.start[i], times.end[i]) for i in self.transfers[rank])
+        computed = exposed = wait = bubble = other = 0.0
+        at = begin
+        for op in self.compute[rank]:
+            start, end = times.start[op.id], times.end[op.id]
+            computed += end - start
+            if start > at:
+                gap = self._gap(at, start, busy, op.needs, times)
+                exposed, wait, bubble = exposed + gap[0], wait + gap[1], bubble + gap[2]
+                other += gap[3]
+            at = max(at, end)
+        hidden = length(busy, at, finish)
+        exposed += hidden
+        left = finish - at - hidden
+        if len(self.program.stages) > 1:
+            bubble += left
+        else:
+            mine = times.finish.get(rank, at)
+            own = min(left, max(0.0, mine - at))
+            other += own
+            wait += left - own
+        communication = sum(b - a for a, b in busy)
+        return Shares(finish - begin, computed, communication, exposed, wait, bubble, other)
+
+    def _gap(
+        self, a: float, b: float, busy: list[Interval], needs: Iterable[int], times: StepTimes
+    ) -> tuple[float, float, float, float]:
+        """(exposed, wait, bubble, other) of a time without computation, before an op with needs."""
+        exposed = length(busy, a, b)
+        late: list[Interval] = []
+        empty: list[Interval] = []
+        for need in needs:
+            op = self.program.op(need)
+            if op.lane == COMPUTE:
+                continue
+            low, high = max(a, times.ready[need]), min(b, times.start[need])
+            if low < high:
+                (empty if self.program.is_interstage(op) else late).append((low, high))
+        free = subtract([(a, b)], busy)
+        waited = overlap(merge(late), free)
+        either = overlap(merge([*late, *empty]), free)
+        return exposed, waited, either - waited, (b - a) - exposed - either
+
+
+def merge(intervals: Iterable[Interval]) -> list[Interval]:
+    """Union, as sorted disjoint intervals."""
+    found: list[Interval] = []
+    for start, end in sorted(i for i in intervals if i[1] > i[0]):
+        if found and start <= found[-1][1]:
+            if end > found[-1][1]:
+                found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def length(merged: Sequence[Interval], a: float, b: float) -> float:
+    """How much of [a, b] the merged intervals cover."""
+    total = 0.0
+    i = max(0, bisect_left(merged, (a, a)) - 1)
+    while i < len(merged) and merged[i][0] < b:
+        total += max(0.0, min(b, merged[i][1]) - max(a, merged[i][0]))
+        i += 1
+    return total
+
+
+def subtract(whole: Sequence[Interval], taken: Sequence[Interval]) -> list[Interval]:
+    """What of ``whole`` is not in ``taken``; both sorted and disjoint."""
+    found = []
+    for a, b in whole:
+        i = max(0, bisect_left(taken, (a, a)) - 1)
+        while i < len(taken) and taken[i][0] < b:
+            if taken[i][0] > a:
+                found.append((a, taken[i][0]))
+            a = max(a, taken[i][1])
+            i += 1
+        if a < b:
+            found.append((a, b))
+    return found
+
+
+def overlap(merged: Sequence[Interval], other: Sequence[Interval]) -> float:
+    """Length of the intersection."""
+    return sum(length(merged, a, b) for a, b in other)
+
+
+def summarise(
+    accountant: Accountant, accounts: Sequence[Account], peaks: dict[int, int]
+) -> dict[str, object]:
+    """CONTRACT's timing names, as totals and by rank, of the step with the median time.
+
+    Times of the totals are means over the ranks, so they add up to the step time; bytes are sums,
+    memory is the largest.
+    """
+    ordered = sorted(accounts, key=lambda account: account.step_time_s)
+    median = ordered[(len(ordered) - 1) // 2]
+    sent = {r: sum(accountant.sent.get(r, (0, 0))) for r in median.ranks}
+    program = accountant.program
+
+    def row(shares: Shares, size: int, peak: int) -> dict[str, object]:
+        return {
+            **asdict(shares),
+            "overlap_ratio": shares.overlap_ratio,
+            "bytes_sent": size,
+            "images_per_s": program.global_batch / shares.step_time_s,
+            "peak_memory_bytes": peak,
+        }
+
+    total = row(median.mean, sum(sent.values()), max(peaks.values(), default=0))
+    ranks = [
+        {"rank": r, **row(shares, sent[r], peaks.get(r, 0))} for r, shares in median.ranks.items()
+    ]
+    return {**total, "ranks": ranks}

@@ -1,0 +1,140 @@
+"""What was measured on a machine, as the cost model reads it and as ``calibrate`` writes it.
+
+In a cluster file::
+
+    calibration:
+      date: 2026-11-21
+      hardware: "2 x 2.1 GHz Xeon"
+      model: alexnet2012
+      versions: {orchestrator: 0.1.0, torch: 2.13.0}
+      threads: 1
+      layers:       # median seconds of one pass over so many images
+        - {kind: conv, shape: 3x224x224 > 48x55x55 kernel 11 stride 4, dtype: float32,
+           batch: 32, pass: forward, seconds: 0.0123, spread: 0.02}
+      optimizer:    # one update of so many bytes of weights
+        - {bytes: 4194304, seconds: 0.0011}
+      links:        # one message between two devices whose path ends at this level
+        - {level: host, bytes: 65536, seconds: 0.00042}
+      collectives:
+        - {kind: ALL_REDUCE, ranks: 2, bytes: 4194304, seconds: 0.012}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestrator.models.layers import Conv, Shape
+from orchestrator.models.ranges import size
+from orchestrator.program.segments import LayerPart
+
+# The names of the passes that the table holds; input and weight are the halves of a backward that a
+# zero-bubble schedule takes apart.
+Pass = Literal["forward", "backward", "backward_input", "backward_weight"]
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One pass of one layer part over ``batch`` images.
+
+    Args:
+        kind: conv, linear, relu, ...
+        shape: :func:`shape_key` of the part.
+        batch: images at once.
+        direction: which pass (``pass`` in the file).
+        seconds: median over the repeats.
+        spread: half the distance between the quartiles, as a fraction of the median.
+    """
+
+    kind: str
+    shape: str
+    dtype: str
+    batch: int
+    direction: Pass
+    seconds: float
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerTime:
+    """The update of ``bytes`` of weights."""
+
+    bytes: int
+    seconds: float
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinkTime:
+    """One message of ``bytes`` between two devices, alone; ``level``: the outermost on its path."""
+
+    level: str
+    bytes: int
+    seconds: float
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class CollectiveTime:
+    """One collective (``ALL_REDUCE``, ...) of a buffer of ``bytes`` over so many ranks."""
+
+    kind: str
+    ranks: int
+    bytes: int
+    seconds: float
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All that was measured in one go, and on what."""
+
+    date: str
+    hardware: str
+    model: str
+    versions: Mapping[str, str]
+    threads: int = 0
+    layers: tuple[LayerTime, ...] = ()
+    optimizer: tuple[OptimizerTime, ...] = ()
+    links: tuple[LinkTime, ...] = ()
+    collectives: tuple[CollectiveTime, ...] = ()
+    _by_shape: dict[tuple[str, str, str, str], tuple[LayerTime, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        rows: dict[tuple[str, str, str, str], list[LayerTime]] = {}
+        for row in self.layers:
+            rows.setdefault((row.kind, row.shape, row.dtype, row.direction), []).append(row)
+        for key, found in rows.items():
+            self._by_shape[key] = tuple(sorted(found, key=lambda r: r.batch))
+
+    def rows(self, kind: str, shape: str, dtype: str, direction: str) -> tuple[LayerTime, ...]:
+        """The rows of one layer part and pass, batch ascending; () if none was measured."""
+        return self._by_shape.get((kind, shape, dtype, direction), ())
+
+
+def shape_key(part: LayerPart) -> str:
+    """What a layer part's time depends on besides the batch, in words.
+
+    ``48x27x27 > 128x27x27 kernel 5 stride 1`` for one column of conv2. Parts with equal keys and
+    kinds do the same work.
+    """
+    sized, mine = part.sized, part.part
+    before = _times((size(mine.reads), *sized.input_shape[1:]))
+    after = _times((size(mine.out), *sized.output_shape[1:]))
+    words = [before, ">", after]
+    layer = sized.layer
+    if isinstance(layer, Conv):
+        words.append(f"kernel {layer.kernel} stride {layer.stride}")
+    elif kernel := getattr(layer, "kernel", None) or getattr(layer, "window", None):
+        words.append(f"kernel {kernel}")
+    if part.tiles:
+        groups = len(sized.terms(mine.out, mine.reads))
+        words += [f"groups {groups}"] * (groups > 1)
+    return " ".join(words)
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,401 @@
+"""What a cluster file says: the one definition behind loading, messages and the JSON Schema.
+
+Units end the keys here and end here: :mod:`orchestrator.simulate.cluster` has seconds, bytes, FLOP.
+"""
+
+from __future__ import annotations
+
+import re
+from math import prod
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+
+from orchestrator.plan.problem import Problem, found, refusal
+from orchestrator.simulate.figure import Block, Figure, Fraction, NotNegative, Part, Positive
+from orchestrator.simulate.figure import unsourced as figures_without_source
+
+SCHEMA_VERSION = 1
+MOST_DEVICES = 2**20
+TOPOLOGIES = ("shared", "switch", "ring", "fully_connected")
+Topology = Literal["shared", "switch", "ring", "fully_connected"]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, le=MOST_DEVICES)]
+
+# Keys that people write for ours, where the nearest spelling would be the wrong unit or none.
+REMEDIES = {
+    "Gbps": "write GBps, gigabytes: one eighth of it, since a byte has 8 bits",
+    "Gbit_s": "write GBps, gigabytes: one eighth of it, since a byte has 8 bits",
+    "bandwidth": "write GBps: the unit is part of the key (10^9 bytes a second, each direction)",
+    "memory_bandwidth": "write memory_GBps: the unit is part of the key (10^9 bytes a second)",
+    "latency": "write latency_us: the unit is part of the key (microseconds)",
+    "latency_s": "write latency_us, microseconds: a million times as much",
+    "latency_ms": "write latency_us, microseconds: a thousand times as much",
+    "memory": "write memory_GiB: the unit is part of the key (2^30 bytes)",
+    "memory_GB": "write memory_GiB (2^30 bytes): 1 GB is 0.9313 GiB",
+    "memory_MiB": "write memory_GiB (2^30 bytes): 1024 MiB are 1",
+    "gflops": "write tflops: {float32: ...}: 1000 GFLOP/s are 1",
+    "flops": "write tflops: {float32: ...}: the unit is part of the key (10^12 a second)",
+    "power": "write power_W: the unit is part of the key",
+    "mtbf_hours": "write mtbf_hours_per_device: of one device, not of the cluster",
+    "restart": "write restart_s: the unit is part of the key",
+    "checkpoint": "write checkpoint_s: the unit is part of the key",
+}
+
+
+def _read_version(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value == SCHEMA_VERSION:
+        return value
+    message = f"{found(value)}; this release reads version {SCHEMA_VERSION} only"
+    newer = isinstance(value, int) and value > SCHEMA_VERSION
+    remedy = "install a newer orchestrator" if newer else f"write schema_version: {SCHEMA_VERSION}"
+    raise refusal([Problem((), message, remedy)])
+
+
+def _read_size(value: object) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_DEVICES:
+        return value
+    if value in ("nodes", "devices_per_node"):
+        return str(value)
+    message = f"{found(value)}; allowed: 1 or more, or the word nodes or devices_per_node"
+    raise refusal([Problem((), message, "write size: 8, or size: nodes")])
+
+
+def _read_date(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        return value
+    message = f"{found(value)}; allowed: a date such as 2026-11-21"
+    raise refusal([Problem((), message, "write it as year-month-day")])
+
+
+Size = Annotated[
+    int | str,
+    PlainValidator(_read_size),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MOST_DEVICES},
+                {"enum": ["nodes", "devices_per_node"]},
+            ]
+        }
+    ),
+]
+
+
+class TflopsFile(Block):
+    """Peak floating-point operations a second, 10^12, by number format."""
+
+    float64: Positive | None = None
+    float32: Positive | None = None
+    tfloat32: Positive | None = None
+    bfloat16: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> TflopsFile:
+        if not any((self.float64, self.float32, self.tfloat32, self.bfloat16)):
+            message = "found no number format; allowed: float64, float32, tfloat32, bfloat16"
+            raise refusal([Problem((), message, "write tflops: {float32: 10.6}")])
+        return self
+
+
+class EfficiencyFile(Block):
+    """Fractions of a peak that are reached.
+
+    ``conv`` and ``linear`` of tflops; ``memory`` of memory_GBps, for all that is limited by it: the
+    other layers, unless they are named, and the update of the weights.
+    """
+
+    conv: Fraction | None = None
+    linear: Fraction | None = None
+    memory: Fraction | None = None
+    relu: Fraction | None = None
+    norm: Fraction | None = None
+    spatial_norm: Fraction | None = None
+    pool: Fraction | None = None
+    dropout: Fraction | None = None
+    loss: Fraction | None = None
+
+
+class DeviceFile(Block):
+    """One kind of device."""
+
+    name: Name = Field(description="What it is called.", examples=["GTX 580"])
+    memory_GiB: Positive = Field(description="Its memory, 2^30 bytes.", examples=[3])
+    reserved_GiB: NotNegative | None = Field(
+        default=None, description="Of that, what driver and libraries take.", examples=[0.3]
+    )
+    memory_GBps: Positive = Field(
+        description="Memory bandwidth, 10^9 bytes a second.", examples=[192.4]
+    )
+    tflops: TflopsFile = Field(
+        description="Peak by number format, 10^12 operations a second.",
+        examples=[{"float32": 1.581}],
+    )
+    efficiency: EfficiencyFile = Field(
+        default_factory=EfficiencyFile,
+        description="Fraction of the peak that is reached, by layer kind.",
+        examples=[{"conv": 0.4, "linear": 0.6}],
+    )
+    kernel_overhead_us: NotNegative | None = Field(
+        default=None, description="Time lost for each layer, microseconds.", examples=[10]
+    )
+    power_W: Positive | None = Field(default=None, description="Power, watts.", examples=[244])
+    dollars_per_hour: NotNegative | None = Field(
+        default=None, description="Price of one device.", examples=[0.0]
+    )
+
+
+class DeviceShare(Part):
+    """So many devices of one kind, in order of rank."""
+
+    device: DeviceFile = Field(description="The device.", examples=[{"name": "GTX 580"}])
+    count: Count = Field(description="How many, over all nodes.", examples=[4])
+
+
+class LevelFile(Block):
+    """A level of the network: it joins ``size`` groups of the level before it."""
+
+    name: Name = Field(description="What it is called.", examples=["pcie2"])
+    size: Size = Field(
+        description="Groups of the level before (devices, in the first) that it joins; or the "
+        "word nodes or devices_per_node, to follow that number.",
+        examples=[2],
+    )
+    GBps: Positive = Field(
+        description="10^9 bytes a second, each direction, of one group's port (switch), of the "
+        "whole bus (shared), of the link to a neighbour (ring) or to any other (fully_connected).",
+        examples=[6.0],
+    )
+    device_GBps: Positive | None = Field(
+        default=None,
+        description="What one device of a group can send through it at most; without it, GBps.",
+        examples=[25],
+    )
+    latency_us: Positive = Field(
+        description="Time before the first byte arrives, microseconds.", examples=[10]
+    )
+    topology: Topology = Field(
+        description="shared (one bus), switch, ring or fully_connected.", examples=["switch"]
+    )
+
+
+class ReliabilityFile(Block):
+    """How often devices fail and what that costs."""
+
+    mtbf_hours_per_device: Positive = Field(
+        description="Mean time between failures of one device, hours.", examples=[50000]
+    )
+    restart_s: Positive = Field(description="From failure to training again.", examples=[300])
+    checkpoint_s: Positive = Field(description="Time to write a checkpoint.", examples=[30])
+
+
+class SlowFile(Part):
+    """A straggler: everything it computes takes ``factor`` times as long."""
+
+    rank: Annotated[int, Field(ge=0, lt=MOST_DEVICES)] = Field(description="Who.", examples=[3])
+    factor: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        description="Times as long.", examples=[1.5]
+    )
+
+
+Seconds = Annotated[float, Field(gt=0)]
+Spread = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class LayerTimeFile(Part):
+    """A row of measured layer times."""
+
+    kind: Name
+    shape: Name
+    dtype: Literal["float32", "float64", "bfloat16"]
+    batch: Annotated[int, Field(ge=1)]
+    direction: Literal["forward", "backward", "backward_input", "backward_weight"] = Field(
+        alias="pass", description="Which pass.", examples=["forward"]
+    )
+    seconds: Seconds
+    spread: Spread = 0.0
+
+
+class OptimizerTimeFile(Part):
+    """A row of measured updates."""
+
+    bytes: Bytes
+    seconds: Seconds
+    spread: Spread = 0.0
+
+
+class LinkTimeFile(Part):
+    """A row of measured messages."""
+
+    level: Name
+    bytes: Bytes
+    seconds: Seconds
+    spread: Spread = 0.0
+
+
+class CollectiveTimeFile(Part):
+    """A row of measured collectives."""
+
+    kind: Literal["ALL_REDUCE", "REDUCE_SCATTER", "ALL_GATHER"]
+    ranks: Annotated[int, Field(ge=2)]
+    bytes: Bytes
+    seconds: Seconds
+    spread: Spread = 0.0
+
+
+class CalibrationFile(Part):
+    """Times measured on this hardware; they go before peaks and efficiencies."""
+
+    date: Annotated[
+        str, PlainValidator(_read_date), WithJsonSchema({"type": "string", "format": "date"})
+    ] = Field(description="When.", examples=["2026-11-21"])
+    hardware: Name = Field(description="What it was measured on.", examples=["2-core Xeon"])
+    model: Name = Field(description="The model whose layers were measured.", examples=["lenet5"])
+    versions: dict[str, str] = Field(
+        description="Versions of the software, in quotes.", examples=[{"torch": "2.13.0"}]
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Threads a rank computed with; 0 for a GPU.", examples=[1]
+    )
+    layers: tuple[LayerTimeFile, ...] = Field(default=(), strict=False)
+    optimizer: tuple[OptimizerTimeFile, ...] = Field(default=(), strict=False)
+    links: tuple[LinkTimeFile, ...] = Field(default=(), strict=False)
+    collectives: tuple[CollectiveTimeFile, ...] = Field(default=(), strict=False)
+
+
+class ClusterFile(Block):
+    """The whole file."""
+
+    schema_version: Annotated[
+        int, PlainValidator(_read_version), WithJsonSchema({"const": SCHEMA_VERSION})
+    ] = Field(description="The version of this format.", examples=[SCHEMA_VERSION])
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$",
+        max_length=100,
+        description="Names the cluster: letters, digits, . _ -",
+        examples=["gtx580x2"],
+    )
+    summary: str = Field(default="", max_length=2000, description="One sentence on what it is.")
+    nodes: Count = Field(description="Machines.", examples=[1])
+    devices_per_node: Count = Field(description="Devices in each.", examples=[8])
+    device: DeviceFile | None = Field(
+        default=None, description="The device, where all are alike.", examples=[{"name": "P100"}]
+    )
+    devices: tuple[DeviceShare, ...] | None = Field(
+        default=None,
+        strict=False,
+        description="The kinds of devices, where they differ, in order of rank.",
+        examples=[[{"device": {"name": "P100"}, "count": 4}]],
+    )
+    network: tuple[LevelFile, ...] = Field(
+        default=(),
+        strict=False,
+        description="Levels, innermost first; each joins groups of the one before.",
+        examples=[
+            [{"name": "pcie", "size": 2, "GBps": 6, "latency_us": 10, "topology": "switch"}]
+        ],
+    )
+    reliability: ReliabilityFile | None = Field(
+        default=None,
+        description="Failures and what they cost.",
+        examples=[{"mtbf_hours_per_device": 50000, "restart_s": 300, "checkpoint_s": 30}],
+    )
+    slow: tuple[SlowFile, ...] = Field(
+        default=(),
+        strict=False,
+        description="Stragglers.",
+        examples=[[{"rank": 3, "factor": 1.5}]],
+    )
+    calibration: CalibrationFile | None = Field(
+        default=None, description="Measured times; `orchestrator calibrate` writes it."
+    )
+
+    @property
+    def device_count(self) -> int:
+        """Devices in all."""
+        return self.nodes * self.devices_per_node
+
+    def level_size(self, level: LevelFile) -> int:
+        """A level's size, with the words put into numbers."""
+        words = {"nodes": self.nodes, "devices_per_node": self.devices_per_node}
+        return level.size if isinstance(level.size, int) else words[level.size]
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterFile:
+        problems = [
+            *self._check_devices(),
+            *self._check_network(),
+            *self._check_slow(),
+            *figures_without_source(self),
+        ]
+        if problems:
+            raise refusal(problems)
+        return self
+
+    def _check_devices(self) -> list[Problem]:
+        if self.device is not None and self.devices is not None:
+            message = "found device and devices; allowed: one of the two"
+            return [Problem(("devices",), message, "keep device where all are alike")]
+        if self.device is None and self.devices is None:
+            message = "found neither device nor devices; allowed: one of the two"
+            return [Problem((), message, "add device: {name: ..., memory_GiB: ..., ...}")]
+        if self.devices is None:
+            return []
+        counted = sum(share.count for share in self.devices)
+        if counted == self.device_count:
+            return []
+        message = f"found counts that add up to {counted}; allowed: nodes x devices_per_node = "
+        message += f"{self.nodes} x {self.devices_per_node} = {self.device_count}"
+        return [Problem(("devices",), message, "change the counts, or nodes")]
+
+    def _check_network(self) -> list[Problem]:
+        if self.device_count > MOST_DEVICES:
+            message = f"found {self.device_count} devices; allowed: at most {MOST_DEVICES}"
+            return [Problem(("nodes",), message, "write fewer nodes")]
+        sizes = [self.level_size(level) for level in self.network]
+        if prod(sizes) == self.device_count:
+            return []
+        shown = " x ".join(map(str, sizes)) or "no level"
+        message = f"found levels of {shown} = {prod(sizes)}; allowed: levels that multiply to "
+        message += f"nodes x devices_per_node = {self.nodes} x {self.devices_per_node} = "
+        message += f"{self.device_count}"
+        inner, *_ = [*sizes, 1]
+        if not sizes:
+            return [Problem(("network",), message, "add a level that joins the devices")]
+        rest = prod(sizes[:-1])
+        last = ("network", len(sizes) - 1, "size")
+        if self.device_count % rest == 0:
+            now = self.device_count // rest
+            word = " or size: nodes" if now == self.nodes else ""
+            return [Problem(last, message, f"write size: {now}{word}")]
+        return [Problem(("network",), message, "change the sizes, nodes or devices_per_node")]
+
+    def _check_slow(self) -> list[Problem]:
+        problems = []
+        seen: set[int] = set()
+        for i, slow in enumerate(self.slow):
+            where = ("slow", i, "rank")
+            if slow.rank >= self.device_count:
+                message = f"found rank {slow.rank}; allowed: 0 to {self.device_count - 1}, one a "
+                message += "device"
+                remedy = f"write a rank below {self.device_count}, or add nodes"
+                problems.append(Problem(where, message, remedy))
+            elif slow.rank in seen:
+                message = f"found rank {slow.rank} twice; allowed: once"
+                problems.append(Problem(where, message, "multiply the factors"))
+            seen.add(slow.rank)
+        return problems
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a cluster file, for editors."""
+    schema = ClusterFile.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "orchestrator cluster",
+        **{key: value for key, value in schema.items() if key != "title"},
+    }
+
+
+__all__ = ["SCHEMA_VERSION", "TOPOLOGIES", "ClusterFile", "Figure", "json_schema"]

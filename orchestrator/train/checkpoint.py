@@ -1,0 +1,187 @@
+"""Checkpoints by the model's own layer names, so that any plan can resume what another began.
+
+``checkpoints/step-000040.pt`` holds whole tensors, float32 or the run's dtype:
+
+    {"schema": 1, "model": "alexnet2012", "step": 40, "seed": 0,
+     "weights": {"conv1.weight": ..., "conv1.bias": ...}, "velocities": {the same names}}
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import InputError
+from orchestrator.execute.interpreter import RankInterpreter
+from orchestrator.execute.parameters import SegmentParameters, Slot
+from orchestrator.models.model import Model
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one tensor, on its way from a rank to the whole.
+
+    Args:
+        kind: ``weights`` or ``velocities``.
+        start: where ``values`` begins in the flattened slot.
+    """
+
+    kind: str
+    slot: Slot
+    start: int
+    values: Tensor
+
+
+def pieces(interpreter: RankInterpreter) -> Iterator[Piece]:
+    """What this rank gives to a checkpoint: each value of the network comes from one rank."""
+    program = interpreter.program
+    for segment, parameters in interpreter.parameters.items():
+        first = next(
+            (b.ranks[0] for b in program.buckets[segment] if interpreter.local_rank in b.ranks), -1
+        )
+        if interpreter.replica == 0 and interpreter.local_rank == first:
+            for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
+                yield Piece("weights", slot, 0, weight.detach().flatten().cpu())
+            if not parameters.sharded:
+                for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
+                    yield Piece("velocities", slot, 0, velocity.flatten().cpu())
+        if parameters.sharded:
+            for slot, start, part in _shards(parameters):
+                yield Piece("velocities", slot, start, part.cpu().clone())
+
+
+def restore(interpreter: RankInterpreter, state: State) -> None:
+    """Take weights and velocities from a checkpoint."""
+    for parameters in interpreter.parameters.values():
+        with torch.no_grad():
+            for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
+                weight.copy_(slot.of(state.weights[_name(slot)]))
+            if parameters.sharded:
+                for slot, start, part in _shards(parameters):
+                    whole = slot.of(state.velocities[_name(slot)]).flatten()
+                    part.copy_(whole[start : start + part.numel()])
+            else:
+                for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
+                    velocity.copy_(slot.of(state.velocities[_name(slot)]))
+
+
+def _shards(parameters: SegmentParameters) -> Iterator[tuple[Slot, int, Tensor]]:
+    """(slot, where in the flattened slot, this rank's velocity there)."""
+    begin, shard = 0, parameters.shard
+    for slot, size in zip(parameters.slots, parameters.sizes, strict=True):
+        low, high = max(begin, shard.start), min(begin + size, shard.stop)
+        if low < high:
+            mine = parameters.velocities[0][low - shard.start : high - shard.start]
+            yield slot, low - begin, mine
+        begin += size
+
+
+def _name(slot: Slot) -> str:
+    return f"{slot.layer.name}.{'bias' if slot.tile is None else 'weight'}"
+
+
+@dataclass
+class State:
+    """A whole network in training.
+
+    Args:
+        step: steps done.
+    """
+
+    model: str
+    step: int
+    seed: int
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    velocities: dict[str, Tensor] = field(default_factory=dict)
+    filled: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @classmethod
+    def empty(cls, model: Model, step: int, seed: int, dtype: torch.dtype) -> State:
+        """Tensors to be filled by :meth:`put`."""
+        state = cls(model.name, step, seed)
+        for layer in model.layers:
+            if layer.has_weights:
+                for name, shape in (("weight", layer.weight_shape), ("bias", (layer.out_channels,))):
+                    for kind in (state.weights, state.velocities):
+                        kind[f"{layer.name}.{name}"] = torch.full(shape, torch.nan, dtype=dtype)
+        return state
+
+    def put(self, piece: Piece) -> None:
+        """Write one piece where it belongs."""
+        name = _name(piece.slot)
+        whole = (self.weights if piece.kind == "weights" else self.velocities)[name]
+        self.filled[piece.kind, name] += piece.values.numel()
+        current = piece.slot.of(whole).flatten()
+        current[piece.start : piece.start + piece.values.numel()] = piece.values
+        piece.slot.put(whole, current.view(piece.slot.of(whole).shape))
+
+    def save(self, path: Path) -> None:
+        """Write to ``path``, which appears only when it is whole."""
+        for name, whole in self.weights.items():
+            for kind in ("weights", "velocities"):
+                got = self.filled[kind, name]
+                assert got == whole.numel(), f"{kind} of {name}: {got} of {whole.numel()} values"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        torch.save(
+            {"schema": SCHEMA, "model": self.model, "step": self.step, "seed": self.seed,
+             "weights": self.weights, "velocities": self.velocities},
+            temporary,
+        )  # fmt: skip
+        os.replace(temporary, path)
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint of a run folder, or the file itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    if folder.is_file():
+        return folder
+    found = sorted((folder / "checkpoints").glob("step-*.pt"))
+    if not found:
+        raise InputError(
+            f"{folder} has no checkpoint to resume from",
+            "--resume",
+            "name a run folder that has checkpoints/step-*.pt",
+        )
+    return found[-1]
+
+
+def load(path: Path, model: Model) -> State:
+    """Read a checkpoint and check that it is of this model.
+
+    Raises:
+        InputError: not a checkpoint, of another schema, or of a model with other layers or shapes.
+    """
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = State(
+            data["model"], data["step"], data["seed"], data["weights"], data["velocities"]
+        )
+        schema = data["schema"]
+    except Exception as error:
+        raise InputError(f"not a checkpoint of this program: {error}", str(path)) from error
+    if schema != SCHEMA:
+        raise InputError(f"checkpoint schema {schema}; this release reads {SCHEMA}", str(path))
+    for layer in model.layers:
+        if layer.has_weights:
+            found = state.weights.get(f"{layer.name}.weight")
+            shape = None if found is None else tuple(found.shape)
+            if shape != layer.weight_shape:
+                raise InputError(
+                    f"{layer.name}.weight is {shape or 'missing'} in the checkpoint (model "
+                    f"{state.model}) and {layer.weight_shape} in {model.name}",
+                    str(path),
+                    "resume with the same model and model options",
+                )
+    return state

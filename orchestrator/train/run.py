@@ -1,0 +1,257 @@
+"""A run from the driver's side: launch the workers, gather what they report, keep the run folder."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import orchestrator
+from orchestrator.errors import InputError
+from orchestrator.execute.local import LocalExecutor
+from orchestrator.execute.parameters import TORCH_DTYPE
+from orchestrator.models.model import Model, Recipe
+from orchestrator.observe import timeline, trace
+from orchestrator.observe.accounting import Account, Accountant, summarise
+from orchestrator.plan import Plan
+from orchestrator.program import Program, find_deadlock, grid
+from orchestrator.program.ledger import Edge, edges
+from orchestrator.train import checkpoint
+from orchestrator.train.run_folder import SCHEMA_VERSION, RunFolder
+from orchestrator.train.worker import Job, LateFeed, StepReport, data_feed, report, train
+
+KEPT_TIMELINES = 50  # the last steps whose every op is written down
+
+
+class Observer(Protocol):
+    """Who watches a run, as it goes."""
+
+    def status(self, text: str) -> None:
+        """Something that is not a step has happened."""
+
+    def step(self, step: int, loss: float, account: Account, images_per_s: float) -> None:
+        """A step has ended on all ranks."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        summary: what ``summary.json`` holds.
+        problems: empty if the bytes counted by the workers are those that the plan predicts.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    problems: tuple[str, ...]
+
+
+@dataclass
+class Collector:
+    """Puts the ranks' reports together, step by step."""
+
+    job: Job
+    folder: RunFolder
+    observer: Observer
+    accountant: Accountant
+    offsets: dict[int, float] = field(default_factory=dict)
+    waiting: defaultdict[int, dict[int, StepReport]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    losses: dict[int, float] = field(default_factory=dict)
+    accounts: list[Account] = field(default_factory=list)
+    timelines: list[timeline.StepTimes] = field(default_factory=list)
+    states: dict[int, checkpoint.State] = field(default_factory=dict)
+    given: Counter[int] = field(default_factory=Counter)
+    sent: Counter[Edge] = field(default_factory=Counter)
+    peaks: dict[int, int] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def event(self, rank: int, kind: str, payload: Any) -> None:
+        """One message of a worker, or of the launcher (rank -1)."""
+        if kind == "status":
+            self.observer.status(payload)
+        elif kind == "offsets":
+            self.offsets = payload
+        elif kind == "step":
+            self._step(rank, payload)
+        elif kind == "checkpoint":
+            self._checkpoint(*payload)
+        elif kind == "end":
+            sent, self.peaks[rank] = payload
+            self.sent.update(sent)
+
+    def _step(self, rank: int, report: StepReport) -> None:
+        step = report.times.step
+        reports = self.waiting[step]
+        reports[rank] = report
+        program = self.job.program
+        if len(reports) < program.world_size:
+            return
+        del self.waiting[step]
+        ranks = sorted(reports)
+        times = timeline.join(program, [reports[r].times for r in ranks], self.offsets)
+        loss = float(sum(reports[r].loss for r in ranks))
+        account = self.accountant.account(times)
+        self.losses[step] = loss
+        self.accounts.append(account)
+        self.timelines = [*self.timelines[1 - KEPT_TIMELINES :], times]
+        mean = account.mean
+        rate = program.global_batch / account.step_time_s
+        row = {"step": step, "loss": loss, "lr": self.job.recipe.lr, "images_per_s": rate}
+        self.folder.add_step({**row, **asdict(mean)})
+        self.observer.step(step, loss, account, rate)
+
+    def _checkpoint(self, step: int, piece: checkpoint.Piece | None) -> None:
+        program = self.job.program
+        if step not in self.states:
+            dtype = TORCH_DTYPE[program.dtype]
+            seed = self.job.recipe.seed
+            self.states[step] = checkpoint.State.empty(program.model, step, seed, dtype)
+        if piece is not None:
+            self.states[step].put(piece)
+            return
+        self.given[step] += 1
+        if self.given[step] == program.world_size:
+            self.states.pop(step).save(self.folder.checkpoint(step))
+
+    def ledger_problems(self) -> tuple[str, ...]:
+        """Edges whose counted bytes are not the predicted ones."""
+        steps = self.job.stop - self.job.start
+        predicted = edges(self.job.program)
+        return tuple(
+            f"rank {e.from_rank} -> {e.to_rank} before {e.layer} ({e.direction}): predicted "
+            f"{predicted[e] * steps:,} bytes, counted {self.sent[e]:,}"
+            for e in sorted(predicted.keys() | self.sent.keys())
+            if predicted[e] * steps != self.sent[e]
+        )
+
+    def summary(self, plan: Plan, launcher: str, data: str, *, interrupted: bool) -> dict[str, Any]:
+        """CONTRACT's ``summary.json``."""
+        program = self.job.program
+        # the first step sets up caches and connections
+        steady = self.accounts[1:] or self.accounts
+        timing = summarise(self.accountant, steady, self.peaks) if steady else {}
+        losses = [self.losses[s] for s in sorted(self.losses)]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": plan.name,
+            "model": program.model.name,
+            "source": "measured",
+            "world_size": program.world_size,
+            "global_batch_size": program.global_batch,
+            "data": data,
+            "launcher": launcher,
+            "dtype": program.dtype,
+            "program": program.digest(),
+            "first_step": self.job.start,
+            "steps": len(losses),
+            "interrupted": interrupted,
+            "loss_first": losses[0] if losses else None,
+            "loss_last": losses[-1] if losses else None,
+            "wall_s": time.perf_counter() - self.started,
+            "ledger_exact": None if interrupted else not self.ledger_problems(),
+            **timing,
+            "versions": {
+                "orchestrator": orchestrator.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def recipe_of(plan: Plan, model: Model) -> Recipe:
+    """The model's recipe with the plan's overrides."""
+    own, given = model.recipe, plan.training
+    return Recipe(
+        lr=own.lr if given.lr is None else given.lr,
+        momentum=own.momentum if given.momentum is None else given.momentum,
+        weight_decay=own.weight_decay if given.weight_decay is None else given.weight_decay,
+        seed=own.seed if given.seed is None else given.seed,
+    )
+
+
+def run(
+    plan: Plan,
+    program: Program,
+    job: Job,
+    folder: RunFolder,
+    observer: Observer,
+    *,
+    launcher: str,
+    timeout_s: float = 60.0,
+) -> Outcome:
+    """Train, and leave a complete run folder.
+
+    Args:
+        launcher: ``ray``, or ``local`` for every rank in this process.
+        timeout_s: how long a rank waits for a peer.
+
+    Raises:
+        InputError, WorkerFailed: as the launch raises them; KeyboardInterrupt: the workers are
+            gone and the folder tells how far the run came.
+    """
+    deadlock = find_deadlock(program)
+    if deadlock:
+        raise InputError(f"the program would deadlock\n{grid(program, deadlock)}")
+    collector = Collector(job, folder, observer, Accountant(program))
+    launch = _launcher(launcher, program, timeout_s)
+    interrupted = True
+    try:
+        launch(job, collector)
+        interrupted = False
+    finally:
+        summary = collector.summary(plan, launcher, job.data, interrupted=interrupted)
+        folder.write_json("summary.json", summary)
+        timeline.write(folder.path / "timeline.jsonl", program, collector.timelines)
+        trace.write(folder.path / "trace.json", program, collector.timelines[-3:], "measured")
+    return Outcome(folder.path, summary, collector.ledger_problems())
+
+
+def _launcher(
+    name: str, program: Program, timeout_s: float
+) -> Callable[[Job, Collector], None]:
+    if name == "local":
+        return _run_locally
+
+    def on_ray(job: Job, collector: Collector) -> None:
+        collector.observer.status("importing Ray")
+        from orchestrator.execute.ray_launch import launch
+
+        launch(
+            train, job, world_size=program.world_size, on_event=collector.event,
+            timeout_s=timeout_s,
+        )  # fmt: skip
+
+    return on_ray
+
+
+def _run_locally(job: Job, collector: Collector) -> None:
+    """Every rank in this process, in lockstep."""
+    feed = LateFeed()
+    executor = LocalExecutor(job.program, feed, job.recipe)
+    if job.resume is not None:
+        state = checkpoint.load(job.resume, job.program.model)
+        for rank in executor.ranks:
+            checkpoint.restore(rank, state)
+    emit = collector.event
+    with data_feed(job, executor.ranks) as feed.real:
+        for step in range(job.start, job.stop):
+            executor.step(step)
+            for rank in executor.ranks:
+                emit(rank.rank, "step", report(rank.unread()))
+            if job.checkpoint_after(step):
+                for rank in executor.ranks:
+                    for piece in checkpoint.pieces(rank):
+                        emit(rank.rank, "checkpoint", (step + 1, piece))
+                    emit(rank.rank, "checkpoint", (step + 1, None))
+    for rank in executor.ranks:
+        emit(rank.rank, "end", (rank.sent, 0))
+

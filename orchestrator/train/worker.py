@@ -1,0 +1,155 @@
+"""What every worker of a run does: connect, build its part, train step after step, report."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator.execute.device import Cpu, Cuda
+from orchestrator.execute.distributed import clock_offsets, connect
+from orchestrator.execute.interpreter import RankInterpreter, Unread
+from orchestrator.execute.memory_meter import MemoryMeter
+from orchestrator.execute.parameters import Slot, initial_value
+from orchestrator.execute.worker_context import WorkerContext
+from orchestrator.models.model import Recipe
+from orchestrator.observe.timeline import RankTimes
+from orchestrator.program.ops import Program
+from orchestrator.train import checkpoint
+from orchestrator.train.data import SampleOrder, open_dataset
+from orchestrator.train.feed import DataFeed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run's workers are told.
+
+    Args:
+        data: as ``--data``.
+        start, stop: first step, and the step to end before.
+        resume: checkpoint file to take the weights from.
+        checkpoint_every: steps between checkpoints; 0 for one at the end only.
+        timed: record every op's times.
+    """
+
+    program: Program
+    recipe: Recipe
+    data: str
+    start: int
+    stop: int
+    resume: Path | None = None
+    checkpoint_every: int = 0
+    timed: bool = True
+
+    def checkpoint_after(self, step: int) -> bool:
+        """Whether a checkpoint follows this step."""
+        done = step + 1
+        return done == self.stop or (
+            self.checkpoint_every > 0 and done % self.checkpoint_every == 0
+        )
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One rank's report of one step.
+
+    Args:
+        loss: this rank's part of the mean loss.
+    """
+
+    loss: float
+    times: RankTimes
+
+
+def train(context: WorkerContext, job: Job) -> None:
+    """Run one rank of a job. Emits ``offsets`` (rank 0), ``step``, ``checkpoint``, ``end``."""
+    program, recipe = job.program, job.recipe
+    device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
+    transport = connect(program, context.rank, device)
+    offsets = clock_offsets(context.rank, context.world_size)
+    if offsets:
+        context.emit("offsets", offsets)
+    meter = MemoryMeter(device)
+    wholes: dict[str, Tensor] = {}
+
+    def value(slot: Slot) -> Tensor:
+        return initial_value(slot, recipe.seed, wholes)
+
+    feed = LateFeed()
+    interpreter = RankInterpreter(
+        program, context.rank, transport, feed, recipe, device or Cpu(), value
+    )
+    wholes.clear()
+    if job.resume is not None:
+        checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
+    gc.collect()
+    with data_feed(job, [interpreter]) as feed.real:
+        context.emit("ready", None)
+        unread: Unread | None = None
+        for step in range(job.start, job.stop):
+            drive(interpreter, step)
+            if unread is not None:
+                context.emit("step", report(unread))
+            unread = interpreter.unread()
+            saves = job.checkpoint_after(step)
+            if device is None or saves or step + 1 == job.stop:
+                context.emit("step", report(unread))  # reading waits for a GPU, not for a CPU
+                unread = None
+            if saves:
+                for piece in checkpoint.pieces(interpreter):
+                    context.emit("checkpoint", (step + 1, piece))
+                context.emit("checkpoint", (step + 1, None))
+    context.emit("end", (interpreter.sent, meter.peak_bytes()))
+
+
+def report(unread: Unread) -> StepReport:
+    """Read a step's loss and times; waits for a GPU."""
+    return StepReport(float(unread.loss), unread.read())
+
+
+def drive(interpreter: RankInterpreter, step: int) -> None:
+    """Run one step, blocking on what it has to wait for.
+
+    Raises:
+        RuntimeError: a transfer failed; the message says who waited for whom, at which op.
+    """
+    for handle in interpreter.step(step):
+        try:
+            handle.wait()
+        except RuntimeError as error:
+            what = interpreter.waits_for(handle)
+            raise RuntimeError(f"step {step}: {what}: {error}") from error
+
+
+class LateFeed:
+    """A feed that is given its data after the interpreters that tell which data they need."""
+
+    real: DataFeed
+
+    def images(self, step: int, samples: Tensor) -> Tensor:
+        return self.real.images(step, samples)
+
+    def labels(self, step: int, samples: Tensor) -> Tensor:
+        return self.real.labels(step, samples)
+
+
+def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
+    """The job's data, as far as these ranks need it."""
+    program = job.program
+    channels, size, _ = program.model.input_shape
+    dataset = open_dataset(
+        job.data, image_size=size, channels=channels, classes=program.model.classes,
+        seed=job.recipe.seed,
+    )  # fmt: skip
+    last = len(program.segments) - 1
+    return DataFeed(
+        dataset,
+        SampleOrder(dataset.size, program.global_batch, job.recipe.seed),
+        image_samples=torch.cat([i.samples_of(0) for i in interpreters]),
+        label_samples=torch.cat([i.samples_of(last) for i in interpreters]),
+        start=job.start,
+        stop=job.stop,
+    )
