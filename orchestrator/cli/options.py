@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-
 import click
 
 from orchestrator.errors import InputError
-
 
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--steps", type=int, help="Training steps.")
 @click.option("--epochs", type=int, help="Passes over the data; 1 unless --steps is given.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/PLAN-TIME if not given.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; runs/PLAN-TIME if not given."
+)
 @click.option(
     "--resume", type=click.Path(path_type=Path),
     help="Go on from the newest checkpoint of this run folder (or from this checkpoint file).",
@@ -98,9 +100,7 @@ def _run(
     view = (BarView if console.is_terminal else LineView)(console, job.start, job.stop)
     try:
         with view:
-            outcome = run(
-                plan, program, job, folder, view, launcher=launcher, timeout_s=timeout_s
-            )
+            outcome = run(plan, program, job, folder, view, launcher=launcher, timeout_s=timeout_s)
     except KeyboardInterrupt:
         console.print(f"interrupted; {path} holds the steps that ended")
         raise

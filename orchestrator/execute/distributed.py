@@ -59,11 +59,7 @@ def _groups(program: Program) -> list[tuple[int, ...]]:
     """The groups of the program's collectives, in an order that all ranks agree on."""
     columns = program.columns
     return sorted(
-        {
-            columns.peers[i]
-            for i in range(len(columns))
-            if LANE_OF[columns.kind[i]] == REDUCE
-        }
+        {columns.peers[i] for i in range(len(columns)) if LANE_OF[columns.kind[i]] == REDUCE}
     )
 
 

@@ -52,7 +52,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Unread:
-    """A step that has been queued, its times and loss not read yet: reading waits for the device."""
+    """A queued step whose times and loss are not read yet: reading waits for the device."""
 
     rank: int
     step: int
@@ -395,5 +395,3 @@ def _numel(shape: tuple[int, ...]) -> int:
     for n in shape:
         total *= n
     return total
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,10 +22,8 @@ class MemoryMeter:
         if device is not None:
             torch.cuda.reset_peak_memory_stats(device.torch)
             return
-        try:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far; see proc(5)
-        except OSError:
-            pass
         self.start = _status("VmRSS")
 
     def peak_bytes(self) -> int:

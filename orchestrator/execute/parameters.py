@@ -166,7 +166,8 @@ class SegmentParameters:
         self.gradients = [None] * len(self.slots)
 
     def _step_shard(self, recipe: Recipe, scale: float) -> None:
-        assert self.flat is not None and self.flat_gradient is not None
+        assert self.flat is not None
+        assert self.flat_gradient is not None
         start = 0
         for slot, length in zip(self.slots, self.sizes, strict=True):
             low, high = max(start, self.shard.start), min(start + length, self.shard.stop)

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -46,6 +47,7 @@ OnEvent = Callable[[int, str, object], None]
 DRIVER = -1  # the rank of the driver's own events
 _POLL_S = 0.1
 _GRACE_S = 1.0  # after a failure: how long the other ranks have to say what they saw
+_CONNECT_S = 5.0
 _PATIENCE_S = 10.0  # after an abort: how long Ray Train has to notice
 
 # Set for the length of a launch where the user has not set them.
@@ -458,8 +460,11 @@ def _attach(address: str, options: dict[str, Any], tell: Callable[[str], None]) 
         )
     tell(f"joining the Ray cluster at {address}")
     try:
+        host, colon, port = address.rpartition(":")
+        if colon:  # ray.init tries for more than three minutes where nobody listens
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise InputError(
             f"no Ray cluster answers at {address}: {_first_line(error)}",
             remedy="start one with `ray start --head`, correct RAY_ADDRESS, or unset it to let "

@@ -10,7 +10,6 @@ A chunk's forward keeps what its backward needs, under the chunk's number. Three
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -180,5 +179,3 @@ def _weight_starts(part: SegmentPart) -> list[int]:
     for layer in part.layers:
         starts.append(starts[-1] + len(layer.tiles) + bool(layer.bias))
     return starts
-
-

@@ -99,7 +99,10 @@ class LocalWorld:
         sends, receives = self.sends[source, target], self.receives[source, target]
         while sends and receives:
             sent, received = sends.popleft(), receives.popleft()
-            if (sent.tensor.shape, sent.tensor.dtype) != (received.tensor.shape, received.tensor.dtype):
+            if (sent.tensor.shape, sent.tensor.dtype) != (
+                received.tensor.shape,
+                received.tensor.dtype,
+            ):
                 raise RuntimeError(
                     f"rank {source} sends {tuple(sent.tensor.shape)} {sent.tensor.dtype} and rank "
                     f"{target} expects {tuple(received.tensor.shape)} {received.tensor.dtype}"

@@ -1,9 +1,11 @@
-"""AlexNet and its family. Sources: Krizhevsky, Sutskever, Hinton, NIPS 2012, section 3 and figure 2;
-the 2012 source code released by the Computer History Museum (folder ``layers/``); Krizhevsky,
+"""AlexNet and its family.
+
+Sources: Krizhevsky, Sutskever, Hinton, NIPS 2012, section 3 and figure 2; the 2012 source
+code released by the Computer History Museum (folder ``layers/``); Krizhevsky,
 "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997 (2014).
 
-    2012, two columns                 conv1 ─ conv2 ═╳═ conv3 ─ conv4 ─ conv5 ═╳═ fc6 ═╳═ fc7 ═╳═ fc8
-                                      conv1 ─ conv2 ═╳═ conv3 ─ conv4 ─ conv5 ═╳═ fc6 ═╳═ fc7 ═╝
+    2012, two columns:   conv1 ─ conv2 ═╳═ conv3 ─ conv4 ─ conv5 ═╳═ fc6 ═╳═ fc7 ═╳═ fc8
+                         conv1 ─ conv2 ═╳═ conv3 ─ conv4 ─ conv5 ═╳═ fc6 ═╳═ fc7 ═╝
 """
 
 from __future__ import annotations

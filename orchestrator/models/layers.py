@@ -420,4 +420,3 @@ def _positive(name: str, shape: Shape, input_shape: Shape) -> Shape:
             remedy="a larger model.image_size",
         )
     return shape
-

@@ -1,4 +1,4 @@
-"""Sorted, disjoint, half-open integer ranges: ``((0, 48), (96, 144))``. Pure functions on tuples."""
+"""Sorted, disjoint, half-open integer ranges such as ``((0, 48), (96, 144))``: pure functions."""
 
 from __future__ import annotations
 

@@ -58,7 +58,9 @@ def load_model(file: Path, function: str, options: Mapping[str, Any], place: str
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script that ends in sys.exit() is no model file
-        raise InputError(f"{file} fails on import: {type(error).__name__}: {error}", place) from error
+        raise InputError(
+            f"{file} fails on import: {type(error).__name__}: {error}", place
+        ) from error
     builder = getattr(module, function, None)
     if not callable(builder):
         found = ", ".join(n for n, v in vars(module).items() if inspect.isfunction(v))
@@ -86,9 +88,7 @@ def _call(
     allowed = inspect.signature(builder).parameters
     extra = [k for k in options if k not in allowed]
     if extra and not any(p.kind is p.VAR_KEYWORD for p in allowed.values()):
-        raise InputError(
-            f"{what} has no option {extra[0]!r}; it has: {', '.join(allowed)}", place
-        )
+        raise InputError(f"{what} has no option {extra[0]!r}; it has: {', '.join(allowed)}", place)
     try:
         return builder(**options)
     except InputError as error:

@@ -1,7 +1,7 @@
-"""The torch side of the layers: each computes any channels of its output from the channels they read.
+"""The torch side of the layers: any channels of the output from the channels that they read.
 
-Everything is a pure function of tensors. Dropout draws from (seed, layer, step, sample, value), so a
-rank that holds half of the features draws the same mask for them as a device that holds all.
+Everything is a pure function of tensors. Dropout draws from (seed, layer, step, sample, value),
+so a rank that holds half of the features draws the same mask for them as a device that holds all.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def apply_layer(
         draw: randomness for dropout; None for test time.
 
     Returns:
-        (n, channels in ``out``, ...). Where ``reads`` is a part of what ``out`` needs, a partial sum.
+        (n, channels in ``out``, ...); a partial sum where ``reads`` is less than ``out`` needs.
     """
     layer = sized.layer
     if isinstance(layer, Conv | Linear):
@@ -115,12 +115,16 @@ class _Product:
 
 
 @lru_cache(maxsize=4096)
-def _products(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[tuple[Ranges, tuple[_Product, ...]], ...]:
+def _products(
+    sized: SizedLayer, out: Ranges, reads: Ranges
+) -> tuple[tuple[Ranges, tuple[_Product, ...]], ...]:
     """By run of output channels, the products whose sum it is; equal groups done in one call."""
     tiles = sized.tiles(out, reads)
     terms = sized.terms(out, reads)
     if len(terms) > 1 and len(tiles) == 1 and _are_equal_groups(terms, reads):
-        product = _Product(0, (0, tiles[0].out[1] - tiles[0].out[0]), ((0, size(reads)),), len(terms))
+        product = _Product(
+            0, (0, tiles[0].out[1] - tiles[0].out[0]), ((0, size(reads)),), len(terms)
+        )
         return (((tiles[0].out,), (product,)),)
     by_out: dict[tuple[int, int], list[_Product]] = {}
     for term in terms:
@@ -137,7 +141,9 @@ def _are_equal_groups(terms: tuple[Term, ...], reads: Ranges) -> bool:
     sizes = {(t.out[1] - t.out[0], t.fan) for t in terms}
     laid = tuple(local(t.reads, reads) for t in terms)
     width = size(terms[0].reads)
-    return len(sizes) == 1 and laid == tuple(((i * width, (i + 1) * width),) for i in range(len(terms)))
+    return len(sizes) == 1 and laid == tuple(
+        ((i * width, (i + 1) * width),) for i in range(len(terms))
+    )
 
 
 def _weighted(
@@ -171,7 +177,9 @@ def _weighted(
     return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
 
 
-def _multiply(sized: SizedLayer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+def _multiply(
+    sized: SizedLayer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
+) -> Tensor:
     layer = sized.layer
     if isinstance(layer, Conv):
         padding = layer.pads[0] if layer.pads[0] == layer.pads[1] else 0
@@ -195,7 +203,9 @@ def take(x: Tensor, channels: Ranges) -> Tensor:
 
 # -- local response norm --------------------------------------------------------------------------
 
-_Piece = tuple[int, int, int, int]  # input start, input stop, output start, first input channel used
+_Piece = tuple[
+    int, int, int, int
+]  # input start, input stop, output start, first input channel used
 
 
 @lru_cache(maxsize=4096)
@@ -230,7 +240,11 @@ class _ResponseNorm(torch.autograd.Function):
             inside = x[:, start:stop]
             base = _window_sum(inside * inside, layer.window // 2, offset, count)
             base.mul_(layer.alpha / layer.window).add_(layer.k)
-            torch.mul(inside[:, offset : offset + count], _power(base, layer.beta), out=y[:, first : first + count])
+            torch.mul(
+                inside[:, offset : offset + count],
+                _power(base, layer.beta),
+                out=y[:, first : first + count],
+            )
             bases.append(base)
         ctx.save_for_backward(x, *bases)
         ctx.layer, ctx.pieces = layer, pieces
@@ -284,7 +298,7 @@ def _power(base: Tensor, beta: float) -> Tensor:
 
 
 def dropout_mask(sized: SizedLayer, out: Ranges, draw: Draw, like: Tensor) -> Tensor:
-    """1 with probability 1 - p, else 0, in the shape and dtype of ``like`` (n, channels in out, ...).
+    """1 with probability 1 - p, else 0; shape and dtype of ``like`` (n, channels in out, ...).
 
     A hash of (seed, layer, step, sample, value), so that any part of it can be drawn alone. The
     mixing function is ``lowbias32`` (Wellons, "Prospecting for hash functions", 2018).
@@ -294,9 +308,7 @@ def dropout_mask(sized: SizedLayer, out: Ranges, draw: Draw, like: Tensor) -> Te
     device = like.device
     rows = _mix(draw.samples.to(device) * 2 + 1 ^ seed_of(draw.seed, draw.step, sized.name))
     inner = sized.out_values
-    columns = torch.cat(
-        [torch.arange(a * inner, b * inner, device=device) for a, b in out]
-    )
+    columns = torch.cat([torch.arange(a * inner, b * inner, device=device) for a, b in out])
     mixed = _mix(rows[:, None] ^ (columns * 0x9E3779B9 & _MASK32)[None])
     return (mixed >= int(layer.p * 2**32)).to(like.dtype).view_as(like)
 

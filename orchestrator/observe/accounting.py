@@ -59,7 +59,7 @@ class Account:
 
 
 class Accountant:
-    """Splits the steps of one program. What does not change from step to step is worked out once."""
+    """Splits the steps of one program; what is the same in all steps is worked out once."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

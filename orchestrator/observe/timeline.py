@@ -2,7 +2,8 @@
 
 One line of ``timeline.jsonl`` per step and op:
 
-    {"step": 3, "op": 7, "rank": 0, "name": "1SEND_F0", "ready": ..., "start": ..., "end": ..., "bytes": ...}
+    {"step": 3, "op": 7, "rank": 0, "name": "1SEND_F0", "ready": 0.1, "start": 0.1, "end": 0.2,
+     "bytes": 25600}
 
 Times are seconds since the start of the run on one common clock. ``ready`` is when this rank could
 have begun: all needs ended and, for computation, the one before it too. A transfer *starts* when

@@ -31,14 +31,12 @@ from orchestrator.program.ops import (
     B,
     Columns,
     F,
-    I,
     Program,
     W,
 )
 from orchestrator.program.placement import Placement, place
 from orchestrator.program.schedule import (
     BUILDERS,
-    SPLITS_BACKWARD,
     Action,
     linearise,
 )
@@ -47,7 +45,9 @@ from orchestrator.program.segments import Boundary, Bucket, Segment, boundaries,
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 
-def compile_plan(plan: Plan, model: Model, *, dtype: str = "float32", fold: bool = False) -> Program:
+def compile_plan(
+    plan: Plan, model: Model, *, dtype: str = "float32", fold: bool = False
+) -> Program:
     """The program that runs one training step of ``model`` as ``plan`` splits it.
 
     Args:
@@ -104,7 +104,9 @@ def _global_order(plan: Plan, placement: Placement) -> list[Action]:
     if plan.schedule == "GPipe":
         # breadth first is legal whatever ranks the stages share
         forward = [Action(F, s, m) for s in range(count) for m in range(microbatches)]
-        return forward + [Action(B, s, m) for s in reversed(range(count)) for m in range(microbatches)]
+        return forward + [
+            Action(B, s, m) for s in reversed(range(count)) for m in range(microbatches)
+        ]
     groups = len(set(stages))
     if plan.schedule == "1F1B":
         shape, expected = "every stage on ranks of its own", stages
@@ -185,9 +187,9 @@ class _Emitter:
         """All ops of a step."""
         by_stage: dict[int, list[int]] = {}
         for segment in self.segments:
-            stage = by_stage.setdefault(segment.stage, [])
+            mine = by_stage.setdefault(segment.stage, [])
             if segment.index < self.turning:
-                stage.append(segment.index)
+                mine.append(segment.index)
         for kind, stage, microbatch in order:
             mine = by_stage[stage]
             if kind == F:
@@ -292,7 +294,7 @@ class _Emitter:
     # -- communication ------------------------------------------------------------------------
 
     def send_forward(self, s: int, chunk: int, *, gated: bool) -> None:
-        """What segment ``s`` reads for one of its chunks. ``gated``: not before the newest compute."""
+        """What segment ``s`` reads for a chunk; ``gated``: not before the newest compute op."""
         boundary = self.boundaries[s]
         source_chunk, turn = divmod(chunk, boundary.turns)
         for offset in self.offsets:
@@ -325,7 +327,7 @@ class _Emitter:
                 self.arrived_b[s - 1, source_chunk, target].append(received)
 
     def count_gradients(self, s: int, ids: dict[tuple[int, int, int], int], chunk: int) -> None:
-        """After the last chunk (or the last before an update): sum the gradients over their ranks."""
+        """After the last chunk (or the last before an update): sum gradients over their ranks."""
         if not self.has_weights[s]:
             return
         segment = self.segments[s]
@@ -374,7 +376,7 @@ class _Emitter:
         )
 
     def padded(self, bucket: Bucket, count: int) -> int:
-        """Values of the reduction's buffer: with a sharded optimizer every rank's shard is equal."""
+        """Values of the reduction's buffer; a sharded optimizer needs equal shards."""
         return -(-bucket.parameters // count) * count if self.sharded else bucket.parameters
 
     # -- putting ops down ---------------------------------------------------------------------

@@ -153,7 +153,7 @@ class Program:
         return [self.columns.op(i) for i in self.order[rank]]
 
     def recomputes(self, segment: int, chunk: int) -> bool:
-        """Whether the backward of this chunk runs the forward again instead of keeping its inside."""
+        """Whether this chunk's backward runs the forward again instead of keeping its inside."""
         if self.checkpoint == "except_last":
             per_microbatch = self.segments[segment].chunks // self.n_microbatches
             return chunk // per_microbatch < self.n_microbatches - 1

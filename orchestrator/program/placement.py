@@ -2,7 +2,8 @@
 
 A part is a rectangle, examples x output channels, of one layer's output. Every value of every
 activation is computed by exactly one rank (or is a partial sum of several, which a ``Sum`` layer
-inserted here adds up), so every exchange in the forward has one transposed exchange in the backward.
+inserted here adds up), so each exchange in the forward has one transposed exchange in the
+backward.
 
 Examples are counted within a *chunk*: what a layer processes at once. That is a microbatch, and
 less behind an exchange that goes in turns or in layers that update in smaller batches
@@ -19,7 +20,7 @@ from orchestrator.errors import InputError
 from orchestrator.models.layers import SizedLayer, Sum
 from orchestrator.models.model import Model
 from orchestrator.models.ranges import Ranges, normalise, shift
-from orchestrator.plan import Entry, Plan
+from orchestrator.plan import Axis, Entry, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ def place(plan: Plan, model: Model) -> Placement:
             parts = _Cutter(plan, number, total, chunks[i], pieces).parts()
             placed.append(PlacedLayer(total, number, stage, chunks[i], update, False, parts))
     ranks = [
-        tuple(sorted({r for n, e in enumerate(plan.placement) if stage_of[n] == s for r in e.ranks}))
+        tuple(
+            sorted({r for n, e in enumerate(plan.placement) if stage_of[n] == s for r in e.ranks})
+        )
         for s in range(stage_of[-1] + 1)
     ]
     return Placement(tuple(placed), tuple(ranks), microbatch, plan.n_microbatches)
@@ -154,7 +157,7 @@ def _entries_by_layer(plan: Plan, model: Model) -> list[int]:
 
 
 def _stages(plan: Plan) -> list[int]:
-    """Pipeline stage of every entry: a new one starts where no rank is shared with the stage before.
+    """Pipeline stage of every entry: a new one starts where it shares no rank with the last one.
 
     Under ZBVZeroBubble every entry is a stage, since the V turns round on one rank.
     """
@@ -254,9 +257,7 @@ def _finer(now: int, wanted: int, rest: int, plan: Plan, number: int, why: str) 
 class _Cutter:
     """Cuts one layer's output over the ranks of its entry."""
 
-    def __init__(
-        self, plan: Plan, number: int, sized: SizedLayer, chunk: int, pieces: int
-    ) -> None:
+    def __init__(self, plan: Plan, number: int, sized: SizedLayer, chunk: int, pieces: int) -> None:
         self.plan, self.number, self.sized = plan, number, sized
         self.chunk, self.pieces = chunk, pieces
         self.entry: Entry = plan.placement[number]
@@ -275,22 +276,25 @@ class _Cutter:
                 found[rank] = part
         return dict(sorted(found.items()))
 
-    def _coordinates(self, position: int) -> dict[str, int]:
+    def _coordinates(self, position: int) -> dict[Axis, int]:
         """Row-major place of the position-th rank in the grid."""
-        found = {}
+        found: dict[Axis, int] = {}
         for axis, count in reversed(self.axes):
             position, found[axis] = divmod(position, count)
         return found
 
-    def _part(self, at: dict[str, int]) -> Part:
+    def _part(self, at: dict[Axis, int]) -> Part:
         sized = self.sized
         everything = ((0, sized.out_channels),)
         batch = self._batch(at)
         if sized.kind == "loss":
             return Part(self._loss_batch(batch, at), everything, sized.reads(everything))
-        out, reads = everything, None
+        out: Ranges = everything
+        reads: Ranges | None = None
         if "channel" in at:
-            out = (self._cut("channel", sized.out_channels, strict=sized.has_weights)[at["channel"]],)
+            out = (
+                self._cut("channel", sized.out_channels, strict=sized.has_weights)[at["channel"]],
+            )
         elif "input" in at and sized.has_weights:
             reads = (self._cut("input", sized.in_channels, strict=True)[at["input"]],)
             out = normalise(t.out for t in sized.terms(everything, reads))
@@ -298,15 +302,15 @@ class _Cutter:
             out = (self._cut("input", sized.out_channels, strict=False)[at["input"]],)
         return Part(batch, normalise(out), sized.reads(out) if reads is None else reads)
 
-    def _batch(self, at: dict[str, int]) -> Ranges:
-        """This rank's examples; in ``pieces`` equal runs where the next exchange goes by scatter."""
+    def _batch(self, at: dict[Axis, int]) -> Ranges:
+        """This rank's examples, in ``pieces`` equal runs where an exchange goes by scatter."""
         if "batch" not in at:
             return ((0, self.chunk),)
         run = self.chunk // self.pieces
         start, stop = self._cut("batch", run, strict=True)[at["batch"]]
         return normalise(r for p in range(self.pieces) for r in shift(((start, stop),), p * run))
 
-    def _loss_batch(self, batch: Ranges, at: dict[str, int]) -> Ranges:
+    def _loss_batch(self, batch: Ranges, at: dict[Axis, int]) -> Ranges:
         """The loss of each example is computed once: ranks that share a batch share it out."""
         count, index = 1, 0
         for axis, n in self.axes:
@@ -318,7 +322,7 @@ class _Cutter:
         bounds = [low + (high - low) * i // count for i in range(count + 1)]
         return normalise([(bounds[index], bounds[index + 1])])
 
-    def _cut(self, axis: str, total: int, *, strict: bool) -> list[tuple[int, int]]:
+    def _cut(self, axis: Axis, total: int, *, strict: bool) -> list[tuple[int, int]]:
         count = dict(self.axes)[axis]
         shares = self.entry.shares or (1,) * count
         whole = sum(shares)
@@ -330,7 +334,7 @@ class _Cutter:
             bounds.append(total * taken // whole)
         return list(pairwise(bounds))
 
-    def _refuse(self, axis: str, total: int, shares: tuple[int, ...]) -> NoReturn:
+    def _refuse(self, axis: Axis, total: int, shares: tuple[int, ...]) -> NoReturn:
         count = len(shares)
         what = {"batch": "examples", "channel": "output channels", "input": "input channels"}[axis]
         low = total // count

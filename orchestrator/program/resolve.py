@@ -22,5 +22,6 @@ def model_of(plan: Plan) -> Model:
     if choice.name is not None:
         return build_model(choice.name, options, plan.place(("model",)))
     file, function = plan.model_file, choice.function
-    assert file is not None and function is not None  # the plan's schema has seen to it
+    assert file is not None  # the plan's schema has seen to both
+    assert function is not None
     return load_model(file, function, options, plan.place(("model", "file")))

@@ -34,7 +34,7 @@ Timetable = list[list[Action]]
 
 
 def gpipe(groups: int, stages: int, microbatches: int) -> Timetable:
-    """All forwards, then all backwards; stage by stage where a group has several (breadth first)."""
+    """All forwards, then all backwards; a group with several stages goes breadth first."""
     table: Timetable = []
     for group in range(groups):
         mine = range(group, stages, groups)
@@ -147,7 +147,7 @@ Chooser = Callable[[int, Callable[[Action], bool]], Action | None]
 
 
 def _play(groups: int, stages: int, total: int, choose: Chooser) -> Timetable:
-    """Let every group choose an action each tick; what ended in earlier ticks is what it may use."""
+    """Let every group choose an action each tick, using what ended in earlier ticks."""
     done: set[Action] = set()
     table: Timetable = [[] for _ in range(groups)]
 

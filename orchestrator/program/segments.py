@@ -1,4 +1,4 @@
-"""Segments, what crosses between them, and which gradients are summed: the static half of a program.
+"""Segments, what crosses between them, which gradients are summed: a program's static half.
 
 A segment is a run of layers that every rank computes without talking to anyone. It ends where a
 rank needs something that another has, where the stage or the chunk changes, and before a layer
@@ -189,7 +189,9 @@ class Bucket:
 def cut(placement: Placement, model: Model, itemsize: int, replicas: int) -> tuple[Segment, ...]:
     """Cut the chain of placed layers into segments."""
     runs: list[list[PlacedLayer]] = []
-    for layer, opens in zip(placement.layers, _openings(placement, itemsize, replicas), strict=True):
+    for layer, opens in zip(
+        placement.layers, _openings(placement, itemsize, replicas), strict=True
+    ):
         if opens:
             runs.append([])
         runs[-1].append(layer)
@@ -263,7 +265,7 @@ def _is_reduced(layer: PlacedLayer, replicas: int) -> bool:
 
 
 def sharing(parts: dict[int, Part]) -> list[tuple[int, ...]]:
-    """Groups of ranks that compute the same channels from the same inputs for different examples."""
+    """Groups of ranks that compute the same channels from the same inputs, for other examples."""
     groups: dict[tuple[Ranges, Ranges], list[int]] = {}
     for rank, part in parts.items():
         groups.setdefault((part.out, part.reads), []).append(rank)
@@ -285,7 +287,7 @@ def boundaries(segments: tuple[Segment, ...], placement: Placement) -> tuple[Bou
 def _messages(before: Segment, after: Segment, turn: int) -> list[Message]:
     """Every rectangle that a rank of ``before`` has and a rank of ``after`` needs in this turn.
 
-    Each sender goes round its peers starting behind itself, so that no receiver is everybody's first.
+    A sender goes round its peers starting behind itself, so that nobody is everybody's first.
     """
     offset = turn * after.chunk
     values = after.layers[0].in_values

@@ -33,9 +33,10 @@ from orchestrator.simulate.cluster_schema import (
     ClusterFile,
     DeviceFile,
     LevelFile,
+    ReliabilityFile,
     Topology,
 )
-from orchestrator.simulate.figure import Figure, Provenance, provenances
+from orchestrator.simulate.figure import Figure, Provenance, provenances, unsourced
 
 GIB, GIGA, TERA, MICRO, HOUR = 2**30, 1e9, 1e12, 1e-6, 3600.0
 _FILE = FileKind("cluster", "cluster", "gtx580x2", "nodes=2")
@@ -203,33 +204,37 @@ def read_cluster(text: str, label: str = "cluster", overrides: Sequence[str] = (
         checked = ClusterFile.model_validate(values)
     except ValidationError as error:
         raise input_error(explain(error, _FORMAT), origin.place) from None
-    return _cluster(checked, label)
+    if problems := unsourced(checked, origin.overrides):
+        raise input_error(problems, origin.place)
+    return _cluster(checked, label, provenances(checked, origin.overrides))
 
 
-def _cluster(file: ClusterFile, label: str) -> Cluster:
+def _cluster(file: ClusterFile, label: str, sources: tuple[Provenance, ...]) -> Cluster:
     if file.device is not None:
         kinds: tuple[tuple[Device, int], ...] = ((_device(file.device), file.device_count),)
     else:
         assert file.devices is not None  # checked
         kinds = tuple((_device(share.device), share.count) for share in file.devices)
-    failures = file.reliability
     return Cluster(
         name=file.name,
         nodes=file.nodes,
         devices_per_node=file.devices_per_node,
         kinds=kinds,
         network=tuple(_level(level, file.level_size(level)) for level in file.network),
-        reliability=failures
-        and Reliability(
-            failures.mtbf_hours_per_device.value * HOUR,
-            failures.restart_s.value,
-            failures.checkpoint_s.value,
-        ),
+        reliability=_reliability(file.reliability) if file.reliability else None,
         slow={slow.rank: slow.factor for slow in file.slow},
-        calibration=file.calibration and _calibration(file.calibration),
+        calibration=_calibration(file.calibration) if file.calibration else None,
         summary=file.summary,
-        provenance=provenances(file),
+        provenance=sources,
         label=label,
+    )
+
+
+def _reliability(file: ReliabilityFile) -> Reliability:
+    return Reliability(
+        mtbf_per_device_s=file.mtbf_hours_per_device.value * HOUR,
+        restart_s=file.restart_s.value,
+        checkpoint_s=file.checkpoint_s.value,
     )
 
 
@@ -277,4 +282,5 @@ def _value(figure: Figure | None) -> float:
 
 
 def _named(block: object) -> dict[str, float]:
-    return {name: figure.value for name, figure in vars(block).items() if isinstance(figure, Figure)}
+    figures = vars(block).items()
+    return {name: figure.value for name, figure in figures if isinstance(figure, Figure)}

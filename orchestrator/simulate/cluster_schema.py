@@ -12,12 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from orchestrator.plan.problem import Problem, found, refusal
-from orchestrator.simulate.figure import Block, Figure, Fraction, NotNegative, Part, Positive
-from orchestrator.simulate.figure import unsourced as figures_without_source
+from orchestrator.simulate.figure import Block, Fraction, NotNegative, Part, Positive
 
 SCHEMA_VERSION = 1
 MOST_DEVICES = 2**20
-TOPOLOGIES = ("shared", "switch", "ring", "fully_connected")
 Topology = Literal["shared", "switch", "ring", "fully_connected"]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=MOST_DEVICES)]
@@ -292,9 +290,7 @@ class ClusterFile(Block):
         default=(),
         strict=False,
         description="Levels, innermost first; each joins groups of the one before.",
-        examples=[
-            [{"name": "pcie", "size": 2, "GBps": 6, "latency_us": 10, "topology": "switch"}]
-        ],
+        examples=[[{"name": "pcie", "size": 2, "GBps": 6, "latency_us": 10, "topology": "switch"}]],
     )
     reliability: ReliabilityFile | None = Field(
         default=None,
@@ -323,12 +319,7 @@ class ClusterFile(Block):
 
     @model_validator(mode="after")
     def _check(self) -> ClusterFile:
-        problems = [
-            *self._check_devices(),
-            *self._check_network(),
-            *self._check_slow(),
-            *figures_without_source(self),
-        ]
+        problems = [*self._check_devices(), *self._check_network(), *self._check_slow()]
         if problems:
             raise refusal(problems)
         return self
@@ -360,7 +351,6 @@ class ClusterFile(Block):
         message = f"found levels of {shown} = {prod(sizes)}; allowed: levels that multiply to "
         message += f"nodes x devices_per_node = {self.nodes} x {self.devices_per_node} = "
         message += f"{self.device_count}"
-        inner, *_ = [*sizes, 1]
         if not sizes:
             return [Problem(("network",), message, "add a level that joins the devices")]
         rest = prod(sizes[:-1])
@@ -396,6 +386,3 @@ def json_schema() -> dict[str, Any]:
         "title": "orchestrator cluster",
         **{key: value for key, value in schema.items() if key != "title"},
     }
-
-
-__all__ = ["SCHEMA_VERSION", "TOPOLOGIES", "ClusterFile", "Figure", "json_schema"]

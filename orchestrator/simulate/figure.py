@@ -13,7 +13,7 @@ and says that there is none. A figure for which nothing is found is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 
 from orchestrator.plan.problem import Path, Problem, dotted, found, listed, nearest, refusal
 
+ASSUMED = "assumed"
 Origin = str | None
-"""A source in words; None for an assumption."""
+"""A source in words, ``ASSUMED``, or None where nothing says."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Provenance:
-    """A figure of a file as written: dotted key, value in that key's unit, source or None."""
+    """A figure of a file as written.
+
+    Args:
+        key: dotted.
+        value: in that key's unit.
+        source: in words; None if the figure is assumed.
+    """
 
     key: str
     value: float
-    source: Origin
+    source: str | None
 
 
 class Part(BaseModel):
@@ -160,30 +167,31 @@ Fraction = Annotated[
 ]
 
 
-def provenance(part: BaseModel, path: Path = (), origin: Origin | Literal[""] = "") -> Iterator[
-    tuple[Path, Figure, Origin | Literal[""]]
-]:
-    """Every figure under ``part`` with its path and its nearest source.
-
-    Yields:
-        path, figure, and its source in words, None if it is assumed, "" if nothing says.
-    """
+def _walk(part: BaseModel, path: Path, origin: Origin) -> Iterator[tuple[Path, Figure, Origin]]:
+    """Every figure under ``part``, its path and its nearest source."""
     if isinstance(part, Block):
-        origin = part.source or (None if part.assumed else origin)
+        origin = part.source or (ASSUMED if part.assumed else origin)
     for name in type(part).model_fields:
         value = getattr(part, name)
         inner = (*path, name)
         if isinstance(value, Figure):
-            yield inner, value, value.source or (None if value.assumed else origin)
+            yield inner, value, value.source or (ASSUMED if value.assumed else origin)
         elif isinstance(value, BaseModel):
-            yield from provenance(value, inner, origin)
+            yield from _walk(value, inner, origin)
         elif isinstance(value, tuple):
             for i, item in enumerate(value):
                 if isinstance(item, BaseModel):
-                    yield from provenance(item, (*inner, i), origin)
+                    yield from _walk(item, (*inner, i), origin)
 
 
-def unsourced(part: BaseModel) -> list[Problem]:
+def _overridden(path: Path, overrides: Mapping[Path, str]) -> str | None:
+    """The command-line option that set a figure, by itself or with its block."""
+    return next(
+        (overrides[path[:n]] for n in range(len(path), 0, -1) if path[:n] in overrides), None
+    )
+
+
+def unsourced(part: BaseModel, overrides: Mapping[Path, str]) -> list[Problem]:
     """A problem for every figure that has neither a source nor ``assumed: true`` around it."""
     return [
         Problem(
@@ -192,14 +200,18 @@ def unsourced(part: BaseModel) -> list[Problem]:
             "in its own braces, in its block or at the top of the file",
             f"write {path[-1]}: {{value: {figure.value:g}, assumed: true}}, or name its source",
         )
-        for path, figure, origin in provenance(part)
-        if origin == ""
+        for path, figure, origin in _walk(part, (), None)
+        if origin is None and _overridden(path, overrides) is None
     ]
 
 
-def provenances(part: BaseModel) -> tuple[Provenance, ...]:
-    """Every figure of a checked file, as written."""
+def provenances(part: BaseModel, overrides: Mapping[Path, str]) -> tuple[Provenance, ...]:
+    """Every figure of a checked file, as written; what an option set has that as its source."""
     return tuple(
-        Provenance(dotted(path), figure.value, origin or None)
-        for path, figure, origin in provenance(part)
+        Provenance(
+            dotted(path),
+            figure.value,
+            _overridden(path, overrides) or (None if origin is ASSUMED else origin),
+        )
+        for path, figure, origin in _walk(part, (), None)
     )

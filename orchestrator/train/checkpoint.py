@@ -109,7 +109,10 @@ class State:
         state = cls(model.name, step, seed)
         for layer in model.layers:
             if layer.has_weights:
-                for name, shape in (("weight", layer.weight_shape), ("bias", (layer.out_channels,))):
+                for name, shape in (
+                    ("weight", layer.weight_shape),
+                    ("bias", (layer.out_channels,)),
+                ):
                     for kind in (state.weights, state.velocities):
                         kind[f"{layer.name}.{name}"] = torch.full(shape, torch.nan, dtype=dtype)
         return state

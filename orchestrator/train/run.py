@@ -1,4 +1,4 @@
-"""A run from the driver's side: launch the workers, gather what they report, keep the run folder."""
+"""A run from the driver's side: launch the workers, gather their reports, keep the run folder."""
 
 from __future__ import annotations
 
@@ -215,9 +215,7 @@ def run(
     return Outcome(folder.path, summary, collector.ledger_problems())
 
 
-def _launcher(
-    name: str, program: Program, timeout_s: float
-) -> Callable[[Job, Collector], None]:
+def _launcher(name: str, program: Program, timeout_s: float) -> Callable[[Job, Collector], None]:
     if name == "local":
         return _run_locally
 
@@ -254,4 +252,3 @@ def _run_locally(job: Job, collector: Collector) -> None:
                     emit(rank.rank, "checkpoint", (step + 1, None))
     for rank in executor.ranks:
         emit(rank.rank, "end", (rank.sent, 0))
-
