@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--data", default="digits", show_default=True,
     help="digits, synthetic, synthetic:N or imagefolder:PATH.",
 )  # fmt: skip
-@click.option("--steps", type=int, help="Training steps.")
+@click.option("--steps", type=int, help="Training steps; with --resume, further ones.")
 @click.option("--epochs", type=int, help="Passes over the data; 1 unless --steps is given.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder; runs/PLAN-TIME if not given."
@@ -93,10 +93,13 @@ def _run(
     from orchestrator.train.run import run
     from orchestrator.train.run_folder import RunFolder
 
-    job, same_folder = _job(plan, model, program, data, steps, epochs, resume, checkpoint_every)
-    here = resume if same_folder and out is None else out
-    path = here or Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder(path, plan, keep_before=job.start if here is resume and resume else None)
+    job = _job(plan, model, program, data, steps, epochs, resume, checkpoint_every)
+    goes_on = (
+        resume is not None and resume.is_dir() and (out or resume).resolve() == resume.resolve()
+    )
+    fresh = Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = resume if goes_on and resume else out or fresh
+    folder = RunFolder(path, plan, keep_before=job.start if goes_on else None)
     view = (BarView if console.is_terminal else LineView)(console, job.start, job.stop)
     try:
         with view:
@@ -121,11 +124,8 @@ def _run(
 def _job(
     plan: Plan, model: Model, program: Program, data: str, steps: int | None,
     epochs: int | None, resume: Path | None, checkpoint_every: int,
-) -> tuple[Job, bool]:  # fmt: skip
-    """The workers' job, and whether it goes on in the folder that it resumes from.
-
-    Opens the data here first, so that what is wrong with it is told before anything starts.
-    """
+) -> Job:  # fmt: skip
+    """The workers' job. Opens the data here first: what is wrong with it is told at once."""
     from orchestrator.train import checkpoint
     from orchestrator.train.data import SampleOrder, open_dataset
     from orchestrator.train.run import recipe_of
@@ -142,5 +142,4 @@ def _job(
         file = checkpoint.newest(resume).resolve()
         start = checkpoint.load(file, model).step
     count = steps or (epochs or 1) * order.steps_per_epoch
-    job = Job(program, recipe, data, start, start + count, file, checkpoint_every)
-    return job, resume is not None and resume.is_dir()
+    return Job(program, recipe, data, start, start + count, file, checkpoint_every)

@@ -82,26 +82,26 @@ def summary_table(summary: dict[str, Any]) -> Table:
     """Where the step's time went, per rank."""
     table = Table(
         "rank", box=None, header_style="dim", title_justify="left",
-        title=f"the step with the median time: {summary['step_time_s']:.3f} s, "
+        title=f"step with the median time: {summary['step_time_s']:.3f} s, "
         f"{summary['images_per_s']:.1f} images/s",
     )  # fmt: skip
-    columns = {
+    shares = {
         "compute": "compute_time_s",
-        "exposed communication": "exposed_communication_time_s",
+        "exposed": "exposed_communication_time_s",
         "wait": "wait_time_s",
         "bubble": "bubble_time_s",
         "other": "other_time_s",
     }
-    for name in columns:
-        table.add_column(name, justify="right")
-    for name in ("bytes sent", "peak memory"):
-        table.add_column(name, justify="right")
-    for row in [*summary["ranks"], {**summary, "rank": "mean"}]:
-        shares = [
-            f"{row[key]:.3f} s {row[key] / row['step_time_s']:4.0%}" for key in columns.values()
-        ]
-        is_mean = row["rank"] == "mean"
-        sent = f"{row['bytes_sent']:,}" if not is_mean else ""
-        peak = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB" if not is_mean else ""
-        table.add_row(str(row["rank"]), *shares, sent, peak)
+    for name in (*shares, "bytes sent", "peak memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in summary["ranks"]:
+        table.add_row(
+            str(row["rank"]),
+            *(f"{row[key] / row['step_time_s']:.1%}" for key in shares.values()),
+            f"{row['bytes_sent']:,}",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        )
+    table.add_section()
+    means = (f"{summary[key]:.3f} s" for key in shares.values())
+    table.add_row("mean", *means, f"{summary['bytes_sent']:,}", "")
     return table

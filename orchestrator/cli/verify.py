@@ -105,10 +105,10 @@ def _json(verdict: Verdict) -> dict[str, Any]:
 
 def _print(verdicts: list[Verdict], dtype: str) -> None:
     console = Console(highlight=False)
-    table = Table("plan", "deadlock-free", "bytes exact", box=None, header_style="dim")
-    for name in ("loss error", "parameter error"):
-        table.add_column(name, justify="right")
-    table.add_column(f"same as one device ({dtype})")
+    title = f"against one device, {dtype}"
+    table = Table(box=None, header_style="dim", title=title, title_justify="left")
+    for name in ("plan", "no deadlock", "bytes exact", "loss off by", "weights off by", "passed"):
+        table.add_column(name, no_wrap=True)
     for v in verdicts:
         table.add_row(
             v.name, _yes(v.deadlock_free), _yes(v.ledger_exact), f"{v.loss_relative_error:.1e}",

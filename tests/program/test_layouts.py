@@ -13,7 +13,7 @@ import pytest
 from orchestrator.models import Model
 from orchestrator.program import Program
 from orchestrator.program.ledger import edges
-from orchestrator.program.ops import COMPUTE, line
+from orchestrator.program.ops import COMPUTE
 from tests.program.small import LINEAR, normed, small_program
 
 
@@ -197,9 +197,8 @@ def test_nothing_is_sent_back_before_the_first_weights() -> None:
     program = small_program(
         LINEAR, "layers: a, ranks: [0], split: none", "layers: relu..c, ranks: [1], split: none"
     )
-    assert [line(op).split()[1] for op in program.rank_ops(0)] == [
-        "0F0", "1SEND_F0", "1RECV_B0", "0B0", "0STEP0",
-    ]  # fmt: skip
+    # the receive is posted ahead of what is computed meanwhile
+    assert list(map(str, program.rank_ops(0))) == ["1RECV_B0", "0F0", "1SEND_F0", "0B0", "0STEP0"]
     # the input gradient of a, which nobody wants, is not counted: 2 * 4 examples * 6 * 8
     flops = {str(op): op.flops for op in program.rank_ops(0)}
     assert (flops["0F0"], flops["0B0"]) == (384, 384)

@@ -1,0 +1,391 @@
+"""How much memory every rank needs: its ops walked in the order in which it posts them.
+
+What is alive, by name of the part it is counted under:
+
+    parameters      weights and biases; one flat buffer a segment where the optimizer is sharded
+    velocity        the momentum of all of them, or of this rank's shard
+    gradients       a flat buffer from the start where they are summed over ranks; else tensor by
+                    tensor, from a segment's first backward to its step
+    inputs          what a segment reads, from its forward to its backward; nothing where it is a view
+                    of the output before it
+    activations     what autograd keeps inside a segment (:mod:`orchestrator.simulate.footprint`)
+    outputs         what a segment gives, to the end of its backward
+    received        a receive's buffer, from its posting to the op that reads it
+    sent            the copy that a send of some channels makes, and a shard's in a collective
+    output_gradients  of inputs, from a backward to the backward that reads them
+    workspace       needed for a moment inside the op at the peak
+
+Approximations: a send's copy is counted until the next computation has ended, since it travels under
+it; a framework's context and its allocator's holes are the cluster's ``reserved_GiB``. Images and
+labels before they reach the device, and weights while they are drawn, are the host's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.models.ranges import Ranges, size
+from orchestrator.program.ops import (
+    ALL_GATHER,
+    COMPUTE,
+    LANE_OF,
+    RECEIVE,
+    RECV_F,
+    REDUCE_SCATTER,
+    SEND,
+    SEND_F,
+    STEP,
+    B,
+    F,
+    I,
+    Op,
+    Program,
+    W,
+)
+from orchestrator.program.segments import Message
+from orchestrator.simulate.footprint import Footprint, footprint
+
+PARTS = (
+    "parameters", "velocity", "gradients", "inputs", "activations", "outputs", "received", "sent",
+    "output_gradients", "workspace",
+)  # fmt: skip
+(
+    _PARAMETERS, _VELOCITY, _GRADIENTS, _INPUTS, _ACTIVATIONS, _OUTPUTS, _RECEIVED, _SENT,
+    _OUTPUT_GRADIENTS, _WORKSPACE,
+) = range(len(PARTS))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """What one rank needs.
+
+    Args:
+        peak_bytes: the most that is ever alive.
+        peak_op: during this op.
+        parts: the bytes at that moment by what they are; their sum is ``peak_bytes``.
+        series: (op id, most bytes alive during it) in posting order, if asked for.
+    """
+
+    rank: int
+    peak_bytes: int
+    peak_op: Op
+    parts: dict[str, int]
+    series: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+
+
+def peak_memory(
+    program: Program, ranks: Iterable[int] | None = None, *, series: bool = False
+) -> list[RankMemory]:
+    """The peak of every listed rank (folded replicas need what the first one needs).
+
+    Args:
+        ranks: only these.
+        series: keep the bytes of every op, for pictures.
+    """
+    pieces = _Exchanges(program)
+    wanted = program.ranks if ranks is None else ranks
+    return [_Walk(program, pieces, rank, series=series).result() for rank in wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gather:
+    """How a rank puts a tensor together: is it one that is here already, or a new one?"""
+
+    is_new: bool
+
+
+class _Exchanges:
+    """What is asked of boundaries again and again, answered once for all ranks and chunks."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._arriving: dict[tuple[int, int], dict[int, list[Message]]] = {}
+        self._leaving: dict[int, dict[int, list[Message]]] = {}
+        self._pairs: dict[tuple[int, int], dict[tuple[int, int], Message]] = {}
+        self._footprints: dict[object, Footprint] = {}
+
+    def arriving(self, segment: int, turn: int, rank: int) -> list[Message]:
+        """Messages from which a rank puts its input together."""
+        if (segment, turn) not in self._arriving:
+            by_target: defaultdict[int, list[Message]] = defaultdict(list)
+            for message in self.program.boundaries[segment].messages[turn]:
+                by_target[message.target].append(message)
+            self._arriving[segment, turn] = by_target
+        return self._arriving[segment, turn].get(rank, [])
+
+    def leaving(self, segment: int, rank: int) -> list[Message]:
+        """Messages, of all turns, whose gradients make up that of a rank's output."""
+        if segment not in self._leaving:
+            by_source: defaultdict[int, list[Message]] = defaultdict(list)
+            for turn in self.program.boundaries[segment].messages:
+                for message in turn:
+                    by_source[message.source].append(message)
+            self._leaving[segment] = by_source
+        return self._leaving[segment].get(rank, [])
+
+    def message(self, segment: int, turn: int, source: int, target: int) -> Message:
+        """The message of the forward between two ranks."""
+        if (segment, turn) not in self._pairs:
+            found = self.program.boundaries[segment].messages[turn]
+            self._pairs[segment, turn] = {(m.source, m.target): m for m in found}
+        return self._pairs[segment, turn][source, target]
+
+    def footprint(
+        self, segment: int, rank: int, *, needs_input_gradient: bool, split: bool
+    ) -> Footprint:
+        """Of one rank's part of a segment; parts alike in every size share one."""
+        part = self.program.segments[segment].parts[rank]
+        sizes = tuple(
+            (size(x.part.out), x.part.reads, len(x.tiles), x.parameters) for x in part.layers
+        )
+        key = (segment, part.examples, sizes, needs_input_gradient, split)
+        if key not in self._footprints:
+            self._footprints[key] = footprint(
+                part, self.program.itemsize,
+                needs_input_gradient=needs_input_gradient, split=split,
+            )  # fmt: skip
+        return self._footprints[key]
+
+
+class _Walk:
+    """One rank's ops, in posting order, and what is alive between them."""
+
+    def __init__(self, program: Program, exchanges: _Exchanges, rank: int, *, series: bool) -> None:
+        self.program, self.exchanges, self.rank = program, exchanges, rank
+        self.local_rank = rank % program.ranks_per_replica
+        self.last = len(program.segments) - 1
+        self.alive = [0] * len(PARTS)
+        self.total = self.peak = 0
+        self.peak_op = -1
+        self.at_peak = list(self.alive)
+        self.series: list[tuple[int, int]] | None = [] if series else None
+        self.received: defaultdict[tuple[str, int, int], int] = defaultdict(int)
+        self.inputs: dict[tuple[int, int], int] = {}
+        self.kept: dict[tuple[int, int], int] = {}
+        self.outputs: dict[tuple[int, int], int] = {}
+        self.input_gradients: dict[tuple[int, int], int] = {}
+        self.owed: dict[tuple[int, int], int] = {}
+        self.gradients: dict[int, int] = {}
+        self.sent: list[int] = []  # posted since the last computation
+        self.footprints: dict[int, Footprint] = {}
+        self.reduced: set[int] = set()
+        self._hold_parameters()
+
+    def result(self) -> RankMemory:
+        """Walk all ops."""
+        columns = self.program.columns
+        for i in self.program.order[self.rank]:
+            kind, segment, chunk = columns.kind[i], columns.segment[i], columns.microbatch[i]
+            lane = LANE_OF[kind]
+            if lane == COMPUTE:
+                self._compute(i, kind, segment, chunk)
+            elif lane == RECEIVE:
+                direction = F if kind == RECV_F else B
+                self.received[direction, segment, chunk] += columns.bytes[i]
+                self._add(_RECEIVED, columns.bytes[i])
+                self._note(i, 0)
+            else:
+                copied = self._copied(i, kind, segment, chunk, lane)
+                self._add(_SENT, copied)
+                if copied:
+                    self.sent.append(copied)
+                self._note(i, 0)
+        peak_op = self.program.op(max(self.peak_op, 0))
+        parts = {name: n for name, n in zip(PARTS, self.at_peak, strict=True) if n}
+        return RankMemory(self.rank, self.peak, peak_op, parts, tuple(self.series or ()))
+
+    # -- what is there before the first op ----------------------------------------------------
+
+    def _hold_parameters(self) -> None:
+        program = self.program
+        item = program.itemsize
+        split = any(program.columns.kind[i] == W for i in program.order[self.rank])
+        trained_before = False
+        for segment, buckets in zip(program.segments, program.buckets, strict=True):
+            part = segment.parts.get(self.local_rank)
+            if part:
+                self.footprints[segment.index] = self.exchanges.footprint(
+                    segment.index, self.local_rank,
+                    needs_input_gradient=trained_before, split=split,
+                )  # fmt: skip
+                bucket = next((b for b in buckets if self.local_rank in b.ranks), None)
+                group = (len(bucket.ranks) if bucket else 1) * program.replicas
+                values, shard = part.parameters, part.parameters
+                if program.sharded and group > 1:
+                    shard = -(-values // group)
+                    values = shard * group
+                self._add(_PARAMETERS, values * item)
+                self._add(_VELOCITY, shard * item)
+                if group > 1:
+                    self.reduced.add(segment.index)
+                    self._add(_GRADIENTS, values * item)
+            trained_before = trained_before or bool(buckets)
+
+    # -- computation --------------------------------------------------------------------------
+
+    def _compute(self, i: int, kind: str, segment: int, chunk: int) -> None:
+        travelling = self.sent
+        self.sent = []
+        if kind == STEP:
+            self._note(i, 0)
+            self._add(_GRADIENTS, -self.gradients.pop(segment, 0))
+        elif kind == F:
+            self._forward(i, segment, chunk)
+        elif kind == W:
+            self._weights(i, segment, chunk)
+        else:
+            self._backward(i, kind, segment, chunk)
+        self._add(_SENT, -sum(travelling))
+
+    def _forward(self, i: int, segment: int, chunk: int) -> None:
+        mine = self.footprints[segment]
+        self.inputs[segment, chunk] = self._take_input(i, mine, segment, chunk)
+        if self.program.recomputes(segment, chunk):
+            self._note(i, mine.bare_forward_most)
+            kept = 0
+        else:
+            self._note(i, mine.forward_most)
+            kept = mine.kept
+        self.kept[segment, chunk] = kept
+        self._add(_ACTIVATIONS, kept)
+        if segment < self.last:
+            self.outputs[segment, chunk] = mine.output
+            self._add(_OUTPUTS, mine.output)
+
+    def _take_input(self, i: int, mine: Footprint, segment: int, chunk: int) -> int:
+        """Put the input together; its bytes, 0 where it is a view of an output that is here."""
+        if segment == 0:
+            self._add(_INPUTS, mine.input)
+            return mine.input
+        boundary = self.program.boundaries[segment]
+        messages = self.exchanges.arriving(segment, chunk % boundary.turns, self.local_rank)
+        buffers = self.received.pop((F, segment, chunk), 0)
+        found = mine.input
+        if len(messages) == 1 and not boundary.summed:
+            only = messages[0]
+            before = self.program.segments[segment - 1].parts.get(self.local_rank)
+            if only.source == self.local_rank and before is not None:
+                found = 0 if _is_view(only.taken, size(before.out)) else mine.input
+            self._add(_RECEIVED, -buffers)
+            self._add(_INPUTS, found)
+            return found
+        self._add(_INPUTS, found)
+        self._note(i, 0)  # buffers and the tensor they are written into, both
+        self._add(_RECEIVED, -buffers)
+        return found
+
+    def _backward(self, i: int, kind: str, segment: int, chunk: int) -> None:
+        mine, key = self.footprints[segment], (segment, chunk)
+        recomputed = self.program.recomputes(segment, chunk)
+        output = self.outputs.pop(key, 0)
+        if recomputed:  # the output of the first forward was kept for its sending only
+            self._add(_OUTPUTS, -output)
+            output = 0
+        gradient = self._take_output_gradient(i, mine, segment, chunk)
+        if recomputed:
+            self._note(i, mine.forward_most)
+            output = mine.output
+            self._add(_OUTPUTS, output)
+            self.kept[key] = mine.kept
+            self._add(_ACTIVATIONS, mine.kept)
+        self._note(i, mine.backward_most)
+        if mine.input_gradient:
+            self.input_gradients[key] = mine.input_gradient
+            self._add(_OUTPUT_GRADIENTS, mine.input_gradient)
+        if kind == I:  # W still needs inputs, outputs and the gradients of outputs
+            left = mine.kept_after_input
+            self._add(_ACTIVATIONS, left - self.kept[key])
+            self.kept[key] = left
+            self.outputs[key], self.owed[key] = output, gradient
+            return
+        self._forget(key, output, gradient)
+        self._accumulate(segment, mine)
+
+    def _weights(self, i: int, segment: int, chunk: int) -> None:
+        mine, key = self.footprints[segment], (segment, chunk)
+        self._note(i, mine.weight_most)
+        self._forget(key, self.outputs.pop(key, 0), self.owed.pop(key, 0))
+        self._accumulate(segment, mine)
+
+    def _forget(self, key: tuple[int, int], output: int, gradient: int) -> None:
+        self._add(_OUTPUTS, -output)
+        self._add(_OUTPUT_GRADIENTS, -gradient)
+        self._add(_ACTIVATIONS, -self.kept.pop(key))
+        self._add(_INPUTS, -self.inputs.pop(key))
+
+    def _accumulate(self, segment: int, mine: Footprint) -> None:
+        if segment not in self.reduced and segment not in self.gradients:
+            self.gradients[segment] = mine.weights
+            self._add(_GRADIENTS, mine.weights)
+
+    def _take_output_gradient(self, i: int, mine: Footprint, segment: int, chunk: int) -> int:
+        """Put the gradient of an output together; its bytes."""
+        following = segment + 1
+        if following > self.last:
+            return 0
+        turns = self.program.boundaries[following].turns
+        buffers = local = 0
+        for reader in range(chunk * turns, (chunk + 1) * turns):
+            buffers += self.received.pop((B, following, reader), 0)
+            local += self.input_gradients.pop((following, reader), 0)
+        pieces = self.exchanges.leaving(following, self.local_rank)
+        output = self.program.segments[segment].parts[self.local_rank].output_shape
+        values = 1
+        for n in output:
+            values *= n
+        whole = values * self.program.itemsize
+        if len(pieces) == 1 and pieces[0].values == values:
+            # A view: of the buffer, or of the input gradient that it was cut from.
+            self._add(_RECEIVED, -buffers)
+            self._add(_OUTPUT_GRADIENTS, buffers)
+            return buffers + local
+        self._add(_OUTPUT_GRADIENTS, whole)
+        self._note(i, 0)
+        self._add(_RECEIVED, -buffers)
+        self._add(_OUTPUT_GRADIENTS, -local)
+        return whole
+
+    # -- communication ------------------------------------------------------------------------
+
+    def _copied(self, i: int, kind: str, segment: int, chunk: int, lane: str) -> int:
+        """Bytes that a send or a collective copies: channels that do not lie together; a shard."""
+        columns, program = self.program.columns, self.program
+        if lane != SEND:
+            shares = kind in (REDUCE_SCATTER, ALL_GATHER)
+            return columns.bytes[i] // len(columns.peers[i]) if shares else 0
+        boundary = program.boundaries[segment]
+        peer = columns.peers[i][0] % program.ranks_per_replica
+        turn = chunk % boundary.turns
+        if kind == SEND_F:
+            message = self.exchanges.message(segment, turn, self.local_rank, peer)
+            holder, where = program.segments[segment - 1].parts[self.local_rank].out, message.taken
+        else:
+            message = self.exchanges.message(segment, turn, peer, self.local_rank)
+            holder, where = program.segments[segment].parts[self.local_rank].reads, message.given
+        return 0 if _is_view(where, size(holder)) else columns.bytes[i]
+
+    # -- bookkeeping --------------------------------------------------------------------------
+
+    def _add(self, part: int, amount: int) -> None:
+        self.alive[part] += amount
+        self.total += amount
+
+    def _note(self, i: int, workspace: int) -> None:
+        """Op ``i`` needs so much on top of what is alive."""
+        now = self.total + workspace
+        if now > self.peak:
+            self.peak, self.peak_op = now, i
+            self.at_peak = list(self.alive)
+            self.at_peak[_WORKSPACE] = workspace
+        if self.series is not None:
+            if self.series and self.series[-1][0] == i:
+                now = max(now, self.series.pop()[1])
+            self.series.append((i, now))
+
+
+def _is_view(where: tuple[Ranges, Ranges], channels: int) -> bool:
+    """Whether examples x channels of a tensor lie in memory one after another."""
+    examples, taken = where
+    return len(examples) == 1 and taken == ((0, channels),)
