@@ -48,6 +48,8 @@ DRIVER = -1  # the rank of the driver's own events
 _POLL_S = 0.1
 _GRACE_S = 1.0  # after a failure: how long the other ranks have to say what they saw
 _CONNECT_S = 5.0
+_LATE_S = 3.0  # how long freed CPUs may take to be reported as free
+_SHORT_PATIENCE_S = 2.0  # the same, where ray.shutdown follows and ends what is left
 _PATIENCE_S = 10.0  # after an abort: how long Ray Train has to notice
 
 # Set for the length of a launch where the user has not set them.
@@ -123,7 +125,7 @@ def launch(
         _environment(),
         _quiet_raylet(),
         _sigterm_interrupts(),
-        _connected(address, world_size, tell),
+        _connected(address, world_size, tell) as ours,
     ):
         use_gpu = _check_resources(world_size, use_gpu, tell)
         lines = WorkerLines(ray.util.get_node_ip_address())
@@ -145,7 +147,7 @@ def launch(
                 watch.until_the_end(start_timeout_s, stop_when)
             finally:
                 lines.abort()  # nothing to do where all went well
-                fit.join(_PATIENCE_S)
+                fit.join(_SHORT_PATIENCE_S if ours else _PATIENCE_S)
                 lines.close()
 
 
@@ -419,20 +421,23 @@ def _interrupt_on_sigterm() -> None:
 
 
 @contextlib.contextmanager
-def _connected(address: str | None, world_size: int, tell: Callable[[str], None]) -> Iterator[None]:
-    """A Ray connection; ended afterwards unless the caller had it before."""
+def _connected(address: str | None, world_size: int, tell: Callable[[str], None]) -> Iterator[bool]:
+    """A Ray connection; ours (True) and ended afterwards unless the caller had it before."""
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address == "local":
-            _start(world_size, options, tell)
-        else:
-            _attach(address, options, tell)
+        try:
+            if address == "local":
+                _start(world_size, options, tell)
+            else:
+                _attach(address, options, tell)
+        except SystemExit as error:  # what Ray's own handler makes of a SIGTERM
+            raise KeyboardInterrupt from error
         _interrupt_on_sigterm()  # ray.init puts its own handler there
-        yield
+        yield True
     finally:
         ray.shutdown()
 
@@ -487,7 +492,7 @@ def _keep_token_in_memory() -> None:
 
 def _check_resources(world_size: int, use_gpu: bool | None, tell: Callable[[str], None]) -> bool:
     """Whether to use GPUs; raises InputError if the cluster cannot hold the workers now."""
-    total, free = ray.cluster_resources(), ray.available_resources()
+    total = ray.cluster_resources()
     gpus = int(total.get("GPU", 0))
     if use_gpu is None:
         use_gpu = gpus >= 1 and _torch_sees_cuda()
@@ -503,7 +508,7 @@ def _check_resources(world_size: int, use_gpu: bool | None, tell: Callable[[str]
         )
     needs = _resources_per_worker(use_gpu)
     ever = sum(_slots(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
-    now = min(ever, _slots(free, needs))
+    now = min(ever, _free_slots(needs, min(ever, world_size)))
     what = "one GPU and one CPU" if use_gpu else "one CPU"
     if ever < world_size:
         raise InputError(
@@ -521,6 +526,16 @@ def _check_resources(world_size: int, use_gpu: bool | None, tell: Callable[[str]
             "`ray start --address=HEAD:6379`, take a plan with fewer ranks, or `--launcher local`",
         )
     return use_gpu
+
+
+def _free_slots(needs: dict[str, float], wanted: int) -> int:
+    """How many workers fit now; what a run that just ended held is reported a moment late."""
+    deadline = time.monotonic() + _LATE_S
+    while True:
+        free = _slots(ray.available_resources(), needs)
+        if free >= wanted or time.monotonic() > deadline:
+            return free
+        time.sleep(_POLL_S)
 
 
 def _slots(resources: dict[str, float], needs: dict[str, float]) -> int:

@@ -224,11 +224,11 @@ def _chunks(
             size = updates[layer.name]
             chunk = _finer(chunk, size, microbatch % size, plan, number, "layer_batch")
         chunks.append(chunk)
-    if model.layers[0].name in updates:
+    if updates and all(x.name in updates for x in model.layers if x.has_weights):
         raise InputError(
-            "every layer is in layer_batch: that is a smaller batch for all",
+            "every layer with weights is in layer_batch: that is a smaller batch for all",
             plan.place(("training", "layer_batch")),
-            f"global_batch_size: {updates[model.layers[0].name]}",
+            f"global_batch_size: {min(updates.values())}",
         )
     finer = (i for i, c in enumerate(chunks) if c < microbatch or model.layers[i].name in updates)
     refined = next(finer, None)

@@ -88,13 +88,21 @@ class CollectiveTime:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All that was measured in one go, and on what."""
+    """All that was measured in one go, and on what.
+
+    Args:
+        threads: of each rank on a processor.
+        dispatch_s: seconds that the executor adds to every computation.
+        compute_slowdown: fraction of its speed that computation loses under a transfer.
+    """
 
     date: str
     hardware: str
     model: str
     versions: Mapping[str, str]
     threads: int = 0
+    dispatch_s: float = 0.0
+    compute_slowdown: float = 0.0
     layers: tuple[LayerTime, ...] = ()
     optimizer: tuple[OptimizerTime, ...] = ()
     links: tuple[LinkTime, ...] = ()

@@ -1,6 +1,6 @@
-"""What the forward and backward of one segment part keep in memory, and what they need for a moment.
+"""What forward and backward of one segment part keep in memory, and what they need for a moment.
 
-The terms follow what autograd saves for the executor's layers (``torch/derivatives.yaml``, torch 2.13,
+The terms follow what autograd saves for the executor's layers (torch 2.13's ``derivatives.yaml``
 and :mod:`orchestrator.models.torch_layers`), for one chunk of n examples::
 
     layer      keeps for its backward                 needs for a moment
@@ -12,8 +12,8 @@ and :mod:`orchestrator.models.torch_layers`), for one chunk of n examples::
     dropout    the mask                               three int64 a value, to draw it
     loss       the log of the softmax                 the same once more in the backward
 
-A tensor that two layers keep is counted once. The input of the segment and its output are counted by
-the walk over the program (:mod:`orchestrator.simulate.memory`), since they outlive it.
+A tensor that two layers keep is counted once. The segment's input and output are counted by the
+walk over the program (:mod:`orchestrator.simulate.memory`), since they outlive it.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ def footprint(
         bare_forward_most=bare.most,
         backward_most=back.most,
         kept_after_input=back.kept,
-        weight_most=weights + max((layer.backward_extra for layer in layers if layer.weights), default=0),
-    )  # fmt: skip
+        weight_most=weights + max(layer.backward_extra if layer.weights else 0 for layer in layers),
+    )
 
 
 def _runs(layers: list[LayerMemory]) -> list[list[LayerMemory]]:
@@ -277,7 +277,7 @@ def _backward(
         deferred = split and bool(run[0].weights)
         if deferred:
             owed += gradient
-            now, gradient = now, 0  # it stays alive for W
+            gradient = 0  # it stays alive for W
         for layer, freed_here in zip(reversed(run), reversed(free), strict=True):
             position -= 1
             if layer.same:

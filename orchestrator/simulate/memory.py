@@ -6,8 +6,8 @@ What is alive, by name of the part it is counted under:
     velocity        the momentum of all of them, or of this rank's shard
     gradients       a flat buffer from the start where they are summed over ranks; else tensor by
                     tensor, from a segment's first backward to its step
-    inputs          what a segment reads, from its forward to its backward; nothing where it is a view
-                    of the output before it
+    inputs          what a segment reads, from its forward to its backward; nothing where it is a
+                    view of the output before it
     activations     what autograd keeps inside a segment (:mod:`orchestrator.simulate.footprint`)
     outputs         what a segment gives, to the end of its backward
     received        a receive's buffer, from its posting to the op that reads it
@@ -15,9 +15,9 @@ What is alive, by name of the part it is counted under:
     output_gradients  of inputs, from a backward to the backward that reads them
     workspace       needed for a moment inside the op at the peak
 
-Approximations: a send's copy is counted until the next computation has ended, since it travels under
-it; a framework's context and its allocator's holes are the cluster's ``reserved_GiB``. Images and
-labels before they reach the device, and weights while they are drawn, are the host's.
+Approximations: a send's copy is counted until the next computation has ended, since it travels
+under it; a framework's context and its allocator's holes are the cluster's ``reserved_GiB``. Images
+and labels before they reach the device, and weights while they are drawn, are the host's.
 """
 
 from __future__ import annotations
@@ -87,13 +87,6 @@ def peak_memory(
     pieces = _Exchanges(program)
     wanted = program.ranks if ranks is None else ranks
     return [_Walk(program, pieces, rank, series=series).result() for rank in wanted]
-
-
-@dataclass(frozen=True, slots=True)
-class _Gather:
-    """How a rank puts a tensor together: is it one that is here already, or a new one?"""
-
-    is_new: bool
 
 
 class _Exchanges:
@@ -291,7 +284,7 @@ class _Walk:
             self.kept[key] = mine.kept
             self._add(_ACTIVATIONS, mine.kept)
         self._note(i, mine.backward_most)
-        if mine.input_gradient:
+        if mine.input_gradient:  # popped by the backward that reads it here; sent away, it stays
             self.input_gradients[key] = mine.input_gradient
             self._add(_OUTPUT_GRADIENTS, mine.input_gradient)
         if kind == I:  # W still needs inputs, outputs and the gradients of outputs

@@ -201,6 +201,32 @@ def test_too_many_workers_are_refused_with_numbers(cluster: None) -> None:
         launch(_add, 1, world_size=2, use_gpu=True, on_event=Recorder())
 
 
+@pytest.mark.ray
+def test_a_busy_cluster_is_told_from_a_small_one(cluster: None) -> None:
+    from orchestrator.execute.ray_launch import launch
+
+    class Holder:
+        def ready(self) -> None: ...
+
+    holder = ray.remote(num_cpus=ray.cluster_resources()["CPU"] - 1)(Holder).remote()
+    ray.get(holder.ready.remote())
+    try:
+        with pytest.raises(InputError, match="but has 1 free now") as caught:
+            launch(_add, 1, world_size=2, on_event=Recorder())
+        assert "wait until other jobs end" in caught.value.remedy
+    finally:
+        ray.kill(holder)
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    from orchestrator.execute import ray_launch
+
+    with pytest.raises(InputError, match="no Ray cluster answers at 127.0.0.1:1"):
+        ray_launch._attach("127.0.0.1:1", {}, lambda text: None)
+    with pytest.raises(InputError, match="not one a driver can join"):
+        ray_launch._attach("http://127.0.0.1:8265", {}, lambda text: None)
+
+
 # torchrun needs no Ray.
 
 

@@ -1,0 +1,215 @@
+"""What an op costs on a device: from a calibration where one was made, else by the roofline.
+
+Roofline (Williams, Waterman, Patterson 2009): a layer takes the longer of its arithmetic at a stated
+fraction of the peak and its memory traffic at a stated fraction of the bandwidth, and an overhead
+for each kernel it starts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from orchestrator.errors import InputError
+from orchestrator.models.ranges import size
+from orchestrator.program.ops import STEP, B, F, I, Program, W
+from orchestrator.program.segments import LayerPart, SegmentPart
+from orchestrator.simulate.calibration import Pass, shape_key
+from orchestrator.simulate.cluster import Cluster, Device
+from orchestrator.simulate.collectives import Collectives, Phase
+from orchestrator.simulate.network import Topology
+
+Point = tuple[float, float]
+
+
+class CostModel:
+    """Durations of a program's ops on a cluster, each worked out once.
+
+    ``notes`` collects what a user should know: layers that were not measured, sizes beyond what was.
+    """
+
+    def __init__(self, program: Program, cluster: Cluster, topology: Topology) -> None:
+        self.program, self.cluster, self.topology = program, cluster, topology
+        self.calibration = cluster.calibration
+        self.collectives = Collectives(topology, program.ranks)
+        self.notes: dict[str, None] = {}  # an ordered set
+        self._seconds: dict[tuple[int, str, int, bool, int], float] = {}
+        self._latencies: dict[tuple[int, int, int], float | None] = {}
+        self._phases: dict[tuple[str, int, tuple[int, ...]], tuple[Phase, ...] | None] = {}
+        weighted = [any(p.parameters for p in s.parts.values()) for s in program.segments]
+        self._trained_before = [any(weighted[:i]) for i in range(len(weighted))]
+
+    # -- computation --------------------------------------------------------------------------
+
+    def computation(self, program: Program, i: int) -> float:
+        """Seconds of computation op ``i``, alone on its device."""
+        columns = program.columns
+        rank, kind, segment = columns.rank[i], columns.kind[i], columns.segment[i]
+        again = kind in (B, I) and program.recomputes(segment, columns.microbatch[i])
+        key = (segment, kind, rank, again, columns.bytes[i])
+        seconds = self._seconds.get(key)
+        if seconds is None:
+            seconds = self._computation(rank, kind, segment, again, columns.bytes[i])
+            self._seconds[key] = seconds
+        return seconds
+
+    def _computation(self, rank: int, kind: str, segment: int, again: bool, bytes_: int) -> float:
+        device = self.cluster.device(rank)
+        slowness = self.cluster.slowness(rank)
+        part = self.program.segments[segment].parts[rank % self.program.ranks_per_replica]
+        if kind == STEP:
+            return slowness * self._update(device, part, bytes_)
+        passes = {F: "forward", B: "backward", I: "backward_input", W: "backward_weight"}
+        seconds = self._layers(device, segment, part, passes[kind])
+        if again:
+            seconds += self._layers(device, segment, part, "forward")
+        return slowness * (seconds + self._dispatch(kind))
+
+    def _dispatch(self, kind: str) -> float:
+        """What the executor itself adds to every computation, where it was measured."""
+        return self.calibration.dispatch_s if self.calibration else 0.0
+
+    def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> float:
+        total = 0.0
+        needed = self._trained_before[segment]  # whether a layer's input gradient is needed
+        for layer in part.layers:
+            now = direction
+            if direction != "forward" and not needed:
+                # the very first weights: no input gradient; before them nothing at all
+                now = "backward_weight" if layer.tiles and direction != "backward_input" else ""
+            if direction == "backward_weight" and not layer.tiles:
+                now = ""
+            needed = needed or bool(layer.tiles)
+            if now:
+                total += self.layer(device, layer, part.examples, now)  # type: ignore[arg-type]
+        return total
+
+    def layer(self, device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
+        """Seconds of one pass of one layer part over so many images."""
+        kind, dtype = layer.sized.kind, self.program.dtype
+        if kind == "sum" or not examples:
+            return 0.0
+        if self.calibration is not None:
+            rows = self.calibration.rows(kind, shape_key(layer), dtype, direction)
+            if rows:
+                points = [(row.batch, row.seconds) for row in rows]
+                return self._interpolate(points, examples, f"{layer.sized.name} {direction}")
+            self.notes[f"{layer.sized.name} {direction} was not measured: estimated"] = None
+        return self._roofline(device, layer, examples, direction)
+
+    def _roofline(
+        self, device: Device, layer: LayerPart, examples: int, direction: Pass
+    ) -> float:
+        dtype = self.program.dtype
+        peak = device.flops.get(dtype)
+        if peak is None:
+            raise InputError(
+                f"{device.name} has no tflops for {dtype}; it has: {', '.join(device.flops)}",
+                self.cluster.label,
+                f"device.tflops.{dtype}, or training.dtype in the plan",
+            )
+        both = 2 if direction == "backward" else 1
+        flops = 2 * layer.macs_per_image * examples * both
+        values = examples * (
+            size(layer.part.reads) * layer.sized.in_values
+            + size(layer.part.out) * layer.sized.out_values
+        )
+        if layer.tiles:
+            traffic = both * (values + layer.parameters) * self.program.itemsize
+        else:  # forward reads x and writes y; backward reads what was kept and g, and writes gx
+            traffic = (values if direction == "forward" else 2 * values) * self.program.itemsize
+        kind = layer.sized.kind
+        fraction = device.efficiency.get("memory", 1.0)
+        if not layer.tiles:
+            fraction = device.efficiency.get(kind, fraction)
+        arithmetic = flops / (peak * device.efficiency.get(kind, 1.0)) if flops else 0.0
+        movement = traffic / (device.memory_bandwidth * fraction)
+        return max(arithmetic, movement) + device.kernel_overhead_s * both
+
+    def _update(self, device: Device, part: SegmentPart, bytes_: int) -> float:
+        """Reads weights, gradients and velocities, writes weights and velocities."""
+        if self.calibration is not None and self.calibration.optimizer:
+            points = [(row.bytes, row.seconds) for row in self.calibration.optimizer]
+            return self._interpolate(points, bytes_, "optimizer")
+        tensors = sum(len(layer.tiles) + bool(layer.bias) for layer in part.layers)
+        fraction = device.efficiency.get("memory", 1.0)
+        return 5 * bytes_ / (device.memory_bandwidth * fraction) + (
+            tensors * device.kernel_overhead_s
+        )
+
+    # -- communication ------------------------------------------------------------------------
+
+    def latency(self, source: int, target: int, size: int) -> float | None:
+        """Measured time of a message less the time its bytes take; None if not measured."""
+        if self.calibration is None or not self.calibration.links:
+            return None
+        key = (source, target, size)
+        if key not in self._latencies:
+            level = self.cluster.network[self.cluster.level_between(source, target)].name
+            points = sorted(
+                (row.bytes, row.seconds) for row in self.calibration.links if row.level == level
+            )
+            found = None
+            if points:
+                route = self.topology.path(source, target)[0]
+                flowing = size / min(self.topology.capacity[x] for x in route)
+                whole = self._interpolate(points, size, f"messages over {level}")
+                found = max(0.0, whole - flowing)
+            self._latencies[key] = found
+        return self._latencies[key]
+
+    def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
+        """A measured collective as one phase; None if this kind and group size was not measured."""
+        if self.calibration is None:
+            return None
+        key = (kind, size, group)
+        if key not in self._phases:
+            points = sorted(
+                (row.bytes, row.seconds)
+                for row in self.calibration.collectives
+                if (row.kind, row.ranks) == (kind, len(group))
+            )
+            found = None
+            if points:
+                (ring,) = next(
+                    c.phases
+                    for c in self.collectives.candidates(kind, size, group)
+                    if c.algorithm == "ring"
+                )
+                capacity = self.topology.capacity
+                flowing = ring.size / min(capacity[x] / w for x, w in ring.load)
+                whole = self._interpolate(points, size, f"{kind} over {len(group)} ranks")
+                found = (Phase(max(0.0, whole - flowing), ring.size, ring.load),)
+            self._phases[key] = found
+        return self._phases[key]
+
+    def slowdown(self, rank: int) -> float:
+        """Fraction of its speed that computation loses under a transfer of its rank."""
+        return self.calibration.compute_slowdown if self.calibration else 0.0
+
+    def _interpolate(self, points: Sequence[Point], at: float, what: str) -> float:
+        """Straight lines between measured points; beyond them the nearest one's slope, and a note."""
+        xs = [x for x, _ in points]
+        if len(points) == 1 or at <= xs[0]:
+            x, y = points[0]
+            if at < x:
+                return self._below(points, at)
+            if at > x:
+                self.notes[f"{what}: measured at {x:,.0f} only, used for {at:,.0f}"] = None
+            return y * at / x if len(points) == 1 else y
+        i = min(bisect_left(xs, at), len(points) - 1)
+        (x0, y0), (x1, y1) = points[i - 1], points[i]
+        if at > x1:
+            self.notes[f"{what}: measured up to {x1:,.0f}, extrapolated to {at:,.0f}"] = None
+        return max(0.0, y0 + (y1 - y0) * (at - x0) / (x1 - x0))
+
+    def _below(self, points: Sequence[Point], at: float) -> float:
+        """Under the smallest measured size: its own time, less what the slope says of the rest."""
+        (x0, y0) = points[0]
+        if len(points) == 1:
+            return y0 * at / x0
+        (x1, y1) = points[1]
+        line = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+        return max(line, y0 * at / x0)
+
+

@@ -1,0 +1,318 @@
+"""The clock: ranks, lanes and links go through a program's ops, and time moves from event to event.
+
+What meets is one *activity*: a computation, a send with its receive, a collective over its group. An
+activity starts when everything it needs has ended: the ``needs`` of its ops, and the op before each
+of them on its lane. That is all the order there is; the program has put it there. Events are taken
+from a heap by (time, counter), so two runs are the same to the byte.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from orchestrator.observe.timeline import StepTimes
+from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, SEND, Program
+from orchestrator.simulate.collectives import Collectives, Phase
+from orchestrator.simulate.network import Load, Network, Route, Topology, bundles
+
+
+class Costs(Protocol):
+    """What the engine asks about durations; all in seconds."""
+
+    def computation(self, program: Program, i: int) -> float:
+        """Of a computation, alone on its device."""
+
+    def latency(self, source: int, target: int, size: int) -> float | None:
+        """Of a message before its bytes flow, where it was measured; None for the link's own."""
+
+    def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
+        """Of a collective, where it was measured; None to plan it from the links."""
+
+    def slowdown(self, rank: int) -> float:
+        """Fraction of its speed that computation loses while a transfer of its rank is under way."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A program's ops as activities.
+
+    Args:
+        activity: by op, its activity.
+        ops: by activity, its ops; the first names it.
+        after: by activity, the activities that need it.
+        missing: by activity, how many it needs.
+    """
+
+    activity: list[int]
+    ops: list[tuple[int, ...]]
+    after: list[list[int]]
+    missing: list[int]
+
+
+def build_graph(program: Program) -> Graph:
+    """Merge what meets, and turn ``needs`` and lanes into edges."""
+    columns = program.columns
+    kinds, ranks, all_peers = columns.kind, columns.rank, columns.peers
+    lanes = [LANE_OF[kind] for kind in kinds]
+    activity = [-1] * len(columns)
+    ops: list[tuple[int, ...]] = []
+    halves: defaultdict[tuple[int, int], tuple[deque[int], deque[int]]]
+    halves = defaultdict(lambda: (deque(), deque()))
+    met: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
+    counts: defaultdict[tuple[tuple[int, ...], int], int] = defaultdict(int)
+    for i, lane in enumerate(lanes):
+        if lane == COMPUTE:
+            activity[i] = len(ops)
+            ops.append((i,))
+        elif lane == REDUCE:
+            group = all_peers[i]
+            number = counts[group, ranks[i]]
+            counts[group, ranks[i]] = number + 1
+            met[group, number].append(i)
+        else:
+            sent = lane == SEND
+            peer = all_peers[i][0]
+            sends, receives = halves[(ranks[i], peer) if sent else (peer, ranks[i])]
+            others = receives if sent else sends
+            if others:
+                other = others.popleft()
+                activity[i] = activity[other] = len(ops)
+                ops.append((i, other) if sent else (other, i))
+            else:
+                (sends if sent else receives).append(i)
+    for members in met.values():
+        for i in members:
+            activity[i] = len(ops)
+        ops.append(tuple(members))
+    return Graph(activity, ops, *_edges(program, lanes, activity, len(ops)))
+
+
+def _edges(
+    program: Program, lanes: list[str], activity: list[int], count: int
+) -> tuple[list[list[int]], list[int]]:
+    columns = program.columns
+    ranks, all_peers = columns.rank, columns.peers
+    after: list[list[int]] = [[] for _ in range(count)]
+    missing = [0] * count
+    last: dict[tuple[int, str, int], int] = {}
+    for i, needs in enumerate(columns.needs):
+        mine = activity[i]
+        for need in needs:
+            after[activity[need]].append(mine)
+        missing[mine] += len(needs)
+        lane = lanes[i]
+        if lane in ("send", "receive"):
+            key = (ranks[i], lane, all_peers[i][0])
+        else:
+            key = (ranks[i], lane, -1)
+        before = last.get(key)
+        if before is not None:
+            after[before].append(mine)
+            missing[mine] += 1
+        last[key] = mine
+    return after, missing
+
+
+class _Running(NamedTuple):
+    activity: int
+    left: float
+    since: float
+    speed: float
+    version: int
+
+
+class Engine:
+    """Runs one step of a program on a topology."""
+
+    def __init__(self, program: Program, topology: Topology, costs: Costs) -> None:
+        self.program, self.topology, self.costs = program, topology, costs
+        self.collectives = Collectives(topology, program.ranks)
+        self.graph = build_graph(program)
+        self._shares: dict[tuple[tuple[int, int], ...], list[tuple[Load, list[int]]]] = {}
+
+    def run(self) -> StepTimes:
+        """One step, starting at 0."""
+        graph = self.graph
+        count = len(graph.ops)
+        self.start, self.end = [0.0] * count, [0.0] * count
+        self.missing = list(graph.missing)
+        self.heap: list[tuple[float, int, int, int]] = []  # time, counter, what, which
+        self.counter = 0
+        self.network = Network(self.topology.capacity)
+        self.starting: list[int] = []  # transfers that start at this moment
+        self.waiting: list[tuple[Load, float, list[int]]] = []  # flows behind their latency
+        self.phases: dict[int, deque[Phase]] = {}
+        self.running: dict[int, _Running] = {}  # by rank
+        self.transfers = [0] * len(self.program.order)  # under way, by rank
+        self.slowed = any(self.costs.slowdown(r) > 0 for r in self.program.ranks)
+        ended = 0
+        for i in range(count):
+            if not self.missing[i]:
+                self._begin(i, 0.0)
+        now = 0.0
+        while True:
+            if self.starting:
+                self._start_transfers(now)
+            self.network.settle(now)
+            now = self._next_time()
+            if now == float("inf"):
+                break
+            ended += self._advance(now)
+        assert ended == count, f"{count - ended} activities never started"
+        return self._times()
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _next_time(self) -> float:
+        at = self.network.next_end()
+        return min(at, self.heap[0][0]) if self.heap else at
+
+    def _advance(self, now: float) -> int:
+        """Everything that happens now; returns how many activities end."""
+        ended = []
+        for flow in self.network.take_ended(now):
+            ended += [i for i in flow.members if self._phase_over(i, now)]
+        while self.heap and self.heap[0][0] <= now:
+            _, _, what, which = heapq.heappop(self.heap)
+            if what == 0:
+                ended += self._compute_over(which, now)
+            else:
+                load, size, members = self.waiting[which]
+                if load and size > 0:
+                    self.network.add(now, load, size, members)
+                else:
+                    ended += [i for i in members if self._phase_over(i, now)]
+        after, missing = self.graph.after, self.missing
+        for i in ended:
+            self.end[i] = now
+            for other in after[i]:
+                missing[other] -= 1
+                if not missing[other]:
+                    self._begin(other, now)
+        return len(ended)
+
+    def _push(self, at: float, what: int, which: int) -> None:
+        self.counter += 1
+        heapq.heappush(self.heap, (at, self.counter, what, which))
+
+    def _begin(self, i: int, now: float) -> None:
+        self.start[i] = now
+        op = self.graph.ops[i][0]
+        if len(self.graph.ops[i]) > 1 or LANE_OF[self.program.columns.kind[op]] != COMPUTE:
+            self.starting.append(i)
+            return
+        seconds = self.costs.computation(self.program, op)
+        if not self.slowed:
+            self._push(now + seconds, 0, i)
+            return
+        rank = self.program.columns.rank[op]
+        speed = 1 - self.costs.slowdown(rank) if self.transfers[rank] else 1.0
+        self.running[rank] = _Running(i, seconds, now, speed, self.counter)
+        self._push(now + seconds / speed, 0, i)
+
+    # -- computation that transfers slow down -------------------------------------------------
+
+    def _compute_over(self, i: int, now: float) -> list[int]:
+        if not self.slowed:
+            return [i]
+        rank = self.program.columns.rank[self.graph.ops[i][0]]
+        running = self.running.get(rank)
+        if running is None or running.activity != i:
+            return []  # ended before, this event is of an earlier speed
+        left = running.left - (now - running.since) * running.speed
+        if left > 1e-12 * max(now, 1e-3):
+            return []
+        del self.running[rank]
+        return [i]
+
+    def _count_transfer(self, i: int, by: int, now: float) -> None:
+        """A transfer of some ranks begins or ends: computations there change their speed."""
+        for op in self.graph.ops[i]:
+            rank = self.program.columns.rank[op]
+            before = self.transfers[rank]
+            self.transfers[rank] = before + by
+            running = self.running.get(rank)
+            if running is not None and (before == 0 or before + by == 0):
+                left = running.left - (now - running.since) * running.speed
+                speed = 1.0 if before + by == 0 else 1 - self.costs.slowdown(rank)
+                self.running[rank] = _Running(running.activity, left, now, speed, self.counter)
+                self._push(now + max(0.0, left) / speed, 0, running.activity)
+
+    # -- transfers ----------------------------------------------------------------------------
+
+    def _start_transfers(self, now: float) -> None:
+        """Transfers that start at this moment: those of equal size are put together."""
+        columns = self.program.columns
+        alike: defaultdict[tuple[int, float], list[int]] = defaultdict(list)
+        begun, self.starting = self.starting, []
+        for i in begun:
+            if self.slowed:
+                self._count_transfer(i, 1, now)
+            op = self.graph.ops[i][0]
+            if LANE_OF[columns.kind[op]] == REDUCE:
+                self._start_collective(i, op, now)
+                continue
+            source, target, size = columns.rank[op], columns.peers[op][0], columns.bytes[op]
+            latency = self.costs.latency(source, target, size)
+            if latency is None:
+                latency = self.topology.path(source, target)[1]
+            alike[size, latency].append(i)
+        for (size, latency), members in alike.items():
+            for load, places in self._bundled(members):
+                self._flow(now + latency, load, size, [members[p] for p in places])
+
+    def _bundled(self, members: list[int]) -> list[tuple[Load, list[int]]]:
+        columns, ops = self.program.columns, self.graph.ops
+        pairs = tuple((columns.rank[ops[i][0]], columns.peers[ops[i][0]][0]) for i in members)
+        found = self._shares.get(pairs)
+        if found is None:
+            routes: Sequence[Route] = [self.topology.path(a, b)[0] for a, b in pairs]
+            found = self._shares[pairs] = bundles(routes, self.topology.capacity)
+        return found
+
+    def _start_collective(self, i: int, op: int, now: float) -> None:
+        columns = self.program.columns
+        kind, size, group = columns.kind[op], columns.bytes[op], columns.peers[op]
+        phases = self.costs.phases(kind, size, group)
+        if phases is None:
+            phases = self.collectives.plan(kind, size, group).phases
+        self.phases[i] = deque(phases)
+        self._next_phase(i, now)
+
+    def _next_phase(self, i: int, now: float) -> None:
+        phase = self.phases[i].popleft()
+        self._flow(now + phase.latency, phase.load, phase.size, [i])
+
+    def _flow(self, at: float, load: Load, size: float, members: list[int]) -> None:
+        self.waiting.append((load, size, members))
+        self._push(at, 1, len(self.waiting) - 1)
+
+    def _phase_over(self, i: int, now: float) -> bool:
+        """Whether a transfer has ended with its last phase."""
+        if self.phases.get(i):
+            self._next_phase(i, now)
+            return False
+        if self.slowed:
+            self._count_transfer(i, -1, now)
+        return True
+
+    # -- what comes out -----------------------------------------------------------------------
+
+    def _times(self) -> StepTimes:
+        columns, activity = self.program.columns, self.graph.activity
+        start = [self.start[a] for a in activity]
+        end = [self.end[a] for a in activity]
+        ready = [max([end[n] for n in needs], default=0.0) for needs in columns.needs]
+        last: dict[int, float] = {}
+        for i, kind in enumerate(columns.kind):
+            if LANE_OF[kind] == COMPUTE:
+                rank = columns.rank[i]
+                ready[i] = max(ready[i], last.get(rank, 0.0))
+                last[rank] = end[i]
+        finish = max(end, default=0.0)
+        ranks = self.program.ranks
+        return StepTimes(0, ready, start, end, dict.fromkeys(ranks, 0.0), dict.fromkeys(ranks, finish))

@@ -1,0 +1,119 @@
+"""A program on a cluster: what a step takes, where its time goes, whether it fits, what it costs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.models.model import Model
+from orchestrator.observe.accounting import Account, Accountant, summarise
+from orchestrator.observe.timeline import StepTimes
+from orchestrator.plan import Plan
+from orchestrator.program import Program, compile_plan
+from orchestrator.simulate.cluster import Cluster
+from orchestrator.simulate.costs import CostModel
+from orchestrator.simulate.engine import Engine
+from orchestrator.simulate.memory import RankMemory, peak_memory
+from orchestrator.simulate.network import Topology
+
+IMAGENET_2012 = 1_281_167  # training images
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One simulated step.
+
+    Args:
+        summary: CONTRACT's timing names, totals and by rank.
+        notes: what the cost model had to assume.
+    """
+
+    program: Program
+    times: StepTimes
+    account: Account
+    memory: tuple[RankMemory, ...]
+    summary: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def simulate(plan: Plan, model: Model, cluster: Cluster) -> Prediction:
+    """Compile a plan and run one step of it on the simulator's clock.
+
+    Raises:
+        InputError: the plan is wrong, or needs more ranks than the cluster has.
+    """
+    begun = time.perf_counter()
+    cluster.check_room(plan.world_size, plan.place(("placement",)))
+    dtype = plan.training.dtype or "float32"
+    program = compile_plan(plan, model, dtype=dtype, fold=True)
+    return simulate_program(program, cluster, begun)
+
+
+def simulate_program(program: Program, cluster: Cluster, begun: float | None = None) -> Prediction:
+    """Run one step of a compiled program on the simulator's clock."""
+    begun = time.perf_counter() if begun is None else begun
+    shared_by = program.ranks_per_replica if program.folded else 0
+    topology = Topology(cluster, shared_by)
+    costs = CostModel(program, cluster, topology)
+    times = Engine(program, topology, costs).run()
+    accountant = Accountant(program)
+    account = accountant.account(times)
+    memory = tuple(peak_memory(program))
+    peaks = {m.rank: m.peak_bytes for m in memory}
+    summary = summarise(accountant, [account], peaks)
+    summary |= _prices(program, cluster, account.step_time_s)
+    summary["fits"] = all(m.peak_bytes <= cluster.device(m.rank).usable_bytes for m in memory)
+    summary["simulate_wall_s"] = time.perf_counter() - begun
+    return Prediction(program, times, account, memory, summary, tuple(costs.notes))
+
+
+def _prices(program: Program, cluster: Cluster, step_s: float) -> dict[str, Any]:
+    """An epoch of ImageNet 2012: time, money, energy. Unknown prices give None."""
+    steps = IMAGENET_2012 // program.global_batch
+    epoch = steps * step_s
+    devices = [cluster.device(r) for r in range(program.world_size)] if len(
+        cluster.kinds
+    ) > 1 else [cluster.device(0)]
+    count = program.world_size / len(devices)
+    powers = [d.power_w for d in devices if d.power_w is not None]
+    dollars = [d.dollars_per_hour for d in devices if d.dollars_per_hour is not None]
+    whole = len(devices)
+    return {
+        "epoch_time_s": epoch,
+        "dollars_per_epoch": sum(dollars) * count * epoch / 3600 if len(dollars) == whole else None,
+        "kWh_per_epoch": sum(powers) * count * epoch / 3.6e6 if len(powers) == whole else None,
+        "goodput_ratio": goodput(cluster, program.world_size),
+    }
+
+
+def goodput(cluster: Cluster, ranks: int) -> float | None:
+    """Share of the time that is not lost to checkpoints, failures and restarts.
+
+    With checkpoints at Daly's optimum; Daly, "A higher order estimate of the optimum checkpoint
+    interval for restart dumps", FGCS 22, 2006: of the wall time T_w(tau) = M e^(R/M)
+    (e^((tau + delta)/M) - 1) T_s / tau the share T_s / T_w is work.
+    """
+    from math import exp, expm1
+
+    if cluster.reliability is None:
+        return None
+    mtbf = cluster.reliability.mtbf_per_device_s / ranks
+    delta, restart = cluster.reliability.checkpoint_s, cluster.reliability.restart_s
+    tau = daly_interval(delta, mtbf)
+    exponent = (tau + delta) / mtbf
+    if exponent > 50:
+        return 0.0
+    return tau / (mtbf * exp(restart / mtbf) * expm1(exponent))
+
+
+def daly_interval(delta: float, mtbf: float) -> float:
+    """Optimum work between checkpoints that take ``delta``, in the unit of the arguments.
+
+    Daly 2006, equation 37: sqrt(2 delta M) [1 + sqrt(delta / 2M) / 3 + (delta / 2M) / 9] - delta
+    for delta < 2M, else M.
+    """
+    if delta >= 2 * mtbf:
+        return mtbf
+    x = delta / (2 * mtbf)
+    return float((2 * delta * mtbf) ** 0.5 * (1 + x**0.5 / 3 + x / 9) - delta)

@@ -1,0 +1,202 @@
+"""The local executor: same bits however transfers end, and a deadlock is told, not waited out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.execute.local import LocalExecutor
+from orchestrator.execute.verify import RandomFeed
+from orchestrator.models import Model, build_model
+from orchestrator.models.model import Recipe
+from orchestrator.models.torch_layers import initial_weight
+from orchestrator.plan import load_plan, shipped_names
+from orchestrator.program import Program, compile_plan
+from orchestrator.program.ops import parse, text
+from tests.program.small import LENET, small_program
+
+RECIPE = Recipe(lr=0.1, seed=1)
+COLUMNS = (
+    "layers: conv1..relu4, ranks: [0, 1], split: channel",
+    "layers: fc5, ranks: [0], split: none",
+)
+DATA = ("layers: conv1..fc5, ranks: 0..2, split: batch",)
+TRICK = (
+    "layers: conv1..pool2, ranks: [0, 1], split: batch",
+    "layers: fc3..fc5, ranks: [0, 1], split: channel, exchange: scatter",
+)
+STAGES = (
+    "layers: conv1..pool2, ranks: [0], split: none",
+    "layers: fc3..fc5, ranks: [1], split: none",
+)
+PIPELINE = "n_microbatches: 3\nschedule: 1F1B"
+V = (
+    "layers: conv1..pool1, ranks: [0], split: none",
+    "layers: conv2..pool2, ranks: [1], split: none",
+    "layers: fc3..relu3, ranks: [1], split: none",
+    "layers: fc4..fc5, ranks: [0], split: none",
+)
+PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "columns": (COLUMNS, ""),
+    "data": (DATA, ""),
+    "zero1": (DATA, "optimizer_sharding: zero1"),
+    "turns": (TRICK, "training: {layer_batch: {fc4..fc5: 3}}"),
+    "pipeline": (STAGES, PIPELINE),
+    "replicas": (STAGES, f"{PIPELINE}\nreplicas: 2"),
+    "zero bubble": (V, "n_microbatches: 3\nschedule: ZBVZeroBubble"),
+}
+
+
+def program_of(name: str, more: str = "", dtype: str = "float32") -> Program:
+    entries, usual = PROGRAMS[name]
+    return small_program(LENET, *entries, batch=12, more=f"{usual}\n{more}", dtype=dtype)
+
+
+def trained(
+    program: Program, steps: int = 2, *, strict: bool = True
+) -> tuple[list[float], dict[str, Tensor], LocalExecutor]:
+    feed = RandomFeed(program.model, program.global_batch)
+    executor = LocalExecutor(program, feed, RECIPE, strict=strict)
+    losses = [executor.step(step) for step in range(steps)]
+    return losses, executor.parameters(), executor
+
+
+def same_bits(a: Program, b: Program, *, strict: bool = True) -> None:
+    (losses, weights, _), (others, other_weights, _) = trained(a), trained(b, strict=strict)
+    assert losses == others
+    assert weights.keys() == other_weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, other_weights[name]), name
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_two_runs_give_the_same_bits(name: str) -> None:
+    same_bits(program_of(name), program_of(name))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_whether_a_send_waits_for_its_receive_changes_no_bit(name: str) -> None:
+    """Rendezvous as NCCL has it against buffered sends as gloo."""
+    same_bits(program_of(name), program_of(name), strict=False)
+
+
+@pytest.mark.parametrize("name", ["columns", "pipeline", "replicas", "turns", "zero bubble"])
+@pytest.mark.parametrize("checkpoint", ["except_last", "always"])
+def test_recomputing_the_forward_changes_no_bit(name: str, checkpoint: str) -> None:
+    same_bits(program_of(name), program_of(name, f"activation_checkpoint: {checkpoint}"))
+
+
+@pytest.mark.parametrize("name", ["data", "replicas"])
+def test_a_sharded_optimizer_changes_no_bit(name: str) -> None:
+    same_bits(program_of(name), program_of(name, "optimizer_sharding: zero1"))
+
+
+def test_a_sharded_optimizer_keeps_a_shard_of_the_velocity_only() -> None:
+    _, _, plain = trained(program_of("data"), 1)
+    _, _, sharded = trained(program_of("zero1"), 1)
+
+    def velocities(executor: LocalExecutor) -> list[int]:
+        return [
+            sum(v.numel() for p in rank.parameters.values() for v in p.velocities)
+            for rank in executor.ranks
+        ]
+
+    total = LENET.parameters
+    assert velocities(plain) == [total] * 3
+    assert velocities(sharded) == [-(-total // 3)] * 3
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nothing_of_a_step_is_kept_after_it(name: str) -> None:
+    """Activations, gradients and buffers are gone when the step has ended."""
+    _, _, executor = trained(program_of(name), 1)
+    for rank in executor.ranks:
+        assert not rank.outputs, f"outputs of {list(rank.outputs)}"
+        assert not rank.buffers
+        for segment, runner in rank.runners.items():
+            assert not runner.kept, f"segment {segment} keeps chunks {list(runner.kept)}"
+
+
+def test_times_of_a_step_keep_the_programs_order() -> None:
+    for name in PROGRAMS:
+        program = program_of(name)
+        _, _, executor = trained(program, 1)
+        times = executor.times()
+        for op in program.ops():
+            begin, finish = times.begin[op.rank], times.finish[op.rank]
+            assert begin <= times.ready[op.id] <= times.start[op.id] <= times.end[op.id] <= finish
+            assert all(times.end[need] <= times.end[op.id] for need in op.needs)
+
+
+# -- parameters -----------------------------------------------------------------------------------
+
+SMALL = ("model.width=0.125", "model.image_size=64", "model.classes=8")
+
+
+def shipped(name: str) -> tuple[Program, Model]:
+    plan = load_plan(name, SMALL)
+    assert plan.model.name is not None
+    model = build_model(plan.model.name, {"width": 0.125, "image_size": 64, "classes": 8})
+    return compile_plan(plan, model), model
+
+
+@pytest.mark.parametrize("name", shipped_names("partitions"))
+def test_the_ranks_tiles_cover_every_weight_with_its_start_value(name: str) -> None:
+    """No NaN is left, and the start does not depend on who holds what."""
+    program, model = shipped(name)
+    executor = LocalExecutor(program, RandomFeed(model, 128), RECIPE)
+    found = executor.parameters()
+    weighted = [layer for layer in model.layers if layer.has_weights]
+    assert set(found) == {f"{x.name}.{part}" for x in weighted for part in ("weight", "bias")}
+    for layer in weighted:
+        expected = initial_weight(layer, RECIPE.seed).double()
+        assert torch.equal(found[f"{layer.name}.weight"], expected), layer.name
+        assert not found[f"{layer.name}.bias"].isnan().any()
+        assert found[f"{layer.name}.bias"].unique().tolist() == [layer.layer.bias]  # type: ignore[attr-defined]
+
+
+# -- deadlock at run time -------------------------------------------------------------------------
+
+
+def edited(program: Program, change: Callable[[list[str]], list[str]]) -> Program:
+    columns, order = parse("\n".join(change(text(program.columns, program.order).splitlines())))
+    return replace(program, columns=columns, order=order)
+
+
+def sends_behind_their_forward(lines: list[str]) -> list[str]:
+    """Each column wants the other's half before it sends its own."""
+    for rank in (0, 1):
+        start = lines.index(f"rank {rank}")
+        names = [line.split()[1] for line in lines]
+        send, forward = names.index("1SEND_F0", start), names.index("1F0", start)
+        lines.insert(forward, lines.pop(send))
+    return lines
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_deadlock_is_told_with_who_waits_for_whom(strict: bool) -> None:
+    program = edited(program_of("columns"), sends_behind_their_forward)
+    with pytest.raises(RuntimeError, match="deadlock") as caught:
+        trained(program, 1, strict=strict)
+    message = str(caught.value)
+    assert "rank 0 waits for rank 1 at 1RECV_F0" in message
+    assert "rank 1 waits for rank 0 at 1RECV_F0" in message
+    assert "before conv2" in message
+
+
+def test_a_collective_that_one_rank_leaves_out_is_told() -> None:
+    def change(lines: list[str]) -> list[str]:
+        start = lines.index("rank 1")
+        place = next(i for i in range(start, len(lines)) if "ALL_REDUCE" in lines[i])
+        lines[place] = lines[place].split()[0] + " 0RECV_F0 peers=2 bytes=8"
+        return lines
+
+    program = edited(program_of("data"), change)
+    executor = LocalExecutor(program, RandomFeed(program.model, 12), RECIPE)
+    executor.ranks[1].ops = tuple(op for op in executor.ranks[1].ops if op.kind != "RECV_F")
+    with pytest.raises((RuntimeError, AssertionError)):
+        executor.step(0)

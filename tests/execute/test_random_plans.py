@@ -1,0 +1,211 @@
+"""Plans drawn at random: each runs without deadlock, to the byte, and trains like one device.
+
+A plan that cannot be compiled must say so with an ``InputError``; any other exception is a bug. Models
+are tiny and hold every layer kind, with values large enough that a wrong one shows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+
+from orchestrator.errors import InputError
+from orchestrator.execute.verify import verify
+from orchestrator.models import (
+    Conv,
+    Dropout,
+    Layer,
+    Linear,
+    MaxPool,
+    Model,
+    ReLU,
+    ResponseNorm,
+    SpatialNorm,
+    build_model,
+)
+from orchestrator.models.model import Recipe
+from orchestrator.plan import read_plan
+from orchestrator.program import compile_plan
+from orchestrator.program.placement import update_examples
+
+DRAWN, ACCEPTED = 550, 250
+# Large steps: after two of them most of each weight's change depends on every gradient.
+RECIPE = Recipe(lr=0.1, momentum=0.8, weight_decay=0.05, seed=3)
+COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
+
+
+def _conv(name: str, channels: int, kernel: int, padding: int = 0, groups: int = 1) -> Conv:
+    return Conv(
+        name=name, channels=channels, kernel=kernel, padding=padding, groups=groups,
+        weight_std=0.3, bias=0.1,
+    )  # fmt: skip
+
+
+def _linear(name: str, features: int, groups: int = 1) -> Linear:
+    return Linear(name=name, features=features, groups=groups, weight_std=0.2, bias=0.1)
+
+
+def _norm(columns: int) -> ResponseNorm:
+    return ResponseNorm(name="norm", alpha=1.0, k=1.0, columns=columns)
+
+
+CHAINS: dict[str, tuple[tuple[int, ...], list[Layer]]] = {
+    "columns": (
+        (3, 6, 6),
+        [
+            _conv("conv1", 12, 3), ReLU(name="relu1"), _norm(2), MaxPool(name="pool", kernel=2),
+            _conv("conv2", 12, 1, groups=2), ReLU(name="relu2"), _linear("fc3", 12),
+            Dropout(name="drop", p=0.4), _linear("fc4", 4),
+        ],
+    ),
+    "halo": (
+        (2, 4, 4),
+        [
+            _conv("conv1", 12, 1), _norm(1), SpatialNorm(name="spatial", scale=1.0),
+            _conv("conv2", 12, 3, 1, 3), ReLU(name="relu2"), MaxPool(name="pool", kernel=2),
+            _linear("fc3", 12), ReLU(name="relu3"), _linear("fc4", 5),
+        ],
+    ),
+    "four": (
+        (4, 2, 2),
+        [
+            Dropout(name="drop1", p=0.2), _conv("conv1", 8, 1, groups=4),
+            Conv(name="conv2", channels=8, kernel=2, column_reads=COLUMN_READS, weight_std=0.3),
+            _norm(4), ReLU(name="relu2"), _linear("fc3", 8), Dropout(name="drop3"),
+            _linear("fc4", 4),
+        ],
+    ),
+    "linear": (
+        (12,),
+        [
+            _linear("fc1", 12), ReLU(name="relu1"), _linear("fc2", 12, groups=3),
+            Dropout(name="drop2"), _linear("fc3", 24), ReLU(name="relu3"), _linear("fc4", 12),
+        ],
+    ),
+}  # fmt: skip
+MODELS = {name: Model(name, shape, chain, RECIPE) for name, (shape, chain) in CHAINS.items()}
+LENET = build_model("lenet5", {"image_size": 16, "width": 0.34, "classes": 4})
+MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.chain, RECIPE)
+
+SPLITS = {
+    1: ["none", "none", "none", "{batch: 1}"],
+    2: ["batch", "channel", "input", "{batch: 1, channel: 2}"],
+    3: ["batch", "channel", "input"],
+    4: ["{batch: 2, channel: 2}", "{channel: 2, batch: 2}", "{batch: 2, input: 2}", "batch",
+        "channel", "input"],
+}  # fmt: skip
+SHARES = {2: ["[2, 1]", "[1, 2]", "[3, 1]", "[1, 5]"], 3: ["[1, 2, 1]", "[2, 1, 1]"],
+          4: ["[3, 1, 1, 1]", "[1, 2, 2, 1]"]}  # fmt: skip
+ZERO_BUBBLE = ("InterleavedZeroBubble", "ZBVZeroBubble")
+
+
+@st.composite
+def stage_ranks(draw: DrawFn, schedule: str) -> list[list[int]]:
+    """The ranks of every entry's stage, as the schedule wants them (GPipe takes any)."""
+    width = draw(st.sampled_from([1, 1, 2]))
+    if schedule == "GPipe":
+        ranks = draw(st.sampled_from([1, 2, 3, 4, 4, 4]))
+        entries = draw(st.integers(1, 4))
+        everyone = list(range(ranks))
+        rows = [
+            draw(st.one_of(st.just(everyone), st.permutations(everyone).map(lambda p: p[:-1] or p)))
+            for _ in range(entries - 1)
+        ]
+        return [*rows, everyone] if draw(st.booleans()) else [everyone, *rows]
+    if schedule == "1F1B":
+        count = draw(st.integers(1, 4))
+        width = 1 if count > 2 else width
+        return [list(range(s * width, (s + 1) * width)) for s in range(count)]
+    groups = [list(range(g * width, (g + 1) * width)) for g in range(2)]
+    if schedule == "ZBVZeroBubble":
+        return draw(st.sampled_from([[*groups, *groups[::-1]], [groups[0], groups[0]]]))
+    return draw(st.sampled_from([groups, [*groups, *groups]]))
+
+
+@st.composite
+def plan_texts(draw: DrawFn) -> tuple[str, str]:
+    """A plan as YAML, and the name of the model that it is for."""
+    name = draw(st.sampled_from(sorted(MODELS)))
+    layers = [layer.name for layer in MODELS[name].chain]
+    schedule = draw(st.sampled_from(["GPipe", "GPipe", "1F1B", "Interleaved1F1B", *ZERO_BUBBLE]))
+    stages = draw(stage_ranks(schedule))
+    rows = [ranks for ranks in stages for _ in range(draw(st.sampled_from([1, 1, 2])))]
+    if schedule == "ZBVZeroBubble":
+        rows = stages
+    rows = rows[: len(layers)]
+    cuts = draw(
+        st.lists(
+            st.integers(1, len(layers) - 1), min_size=len(rows) - 1, max_size=len(rows) - 1,
+            unique=True,
+        )
+    )  # fmt: skip
+    spans = list(pairwise([0, *sorted(cuts), len(layers)]))
+    # a third of the plans that can are "one weird trick": images, then channels in turns
+    tricky = len(rows) > 1 and len(stages[0]) > 1 and draw(st.integers(0, 2)) == 0
+    rows = [stages[0]] * len(rows) if tricky and schedule == "GPipe" else rows
+    entries, before = [], ""
+    for ranks, (first, stop) in zip(rows, spans, strict=True):
+        split = draw(st.sampled_from(SPLITS[len(ranks)]))
+        split = ("channel" if entries else "batch") if tricky and len(ranks) > 1 else split
+        entry = f"layers: {layers[first]}..{layers[stop - 1]}, ranks: {ranks}, split: {split}"
+        if split in ("batch", "channel", "input") and draw(st.integers(0, 3)) == 0:
+            entry += f", shares: {draw(st.sampled_from(SHARES[len(ranks)]))}"
+        if "batch" in before and "channel" in split and (tricky or draw(st.booleans())):
+            entry += f", exchange: {draw(st.sampled_from(['broadcast', 'scatter']))}"
+        entries.append(f"  - {{{entry}}}\n")
+        before = split
+    replicas = draw(st.sampled_from([1, 1, 1, 2]))
+    microbatches = draw(st.sampled_from([2, 4] if "Interleaved" in schedule else [1, 2, 3]))
+    microbatch = draw(st.sampled_from([4, 6, 12]))
+    more = ""
+    if draw(st.integers(0, 5)) == 0 and replicas == 1:
+        first = draw(st.integers(max(1, spans[-1][0]), len(layers) - 1))
+        size = draw(st.sampled_from([microbatch, microbatch // 2]))
+        more = f"training: {{layer_batch: {{{layers[first]}..{layers[-1]}: {size}}}}}\n"
+    text = (
+        f"schema_version: 1\nname: drawn\nmodel: {{name: {name}}}\n"
+        f"global_batch_size: {microbatch * microbatches * replicas}\n"
+        f"n_microbatches: {microbatches}\nschedule: {schedule}\nreplicas: {replicas}\n"
+        f"activation_checkpoint: {draw(st.sampled_from(['never', 'except_last', 'always']))}\n"
+        f"optimizer_sharding: {draw(st.sampled_from(['none', 'zero1']))}\n"
+        f"{more}placement:\n{''.join(entries)}"
+    )
+    return text, name
+
+
+@pytest.mark.slow
+def test_every_plan_that_compiles_equals_one_device() -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=DRAWN)
+    @given(plan_texts())
+    def check(drawn: tuple[str, str]) -> None:
+        text, name = drawn
+        model = MODELS[name]
+        try:
+            plan = read_plan(text, "drawn.yaml")
+            program = compile_plan(plan, model, dtype="float64")
+        except InputError as error:
+            assert error.place.startswith("drawn.yaml:")
+            assert error.remedy
+            seen["refused"] += 1
+            return
+        verdict = verify(program, RECIPE, update_examples=update_examples(plan, model), steps=2)
+        assert verdict.passed, f"{text}\n{verdict.problems}"
+        seen["accepted"] += 1
+        for feature in (
+            name, plan.schedule, "broadcast", "scatter", "shares", "input", "layer_batch",
+            "replicas: 2", "zero1", "except_last", "batch: 2", "always",
+        ):  # fmt: skip
+            seen[feature] += feature in text
+
+    check()
+    print(seen)
+    assert seen["accepted"] >= ACCEPTED, seen
+    rare = [feature for feature, count in seen.items() if count < 5]
+    assert not rare, f"hardly drawn: {rare}"

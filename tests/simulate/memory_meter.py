@@ -1,0 +1,120 @@
+"""What torch really allocates on the CPU, rank by rank, while the local executor runs a step.
+
+torch's profiler records every allocation and release with its address. Each rank's turns are
+marked, so an allocation belongs to the rank that made it, whoever releases it.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from orchestrator.execute.interpreter import RankInterpreter
+from orchestrator.execute.local import LocalExecutor
+from orchestrator.execute.transport import Handle, LocalHandle
+from orchestrator.models.model import Model
+from orchestrator.program import Program
+
+_TURN = "turn of rank "
+
+
+class StoredFeed:
+    """Images and labels, there before anything is measured; what is asked for is copied."""
+
+    def __init__(self, model: Model, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.randn((count, *model.input_shape), generator=generator)
+        self._labels = torch.randint(model.classes, (count,), generator=generator)
+
+    def images(self, step: int, samples: Tensor) -> Tensor:
+        return self._images[samples]
+
+    def labels(self, step: int, samples: Tensor) -> Tensor:
+        return self._labels[samples]
+
+
+def measured_peaks(program: Program, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """By rank, the most bytes of tensors alive during the second step."""
+
+    def end(handle: LocalHandle) -> None:
+        # Transports between processes let go of a tensor when its transfer has ended; the one
+        # inside a process keeps it to the end of the step, which is its own affair.
+        handle.ended = time.perf_counter()
+        del handle.tensor
+
+    monkeypatch.setattr(LocalHandle, "end", end)
+    feed = StoredFeed(program.model, program.global_batch)
+    executor = LocalExecutor(program, feed, program.model.recipe)
+    executor.step(0)  # what is made once, such as caches of the libraries, is made now
+    for rank in executor.ranks:
+        rank._reset()
+        for runner in rank.runners.values():
+            runner.kept.clear()
+        monkeypatch.setattr(rank, "step", _marked(rank))
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, record_shapes=True) as recorded:
+        executor.step(1)
+    most = _most_by_rank(recorded, len(executor.ranks))
+    return [held(rank) + most[rank.rank] for rank in executor.ranks]
+
+
+def held(rank: RankInterpreter) -> int:
+    """Bytes of weights, velocities and flat gradients, each storage once."""
+    storages = {}
+    for parameters in rank.parameters.values():
+        flats = [t for t in (parameters.flat, parameters.flat_gradient) if t is not None]
+        for tensor in [*parameters.weights, *parameters.velocities, *flats]:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _marked(rank: RankInterpreter) -> Any:
+    run = rank.step
+
+    def step(number: int) -> Iterator[Handle]:
+        turns = run(number)
+        while True:
+            with record_function(f"{_TURN}{rank.rank}"):
+                handle = next(turns, None)
+            if handle is None:
+                return
+            yield handle
+
+    return step
+
+
+def _most_by_rank(recorded: Any, count: int) -> list[int]:
+    starts: list[tuple[int, int]] = []
+    allocations: list[tuple[int, int, int]] = []  # when, address, bytes (negative: released)
+    pending = list(recorded.profiler.kineto_results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.tag == _EventType.Allocation:
+            fields = event.extra_fields
+            allocations.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+        elif event.name.startswith(_TURN):
+            starts.append((event.start_time_ns, int(event.name.removeprefix(_TURN))))
+    starts.sort()
+    times = [start for start, _ in starts]
+    owners: dict[int, tuple[int, int]] = {}
+    now, most = [0] * count, [0] * count
+    for when, address, amount in sorted(allocations):
+        if amount > 0:
+            rank = starts[max(0, bisect_right(times, when) - 1)][1]
+            owners[address] = (rank, amount)
+            now[rank] += amount
+            most[rank] = max(most[rank], now[rank])
+        elif address in owners:  # else it was there before
+            rank, taken = owners.pop(address)
+            now[rank] -= taken
+    return most

@@ -1,0 +1,162 @@
+"""Memory predicted from the program against what torch allocates when the program is run."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from orchestrator.models import build_model
+from orchestrator.models.model import Model
+from orchestrator.plan import Plan, load_plan
+from orchestrator.program import Program, compile_plan
+from orchestrator.simulate.cluster import load_cluster
+from orchestrator.simulate.fit import fits, what_would_fit
+from orchestrator.simulate.memory import peak_memory
+from tests.simulate.memory_meter import measured_peaks
+
+SMALL = ("model.width=0.25", "global_batch_size=32")
+
+
+def loaded(name: str, *settings: str) -> tuple[Plan, Model]:
+    plan = load_plan(name, settings)
+    options = plan.model.model_dump(exclude_none=True, exclude={"name"})
+    return plan, build_model(str(plan.model.name), options)
+
+
+def compiled(name: str, *settings: str) -> Program:
+    return compile_plan(*loaded(name, *settings))
+
+
+# The tolerance is what was found, rounded up: most are exact to the small change of the libraries.
+CASES = [
+    ("single", (), 0.005),
+    ("single", ("n_microbatches=2",), 0.005),
+    ("single", ("activation_checkpoint=always",), 0.005),
+    ("single", ("model.name=alexnet2012-released",), 0.04),
+    ("krizhevsky2012", (), 0.01),
+    ("data-parallel", (), 0.005),
+    # the transport between processes copies shards, the one inside a process does not
+    ("data-parallel", ("optimizer_sharding=zero1",), 0.05),
+    ("one-weird-trick-gather", (), 0.01),
+    ("one-weird-trick-broadcast", (), 0.005),
+    ("one-weird-trick-scatter", (), 0.005),
+    ("megatron-fc", (), 0.005),
+    ("columns-x-data", (), 0.005),
+    ("four-columns", (), 0.06),
+    ("isolated-columns", (), 0.005),
+    ("pipeline-gpipe", (), 0.01),
+    ("pipeline-1f1b", (), 0.01),
+    ("pipeline-1f1b", ("activation_checkpoint=always",), 0.01),
+    ("pipeline-interleaved", (), 0.01),
+    ("pipeline-zero-bubble", (), 0.03),
+    ("pipeline-x-data", (), 0.005),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "tolerance"), CASES)
+def test_prediction_agrees_with_what_torch_allocates(
+    name: str, settings: tuple[str, ...], tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = compiled(name, *SMALL, *settings)
+    measured = measured_peaks(program, monkeypatch)
+    predicted = peak_memory(program)
+    assert len(predicted) == len(measured)
+    for rank, bytes_measured in zip(predicted, measured, strict=True):
+        assert rank.peak_bytes == pytest.approx(bytes_measured, rel=tolerance), rank
+
+
+def test_parts_add_up_and_name_their_op() -> None:
+    for rank in peak_memory(compiled("krizhevsky2012")):
+        assert sum(rank.parts.values()) == rank.peak_bytes
+        assert rank.peak_op.rank == rank.rank
+        assert rank.parts["parameters"] == rank.parts["velocity"]
+    assert rank.parts["parameters"] == 4 * 28_434_112
+
+
+def test_the_series_holds_every_op_and_its_top_is_the_peak() -> None:
+    program = compiled("pipeline-1f1b")
+    for rank in peak_memory(program, series=True):
+        assert [op for op, _ in rank.series] == list(program.order[rank.rank])
+        assert max(n for _, n in rank.series) == rank.peak_bytes
+        assert dict(rank.series)[rank.peak_op.id] == rank.peak_bytes
+
+
+def test_1f1b_keeps_fewer_microbatches_than_gpipe() -> None:
+    first = {name: peak_memory(compiled(name))[0] for name in ("pipeline-gpipe", "pipeline-1f1b")}
+    kept = {name: rank.parts["activations"] for name, rank in first.items()}
+    assert kept["pipeline-1f1b"] * 4 == kept["pipeline-gpipe"]  # 2 microbatches of 8
+
+
+def test_everything_but_the_parameters_scales_with_the_batch() -> None:
+    small, large = (
+        peak_memory(compiled("single", f"global_batch_size={n}"))[0].parts for n in (64, 128)
+    )
+    assert large["activations"] == 2 * small["activations"]
+    assert large["parameters"] == small["parameters"] == 4 * 60_965_224
+
+
+def test_zero1_shares_out_the_velocity() -> None:
+    plain, sharded = (
+        peak_memory(compiled("data-parallel", f"optimizer_sharding={kind}"))[0].parts["velocity"]
+        for kind in ("none", "zero1")
+    )
+    assert sharded == pytest.approx(plain / 2, rel=1e-6)
+
+
+def test_a_folded_replica_needs_what_each_replica_needs() -> None:
+    plan, model = loaded("pipeline-x-data")
+    folded = peak_memory(compile_plan(plan, model, fold=True))
+    unfolded = peak_memory(compile_plan(plan, model))
+    assert [r.peak_bytes for r in unfolded] == 2 * [r.peak_bytes for r in folded]
+
+
+def test_walking_is_fast() -> None:
+    program = compiled("pipeline-1f1b", "n_microbatches=2048", "global_batch_size=2048")
+    began = time.perf_counter()
+    peak_memory(program)
+    assert len(program.columns) / (time.perf_counter() - began) > 5e4  # 3.6e5 on a quiet core
+
+
+# -- whether it fits ------------------------------------------------------------------------------
+
+
+def test_what_fits_and_what_does_not() -> None:
+    cluster = load_cluster("gtx580x2")
+    assert all(fit.fits for fit in fits(cluster, peak_memory(compiled("krizhevsky2012"))))
+    large = compiled("single", "global_batch_size=512")
+    (fit,) = fits(cluster, peak_memory(large))
+    assert not fit.fits
+    assert "rank 0 does not fit GTX 580: needs 5.64 GiB of 2.85 GiB, at 0B0 (activations" in str(
+        fit
+    )
+
+
+def test_what_would_fit_is_tried_not_guessed() -> None:
+    cluster = load_cluster("gtx580x2")
+    plan, model = loaded("data-parallel", "global_batch_size=1024")
+    remedies = what_would_fit(plan, model, cluster)
+    assert remedies
+    for remedy in remedies:
+        settings = ("global_batch_size=1024", *remedy.settings)
+        found = fits(cluster, peak_memory(compiled("data-parallel", *settings)))
+        assert all(fit.fits for fit in found), settings
+        assert max(fit.peak_bytes for fit in found) == remedy.tightest.peak_bytes
+        assert str(remedy).startswith("--set ")
+
+
+def test_where_nothing_fits_the_nearest_is_told() -> None:
+    cluster = load_cluster("gtx580x2", ["device.memory_GiB=0.3"])
+    (nearest,) = what_would_fit(*loaded("single"), cluster)
+    assert not nearest.fits
+    assert nearest.settings
+
+
+def test_folded_replicas_are_held_against_their_smallest_device() -> None:
+    kind = "name: {}, memory_GiB: {}, memory_GBps: 9, tflops: {{float32: 1}}, assumed: true"
+    large, small = kind.format("large", 16), kind.format("small", 1)
+    override = f"devices=[{{device: {{{large}}}, count: 7}}, {{device: {{{small}}}, count: 1}}]"
+    cluster = load_cluster("k20x8", ["device=null", override])
+    plan, model = loaded("pipeline-x-data", "replicas=4")
+    memories = peak_memory(compile_plan(plan, model, fold=True))
+    assert [fit.device for fit in fits(cluster, memories, replicas=4)] == ["large", "small"]
