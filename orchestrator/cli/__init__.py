@@ -15,6 +15,7 @@ _VERBS = {
     "show": "what each rank holds, computes and sends",
     "verify": "prove that a plan cannot deadlock, sends what it says and trains the same network",
     "run": "train, over Ray or in this process",
+    "simulate": "predict a step on a cluster that need not exist",
 }
 
 

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from orchestrator.cli.options import overrides, positive
-from orchestrator.cli.run_view import BarView, LineView, summary_table
+from orchestrator.cli.run_view import BarView, LineView, shares_table
 from orchestrator.errors import InputError
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
@@ -111,7 +111,7 @@ def _run(
         print(f"error: {error}", file=sys.stderr)
         print(f"  {path} holds the steps that ended", file=sys.stderr)
         return 1
-    console.print(summary_table(outcome.summary))
+    console.print(shares_table(outcome.summary))
     for problem in outcome.problems:
         print(f"bytes differ: {problem}", file=sys.stderr)
     if not outcome.problems:

@@ -78,12 +78,12 @@ class BarView(_View):
         self.progress.update(self.task, completed=step + 1, description=text)
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
-    """Where the step's time went, per rank."""
+def shares_table(summary: dict[str, Any], most: int = 16) -> Table:
+    """Where a step's time goes, per rank and on average; measured or predicted."""
     table = Table(
         "rank", box=None, header_style="dim", title_justify="left",
-        title=f"step with the median time: {summary['step_time_s']:.3f} s, "
-        f"{summary['images_per_s']:.1f} images/s",
+        title=f"a step takes {_seconds(summary['step_time_s'])}: "
+        f"{summary['images_per_s']:,.1f} images/s",
     )  # fmt: skip
     shares = {
         "compute": "compute_time_s",
@@ -94,14 +94,20 @@ def summary_table(summary: dict[str, Any]) -> Table:
     }
     for name in (*shares, "bytes sent", "peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in summary["ranks"]:
+    for row in summary["ranks"][:most]:
         table.add_row(
             str(row["rank"]),
-            *(f"{row[key] / row['step_time_s']:.1%}" for key in shares.values()),
+            *(f"{abs(row[key] / row['step_time_s']):.1%}" for key in shares.values()),
             f"{row['bytes_sent']:,}",
             f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
         )
-    table.add_section()
-    means = (f"{summary[key]:.3f} s" for key in shares.values())
+    if len(summary["ranks"]) > most:
+        table.add_row("...", *[""] * 5, f"{len(summary['ranks']) - most} more", "")
+    means = (_seconds(summary[key]) for key in shares.values())
     table.add_row("mean", *means, f"{summary['bytes_sent']:,}", "")
     return table
+
+
+def _seconds(value: float) -> str:
+    value = abs(value)
+    return f"{value:.3f} s" if value >= 0.1 else f"{value * 1e3:.2f} ms"

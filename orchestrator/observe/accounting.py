@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 
 from orchestrator.observe.timeline import StepTimes
 from orchestrator.program.ledger import by_sender, edges
-from orchestrator.program.ops import COMPUTE, Op, Program
+from orchestrator.program.ops import COMPUTE, LANE_OF, Program
 
 Interval = tuple[float, float]
 
@@ -63,12 +63,14 @@ class Accountant:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.compute: dict[int, list[Op]] = {}
+        kinds = program.columns.kind
+        self.is_compute = [LANE_OF[kind] == COMPUTE for kind in kinds]
+        self.compute: dict[int, list[int]] = {}
         self.transfers: dict[int, list[int]] = {}
         for rank in program.ranks:
-            ops = program.rank_ops(rank)
-            self.compute[rank] = [op for op in ops if op.lane == COMPUTE]
-            self.transfers[rank] = [op.id for op in ops if op.lane != COMPUTE]
+            ids = program.order[rank]
+            self.compute[rank] = [i for i in ids if self.is_compute[i]]
+            self.transfers[rank] = [i for i in ids if not self.is_compute[i]]
         self.sent = by_sender(edges(program))
 
     def account(self, times: StepTimes) -> Account:
@@ -82,10 +84,10 @@ class Accountant:
         computed = exposed = wait = bubble = other = 0.0
         at = begin
         for op in self.compute[rank]:
-            start, end = times.start[op.id], times.end[op.id]
+            start, end = times.start[op], times.end[op]
             computed += end - start
             if start > at:
-                gap = self._gap(at, start, busy, op.needs, times)
+                gap = self._gap(at, start, busy, self.program.columns.needs[op], times)
                 exposed, wait, bubble = exposed + gap[0], wait + gap[1], bubble + gap[2]
                 other += gap[3]
             at = max(at, end)
@@ -110,12 +112,14 @@ class Accountant:
         late: list[Interval] = []
         empty: list[Interval] = []
         for need in needs:
-            op = self.program.op(need)
-            if op.lane == COMPUTE:
+            if self.is_compute[need]:
                 continue
             low, high = max(a, times.ready[need]), min(b, times.start[need])
             if low < high:
-                (empty if self.program.is_interstage(op) else late).append((low, high))
+                crosses = self.program.is_interstage(self.program.op(need))
+                (empty if crosses else late).append((low, high))
+        if not late and not empty:
+            return exposed, 0.0, 0.0, (b - a) - exposed
         free = subtract([(a, b)], busy)
         waited = overlap(merge(late), free)
         either = overlap(merge([*late, *empty]), free)

@@ -15,13 +15,11 @@ from functools import lru_cache
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
-    COMPUTE,
-    RECEIVE,
+    LANE_OF,
     REDUCE,
     REDUCE_SCATTER,
     SEND,
     SEND_F,
-    Op,
     Program,
 )
 
@@ -44,25 +42,28 @@ class Edge:
 
 def edges(program: Program) -> Counter[Edge]:
     """Bytes per step on every edge, those of folded replicas left out."""
+    columns = program.columns
+    sums: defaultdict[tuple[str, int, int, tuple[int, ...]], int] = defaultdict(int)
+    for i, kind in enumerate(columns.kind):
+        lane = LANE_OF[kind]
+        if lane in (SEND, REDUCE):
+            rank, peers = columns.rank[i], columns.peers[i]
+            size = columns.bytes[i]
+            if lane == REDUCE:
+                place = peers.index(rank)
+                values = size // program.itemsize
+                size = ring_bytes(kind, values, len(peers), place) * program.itemsize
+            sums[kind, columns.segment[i], rank, peers] += size
     found: Counter[Edge] = Counter()
-    for op in program.ops():
-        if op.lane in (SEND, REDUCE):
-            edge, size = sent(program, op)
-            found[edge] += size
+    for (kind, segment, rank, peers), size in sums.items():
+        layer = program.segments[segment].reader
+        if LANE_OF[kind] == SEND:
+            direction = "forward" if kind == SEND_F else "backward"
+            found[Edge(rank, peers[0], layer, direction)] += size
+        else:
+            following = peers[(peers.index(rank) + 1) % len(peers)]
+            found[Edge(rank, following, layer, "gradient")] += size
     return found
-
-
-def sent(program: Program, op: Op) -> tuple[Edge, int]:
-    """What a send or collective op puts on the wire, and to whom."""
-    layer = program.segments[op.segment].reader
-    if op.lane == SEND:
-        direction = "forward" if op.kind == SEND_F else "backward"
-        return Edge(op.rank, op.peers[0], layer, direction), op.bytes
-    assert op.lane not in (COMPUTE, RECEIVE)
-    place = op.peers.index(op.rank)
-    following = op.peers[(place + 1) % len(op.peers)]
-    size = ring_bytes(op.kind, op.bytes // program.itemsize, len(op.peers), place)
-    return Edge(op.rank, following, layer, "gradient"), size * program.itemsize
 
 
 @lru_cache(maxsize=4096)

@@ -5,8 +5,8 @@
     tree           a reduction up and a broadcast down a double binary tree, pipelined;
                    Sanders, Speck and Träff, 2009; in NCCL since 2.4
     direct         every rank sends its part to every other at once: one latency
-    hierarchical   reduce-scatter inside the nodes, the shards across, all-gather inside; ZeRO-style,
-                   as NCCL's and MPI's two-level algorithms
+    hierarchical   reduce-scatter inside the nodes, the shards across, all-gather inside; the
+                   two-level algorithms of NCCL and MPI
 
 The quickest on an idle network is taken, as libraries do by tuning; where a calibration measured
 this collective over as many ranks, the measured time replaces latency and bandwidth on the idle
@@ -147,7 +147,7 @@ class Collectives:
         return (half, middle, half)
 
     def _hops(self, group: tuple[int, ...]) -> tuple[Load, float]:
-        """Each rank to the next one: the load of the listed ranks' hops, and the longest latency."""
+        """Each rank to the next one: the load of the listed ranks' hops, the longest latency."""
         routes, latency = [], 0.0
         for i, source in enumerate(group):
             if source in self.listed:

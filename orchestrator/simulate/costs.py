@@ -1,8 +1,8 @@
 """What an op costs on a device: from a calibration where one was made, else by the roofline.
 
-Roofline (Williams, Waterman, Patterson 2009): a layer takes the longer of its arithmetic at a stated
-fraction of the peak and its memory traffic at a stated fraction of the bandwidth, and an overhead
-for each kernel it starts.
+Roofline (Williams, Waterman, Patterson 2009): a layer takes the longer of its arithmetic at a
+stated fraction of the peak and its memory traffic at a stated fraction of the bandwidth, and an
+overhead for each kernel it starts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Point = tuple[float, float]
 class CostModel:
     """Durations of a program's ops on a cluster, each worked out once.
 
-    ``notes`` collects what a user should know: layers that were not measured, sizes beyond what was.
+    ``notes`` collects what a user should know: layers not measured, sizes beyond what was.
     """
 
     def __init__(self, program: Program, cluster: Cluster, topology: Topology) -> None:
@@ -97,9 +97,7 @@ class CostModel:
             self.notes[f"{layer.sized.name} {direction} was not measured: estimated"] = None
         return self._roofline(device, layer, examples, direction)
 
-    def _roofline(
-        self, device: Device, layer: LayerPart, examples: int, direction: Pass
-    ) -> float:
+    def _roofline(self, device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
         dtype = self.program.dtype
         peak = device.flops.get(dtype)
         if peak is None:
@@ -188,7 +186,7 @@ class CostModel:
         return self.calibration.compute_slowdown if self.calibration else 0.0
 
     def _interpolate(self, points: Sequence[Point], at: float, what: str) -> float:
-        """Straight lines between measured points; beyond them the nearest one's slope, and a note."""
+        """Straight lines between measured points; beyond them the nearest slope, and a note."""
         xs = [x for x, _ in points]
         if len(points) == 1 or at <= xs[0]:
             x, y = points[0]
@@ -211,5 +209,3 @@ class CostModel:
         (x1, y1) = points[1]
         line = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
         return max(line, y0 * at / x0)
-
-

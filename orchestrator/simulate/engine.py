@@ -1,6 +1,6 @@
-"""The clock: ranks, lanes and links go through a program's ops, and time moves from event to event.
+"""The clock: ranks, lanes and links go through a program's ops, time moves from event to event.
 
-What meets is one *activity*: a computation, a send with its receive, a collective over its group. An
+What meets is one *activity*: a computation, a send with its receive, a collective of its group. An
 activity starts when everything it needs has ended: the ``needs`` of its ops, and the op before each
 of them on its lane. That is all the order there is; the program has put it there. Events are taken
 from a heap by (time, counter), so two runs are the same to the byte.
@@ -33,7 +33,7 @@ class Costs(Protocol):
         """Of a collective, where it was measured; None to plan it from the links."""
 
     def slowdown(self, rank: int) -> float:
-        """Fraction of its speed that computation loses while a transfer of its rank is under way."""
+        """Fraction of its speed that computation loses under a transfer of its rank."""
 
 
 @dataclass(frozen=True)
@@ -315,4 +315,6 @@ class Engine:
                 last[rank] = end[i]
         finish = max(end, default=0.0)
         ranks = self.program.ranks
-        return StepTimes(0, ready, start, end, dict.fromkeys(ranks, 0.0), dict.fromkeys(ranks, finish))
+        return StepTimes(
+            0, ready, start, end, dict.fromkeys(ranks, 0.0), dict.fromkeys(ranks, finish)
+        )

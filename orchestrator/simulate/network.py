@@ -1,6 +1,6 @@
 """Links, paths, and how transfers share them: max-min fairness.
 
-A transfer is a *flow*: so many bytes over a set of links, each used with a weight (a ring collective
+A transfer is a *flow*: so many bytes over links, each used with a weight (a ring collective
 crosses a bus several times at once). All flows grow at the same speed until a link is full; those
 on it are fixed, the others grow on (progressive filling, Bertsekas and Gallager, Data Networks,
 1992, section 6.5.2). Speeds change only when a flow begins or ends.
@@ -183,7 +183,7 @@ def bundles(routes: Sequence[Route], capacity: Sequence[float]) -> list[tuple[Lo
     """Flows of equal bytes that begin together: as few bundles as may be followed as one.
 
     Returns:
-        (load of the bundle, positions in ``routes``). One bundle if all look alike, else each alone.
+        (load of the bundle, positions in ``routes``): one if all look alike, else each alone.
     """
     if len(routes) == 1:
         return [(tuple((link, 1.0) for link in routes[0]), [0])]

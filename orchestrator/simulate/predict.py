@@ -1,4 +1,4 @@
-"""A program on a cluster: what a step takes, where its time goes, whether it fits, what it costs."""
+"""A program on a cluster: how long a step takes, and why; whether it fits; what it costs."""
 
 from __future__ import annotations
 
@@ -72,9 +72,11 @@ def _prices(program: Program, cluster: Cluster, step_s: float) -> dict[str, Any]
     """An epoch of ImageNet 2012: time, money, energy. Unknown prices give None."""
     steps = IMAGENET_2012 // program.global_batch
     epoch = steps * step_s
-    devices = [cluster.device(r) for r in range(program.world_size)] if len(
-        cluster.kinds
-    ) > 1 else [cluster.device(0)]
+    devices = (
+        [cluster.device(r) for r in range(program.world_size)]
+        if len(cluster.kinds) > 1
+        else [cluster.device(0)]
+    )
     count = program.world_size / len(devices)
     powers = [d.power_w for d in devices if d.power_w is not None]
     dollars = [d.dollars_per_hour for d in devices if d.dollars_per_hour is not None]

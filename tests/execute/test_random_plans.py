@@ -1,7 +1,7 @@
 """Plans drawn at random: each runs without deadlock, to the byte, and trains like one device.
 
-A plan that cannot be compiled must say so with an ``InputError``; any other exception is a bug. Models
-are tiny and hold every layer kind, with values large enough that a wrong one shows.
+A plan that cannot be compiled must say so with an ``InputError``; any other exception is a bug.
+Models are tiny and hold every layer kind, with values large enough that a wrong one shows.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
     # a third of the plans that can are "one weird trick": images, then channels in turns
     tricky = len(rows) > 1 and len(stages[0]) > 1 and draw(st.integers(0, 2)) == 0
     rows = [stages[0]] * len(rows) if tricky and schedule == "GPipe" else rows
-    entries, before = [], ""
+    entries: list[str] = []
+    before = ""
     for ranks, (first, stop) in zip(rows, spans, strict=True):
         split = draw(st.sampled_from(SPLITS[len(ranks)]))
         split = ("channel" if entries else "batch") if tricky and len(ranks) > 1 else split
@@ -191,9 +192,8 @@ def test_every_plan_that_compiles_equals_one_device() -> None:
             plan = read_plan(text, "drawn.yaml")
             program = compile_plan(plan, model, dtype="float64")
         except InputError as error:
-            assert error.place.startswith("drawn.yaml:")
-            assert error.remedy
             seen["refused"] += 1
+            seen["refused without place or remedy"] += not (error.place and error.remedy)
             return
         verdict = verify(program, RECIPE, update_examples=update_examples(plan, model), steps=2)
         assert verdict.passed, f"{text}\n{verdict.problems}"
@@ -205,7 +205,7 @@ def test_every_plan_that_compiles_equals_one_device() -> None:
             seen[feature] += feature in text
 
     check()
-    print(seen)
     assert seen["accepted"] >= ACCEPTED, seen
+    assert not seen.pop("refused without place or remedy", 0)
     rare = [feature for feature, count in seen.items() if count < 5]
     assert not rare, f"hardly drawn: {rare}"

@@ -96,9 +96,12 @@ def ran(
     return y, wanted, gradients
 
 
+SPANS = [("conv1", "fc4"), ("relu1", "drop3"), ("conv2", "pool2")]
+
+
 @pytest.mark.parametrize("wants_input", [True, False])
 @pytest.mark.parametrize("how", ["split", "again", "split again"])
-@pytest.mark.parametrize(("first", "last"), [("conv1", "fc4"), ("relu1", "drop3"), ("conv2", "pool2")])
+@pytest.mark.parametrize(("first", "last"), SPANS)
 def test_every_way_of_going_back_gives_the_same_bits(
     first: str, last: str, how: str, wants_input: bool
 ) -> None:

@@ -28,7 +28,7 @@ ALEXNET_2012 = [
 NAMES_2012 = (
     "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5 "
     "fc6 relu6 drop6 fc7 relu7 drop7 fc8 loss"
-).split()
+)
 # name, parameters, of them in convolutions, multiply-adds per image
 FAMILY = [
     ("alexnet2012", 60_965_224, 2_334_080, 724_406_816),
@@ -39,7 +39,8 @@ FAMILY = [
 
 def ungrouped(channels: tuple[int, ...], classes: int) -> Model:
     """An ungrouped AlexNet as other benchmarks use it, written as a user would."""
-    sizes = [(11, 4, (0, same_size_as_ceil(224, 11, 4))), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]
+    first: tuple[int, int, int | tuple[int, int]] = (11, 4, (0, same_size_as_ceil(224, 11, 4)))
+    sizes = [first, (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]
     chain: list[Conv | MaxPool | Linear] = []
     for n, (width, (kernel, stride, pad)) in enumerate(zip(channels, sizes, strict=True), 1):
         name = f"conv{n}"
@@ -53,7 +54,7 @@ def ungrouped(channels: tuple[int, ...], classes: int) -> Model:
 
 def test_every_layer_of_2012_has_the_published_size() -> None:
     model = build_model("alexnet2012", {})
-    assert [layer.name for layer in model.layers] == NAMES_2012
+    assert [layer.name for layer in model.layers] == NAMES_2012.split()
     for name, shape, parameters, macs in ALEXNET_2012:
         layer = model.layers[model.index[name]]
         assert (layer.output_shape, layer.parameters, layer.macs) == (shape, parameters, macs), name
@@ -191,7 +192,7 @@ def test_option_width_keeps_the_columns_even(name: str, width: float) -> None:
 
 
 def test_bad_options_are_told() -> None:
-    with pytest.raises(InputError, match="image_size is 63; alexnet2012 needs at least 64") as caught:
+    with pytest.raises(InputError, match="image_size is 63; .* at least 64") as caught:
         build_model("alexnet2012", {"image_size": 63}, "p.yaml:4, model")
     assert caught.value.place == "p.yaml:4, model"
     assert "model.image_size=64" in caught.value.remedy

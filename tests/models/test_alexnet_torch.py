@@ -71,9 +71,7 @@ class Batch:
 def test_the_loss_and_every_update_are_those_of_plain_torch() -> None:
     model = build_model("alexnet2012", {"width": WIDTH, "image_size": SIZE, "classes": CLASSES})
     batch, recipe = Batch(), model.recipe
-    ours = Reference(
-        model, batch, recipe, global_batch=IMAGES, dtype="float64", update_examples={}
-    )
+    ours = Reference(model, batch, recipe, global_batch=IMAGES, dtype="float64", update_examples={})
     masks = []
     for name in ("drop6", "drop7"):
         sized = model.layers[model.index[name]]

@@ -84,7 +84,8 @@ CHANNELS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 9)), min_size=1,
 def test_terms_and_tiles_count_every_weight_once(layer: SizedLayer, out: Ranges, cut: int) -> None:
     """The weights behind some outputs, told by their inputs below a cut and above it, are all."""
     out = tuple((a, min(b, layer.out_channels)) for a, b in out if a < layer.out_channels)
-    low, high = ((0, min(cut, layer.in_channels)),), ((min(cut, layer.in_channels), layer.in_channels),)
+    cut = min(cut, layer.in_channels)
+    low, high = ((0, cut),), ((cut, layer.in_channels),)
     pairs: list[tuple[int, int]] = []
     for reads in (normalise(low), normalise(high)):
         tiles = layer.tiles(out, reads)

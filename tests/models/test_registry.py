@@ -1,4 +1,4 @@
-"""Models by name and from a user's own file; whatever is wrong is an ``InputError`` with its place."""
+"""Models by name and from a user's file; whatever is wrong is an ``InputError`` with its place."""
 
 from __future__ import annotations
 

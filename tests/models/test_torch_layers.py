@@ -1,7 +1,7 @@
 """Each layer, whole and in any channel ranges, against plain ``torch.nn`` in float64.
 
-``plain`` is written from the layers' descriptions with modules of torch and shares no code with what
-it checks. A part of a layer must give the same values, and the same gradients, as that part of it.
+``plain`` is written from the layers' descriptions with modules of torch and shares no code with
+what it checks. A part of a layer must give the values and the gradients of that part of the whole.
 """
 
 from __future__ import annotations
@@ -38,8 +38,13 @@ from orchestrator.models.torch_layers import (
 )
 
 COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
-# The norms' constants are far from the paper's, so that the window's part of the value is not small.
-STRONG = {"alpha": 3.0, "k": 1.5}
+
+
+def strong(name: str, columns: int = 1, window: int = 5, beta: float = 0.75) -> ResponseNorm:
+    """Constants far from the paper's, so that the window's part of the value is not small."""
+    return ResponseNorm(name=name, alpha=3.0, k=1.5, columns=columns, window=window, beta=beta)
+
+
 LAYERS: list[tuple[Layer, tuple[int, ...]]] = [
     (Conv(name="conv", channels=6, kernel=3, padding=1), (4, 5, 5)),
     (Conv(name="conv2groups", channels=8, kernel=3, stride=2, groups=2), (6, 7, 7)),
@@ -49,10 +54,10 @@ LAYERS: list[tuple[Layer, tuple[int, ...]]] = [
     (Linear(name="linear", features=5), (7,)),
     (Linear(name="linear_groups", features=6, groups=3), (9,)),
     (Linear(name="linear_groups_on_images", features=8, groups=2), (4, 2, 2)),
-    (ResponseNorm(name="norm", **STRONG), (11, 2, 2)),
-    (ResponseNorm(name="norm_columns", columns=2, **STRONG), (12, 2, 2)),
-    (ResponseNorm(name="norm_of_three", columns=4, window=3, **STRONG), (12, 2, 2)),
-    (ResponseNorm(name="norm_power", beta=0.6, **STRONG), (8, 2, 2)),
+    (strong("norm"), (11, 2, 2)),
+    (strong("norm_columns", columns=2), (12, 2, 2)),
+    (strong("norm_of_three", columns=4, window=3), (12, 2, 2)),
+    (strong("norm_power", beta=0.6), (8, 2, 2)),
     (SpatialNorm(name="spatial", scale=2.0), (4, 6, 6)),
     (MaxPool(name="pool"), (5, 7, 7)),
     (MaxPool(name="pool_apart", kernel=2, stride=2), (5, 7, 7)),
@@ -91,9 +96,10 @@ def plain(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return convolved(layer, x, weight, bias, layer.groups)
     if isinstance(layer, Linear):
         parts = []
-        for part, w, b in zip(
-            x.chunk(layer.groups, 1), weight.chunk(layer.groups), bias.chunk(layer.groups), strict=True
-        ):
+        groups = (
+            tensor.chunk(layer.groups, dim) for tensor, dim in ((x, 1), (weight, 0), (bias, 0))
+        )
+        for part, w, b in zip(*groups, strict=True):
             flat = nn.Flatten()(part)
             linear = nn.Linear(flat.shape[1], len(w), dtype=x.dtype)
             parts.append(torch.func.functional_call(linear, {"weight": w, "bias": b}, (flat,)))
@@ -129,9 +135,14 @@ def leaves(sized: SizedLayer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def part_of(
-    sized: SizedLayer, leaf: tuple[Tensor, Tensor, Tensor], out: Ranges, reads: Ranges, *, bias: bool
+    sized: SizedLayer,
+    leaf: tuple[Tensor, Tensor, Tensor],
+    out: Ranges,
+    reads: Ranges,
+    *,
+    bias: bool,
 ) -> Tensor:
-    """Output channels ``out`` from input channels ``reads``, with tiles cut from the whole weight."""
+    """Output channels ``out`` from input channels ``reads``, tiles cut from the whole weight."""
     x, weight, biases = leaf
     inner = sized.in_values if sized.kind == "linear" else 1
     tiles = [
@@ -278,7 +289,7 @@ def test_a_mask_zeroes_a_part_p_of_the_values() -> None:
 
 
 def test_masks_of_neighbours_are_independent() -> None:
-    """Samples, values, steps, layers and seeds next to each other agree as often as strangers do."""
+    """Neighbouring samples, values, steps, layers and seeds agree as often as strangers do."""
     wide = mask(list(range(2000)))
     expected, allowed = 0.7**2 + 0.3**2, 5 * (0.58 * 0.42 / (1999 * 72)) ** 0.5
     strangers = [

@@ -199,13 +199,13 @@ def without(rank: int, name: str) -> Callable[[list[str]], list[str]]:
     return change
 
 
-@pytest.mark.parametrize(("rank", "name", "left"), [(0, "1SEND_F3", (1, "1RECV_F3")), (0, "1RECV_B3", (1, "1SEND_B3"))])
-def test_a_missing_partner(rank: int, name: str, left: tuple[int, str]) -> None:
-    program = edited(pipeline(), without(rank, name))
+@pytest.mark.parametrize(("name", "left"), [("1SEND_F3", "1RECV_F3"), ("1RECV_B3", "1SEND_B3")])
+def test_a_missing_partner(name: str, left: str) -> None:
+    program = edited(pipeline(), without(0, name))
     deadlock = found(program)
     assert deadlock.reason.endswith("meets no partner")
-    assert names(program, deadlock) == [f"rank {left[0]}: {left[1]}"]
-    assert f"{left[1]} <>0  <-- waits" in grid(program, deadlock)
+    assert names(program, deadlock) == [f"rank 1: {left}"]
+    assert f"{left} <>0  <-- waits" in grid(program, deadlock)
 
 
 def test_a_collective_that_one_rank_leaves_out() -> None:
@@ -228,7 +228,10 @@ def test_different_collectives_that_meet() -> None:
 
 def test_a_grid_of_a_long_program_shows_the_marked_part_only() -> None:
     more = "n_microbatches: 8\nschedule: 1F1B"
-    entries = ("layers: conv1..pool2, ranks: [0], split: none", "layers: fc3..fc5, ranks: [1], split: none")
+    entries = (
+        "layers: conv1..pool2, ranks: [0], split: none",
+        "layers: fc3..fc5, ranks: [1], split: none",
+    )
     program = edited(small_program(LENET, *entries, batch=16, more=more), without(0, "1SEND_F7"))
     picture = grid(program, found(program))
     assert len(picture.splitlines()) < 12

@@ -1,7 +1,11 @@
 """Programs of six small plans, kept as text: a change of ``compile`` shows as a diff to be read.
 
-After a change that is meant: ``ORCHESTRATOR_REGENERATE=1 python -m pytest tests/program/test_golden.py``
-writes ``golden/*.txt`` anew (those tests then fail once, so that it cannot happen unseen); read the diff.
+After a change that is meant,
+
+    ORCHESTRATOR_REGENERATE=1 python -m pytest tests/program/test_golden.py
+
+writes ``golden/*.txt`` anew. What changed fails that once, so that it cannot happen unseen: read
+the diff.
 """
 
 from __future__ import annotations
@@ -28,7 +32,10 @@ TWO_STAGES = (
 # name, entries, batch, further lines
 PLANS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "columns": (
-        ("layers: conv1..relu4, ranks: [0, 1], split: channel", "layers: fc5, ranks: [0], split: none"),
+        (
+            "layers: conv1..relu4, ranks: [0, 1], split: channel",
+            "layers: fc5, ranks: [0], split: none",
+        ),
         4, "",
     ),
     "data-parallel": (("layers: conv1..fc5, ranks: [0, 1], split: batch",), 4, ""),

@@ -131,7 +131,8 @@ def test_a_channel_cut_may_not_divide_where_there_are_no_weights() -> None:
 
 
 def test_a_rank_without_a_channel_or_example_is_left_out() -> None:
-    narrow = Model("narrow", (2, 2, 2), [Conv(name="a", channels=2, kernel=1), Linear(name="c", features=2)])
+    chain = [Conv(name="a", channels=2, kernel=1), Linear(name="c", features=2)]
+    narrow = Model("narrow", (2, 2, 2), chain)
     plan = small_plan("layers: a..c, ranks: 0..1, split: channel", batch=1)
     program = compile_plan(plan, narrow)
     assert sorted(program.segments[-1].parts) == [1]  # one example: one rank has its loss

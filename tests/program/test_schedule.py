@@ -1,6 +1,6 @@
 """Schedules as pictures, and what each of them promises.
 
-A row is a pipeline group, a column one unit of time; ``1F0`` is the forward of stage 1, microbatch 0.
+A row is a pipeline group, a column one unit of time; ``1F0`` is stage 1, forward, microbatch 0.
 The pictures come from the clock below, which knows nothing but the order in each row and who needs
 whose result.
 """
@@ -157,7 +157,7 @@ def test_gpipe_and_1f1b_end_at_their_closed_form(
 @pytest.mark.parametrize("chunks", [1, 2, 3])
 @pytest.mark.parametrize("p", range(1, 6))
 def test_interleaving_divides_the_bubble_by_the_stages_of_a_rank(p: int, chunks: int) -> None:
-    """Narayanan et al. 2021, section 2.2: idle (p - 1)(t_F + t_B) / v a rank, t_F + t_B over all."""
+    """Narayanan et al. 2021, section 2.2: a rank idles (p - 1)(t_F + t_B) / v."""
     for rounds in (1, 2, 4):
         table = BUILDERS["Interleaved1F1B"](p, p * chunks, p * rounds)
         assert idle(table, p * chunks, {"F": 1, "B": 2}) == p * (p - 1) * 3
