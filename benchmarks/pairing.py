@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-CHECK_STEPS = 3
+CHECK_STEPS = 2
 LOSS_TOLERANCE = 1e-4
 
 
@@ -32,13 +32,26 @@ class Side(Protocol):
 
 
 @dataclass(frozen=True)
+class Times:
+    """One side's steps.
+
+    Args:
+        wall: seconds of each step, of its slowest rank.
+        cpu: processor seconds of each step, all ranks and threads.
+    """
+
+    wall: tuple[float, ...] = ()
+    cpu: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Row:
     """One comparison's outcome.
 
     Args:
         what: what is compared.
         ours, theirs: names of the two sides.
-        our_times, their_times: seconds of each step, pair by pair.
+        our_times, their_times: their steps, pair by pair.
         loss_difference: largest relative difference of the losses over the first steps.
         reason: why there is no figure, if there is none.
     """
@@ -46,20 +59,25 @@ class Row:
     what: str
     ours: str
     theirs: str
-    our_times: tuple[float, ...] = ()
-    their_times: tuple[float, ...] = ()
+    our_times: Times = Times()
+    their_times: Times = Times()
     loss_difference: float = 0.0
     reason: str = ""
 
     @property
     def ratio(self) -> float:
         """Median step of ours over median step of theirs; below 1, ours is faster."""
-        return median(self.our_times) / median(self.their_times)
+        return median(self.our_times.wall) / median(self.their_times.wall)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The same of processor time, which other work on the machine disturbs less."""
+        return median(self.our_times.cpu) / median(self.their_times.cpu)
 
     @property
     def quartiles(self) -> tuple[float, float]:
         """First and third quartile of the ratios pair by pair."""
-        pairs = zip(self.our_times, self.their_times, strict=True)
+        pairs = zip(self.our_times.wall, self.their_times.wall, strict=True)
         first, _, third = quantiles([a / b for a, b in pairs], n=4, method="inclusive")
         return first, third
 
@@ -88,19 +106,23 @@ def check(sides: Sequence[Side]) -> float:
     return worst
 
 
-def race(sides: Sequence[Side], rounds: int) -> list[tuple[float, ...]]:
-    """Step times by side, seconds, each the slowest rank's; every rank must call this."""
-    times: list[list[float]] = [[] for _ in sides]
+def race(sides: Sequence[Side], rounds: int) -> list[Times]:
+    """Step times by side; every rank must call this."""
+    wall: list[list[float]] = [[] for _ in sides]
+    cpu: list[list[float]] = [[] for _ in sides]
     for number in range(rounds):
         order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
         for i in order:
             dist.barrier()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             sides[i].step(CHECK_STEPS + number)
-            times[i].append(time.perf_counter() - start)
-    slowest = torch.tensor(times, dtype=torch.float64)
+            wall[i].append(time.perf_counter() - start)
+            cpu[i].append(time.process_time() - cpu_start)
+    slowest, total = (torch.tensor(times, dtype=torch.float64) for times in (wall, cpu))
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-    return [tuple(row) for row in slowest.tolist()]
+    dist.all_reduce(total)
+    rows = zip(slowest.tolist(), total.tolist(), strict=True)
+    return [Times(tuple(walls), tuple(cpus)) for walls, cpus in rows]
 
 
 def compare(what: str, sides: Sequence[Side], rounds: int) -> list[Row]:
@@ -115,22 +137,23 @@ def compare(what: str, sides: Sequence[Side], rounds: int) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, in columns."""
-    head = ("what", "ours", "theirs", "ours ms", "theirs ms", "ratio", "IQR", "steps", "loss")
+    head = ("what", "ours", "theirs", "ours ms", "theirs ms", "ratio", "IQR", "CPU", "steps", "loss")
     lines = [head]
     for row in rows:
         names = (row.what, row.ours, row.theirs)
         if row.reason:
-            lines.append((*names, "-", "-", "-", "-", "-", "-"))
+            lines.append((*names, *["-"] * 7))
             continue
         first, third = row.quartiles
         lines.append(
             (
                 *names,
-                f"{median(row.our_times) * 1e3:.1f}",
-                f"{median(row.their_times) * 1e3:.1f}",
+                f"{median(row.our_times.wall) * 1e3:.1f}",
+                f"{median(row.their_times.wall) * 1e3:.1f}",
                 f"{row.ratio:.3f}",
                 f"{first:.3f}-{third:.3f}",
-                str(len(row.our_times)),
+                f"{row.cpu_ratio:.3f}",
+                str(len(row.our_times.wall)),
                 f"{row.loss_difference:.0e}",
             )
         )

@@ -36,20 +36,23 @@ class Size:
 
     Args:
         network: overrides of every AlexNet plan.
+        pipeline: further overrides of the pipelines.
         fc: overrides of the fully-connected part's plans.
         rounds: timed steps of each side.
     """
 
     network: tuple[str, ...]
+    pipeline: tuple[str, ...]
     fc: tuple[str, ...]
     rounds: int
 
 
-FULL = Size(("global_batch_size=32",), ("global_batch_size=128",), 11)
+FULL = Size(("global_batch_size=16",), ("n_microbatches=4",), ("global_batch_size=128",), 7)
 QUICK = Size(
     ("global_batch_size=16", "model.width=0.25", "model.image_size=96", "model.classes=100"),
+    ("n_microbatches=4",),
     ("global_batch_size=32", "model.width=0.25"),
-    9,
+    7,
 )
 
 _FC_PLAN = """
@@ -113,7 +116,7 @@ def compare_data_parallel(rank: int, size: Size) -> list[Row]:
 
 def compare_pipeline(schedule: str, rank: int, size: Size) -> list[Row]:
     """A schedule against torch's of the same name: same stages, same microbatches."""
-    overrides = (*size.network, f"schedule={schedule}")
+    overrides = (*size.network, *size.pipeline, f"schedule={schedule}")
     setting = Setting(load_plan(_PIPELINE_PLANS[schedule], overrides), rank)
     sides = [OurRank(setting), PipelineRank(setting)]
     return compare(f"pipeline {schedule}", sides, size.rounds)
@@ -135,14 +138,15 @@ def compare_megatron(rank: int, size: Size) -> list[Row]:
 
 def compare_timeline(small: bool, rank: int, size: Size) -> list[Row]:
     """Our own step with every op's times taken and read, and without."""
-    plan = read_plan(LENET) if small else load_plan("pipeline-zero-bubble", size.network)
+    overrides = (*size.network, *size.pipeline)
+    plan = read_plan(LENET) if small else load_plan("pipeline-zero-bubble", overrides)
     setting = Setting(plan, rank)
     sides = [
         OurRank(setting, name="recording"),
         OurRank(setting, clock=False, name="not recording"),
     ]
     what = f"timeline, {setting.model.name}, {len(ops_of(sides[0]))} ops"
-    return compare(what, sides, 10 * size.rounds if small else size.rounds)
+    return compare(what, sides, 5 * size.rounds if small else size.rounds)
 
 
 COMPARISONS: dict[str, tuple[int, Comparison]] = {
@@ -187,7 +191,7 @@ def main(arguments: list[str]) -> None:
     size = QUICK if chosen.quick else FULL
     print(
         f"peers: torch {torch.__version__}, {platform.machine()}, "
-        f"1 thread a rank, gloo; {', '.join(size.network)}",
+        f"1 thread a rank, gloo; {', '.join(size.network + size.pipeline)}",
         flush=True,
     )
     print(table(run(size, chosen.only)))

@@ -141,6 +141,7 @@ class RankInterpreter:
         self.incoming: defaultdict[tuple[str, int, int], dict[int, int]] = defaultdict(dict)
         self.outputs: dict[tuple[int, int], Tensor] = {}
         self.input_gradients: dict[tuple[int, int], Tensor] = {}
+        self.owed: dict[tuple[int, int], int] = {}  # messages yet to be cut from an input gradient
         self.marks: dict[int, tuple[Mark, Mark]] = {}
 
     # -- one step -----------------------------------------------------------------------------
@@ -209,7 +210,7 @@ class RankInterpreter:
             backward = runner.backward if op.kind == B else runner.backward_input
             found = backward(chunk, gradient)
             if found is not None:
-                self.input_gradients[segment, chunk] = found
+                self._keep_input_gradient(segment, chunk, found)
 
     def _forward(self, op: Op, runner: SegmentRunner) -> None:
         segment, chunk = op.segment, op.microbatch
@@ -292,17 +293,29 @@ class RankInterpreter:
             ]
             for message in sorted(mine, key=lambda m: m.target):
                 if message.target == self.local_rank:
-                    local = self.input_gradients[following, reader]
-                    pieces.append((message, cut_out(local, message.given)))
+                    pieces.append((message, self._from_input_gradient(following, reader, message)))
                 else:
                     pieces.append((message, self.buffers.pop(received[message.target])))
-            self.input_gradients.pop((following, reader), None)
         if len(pieces) == 1 and pieces[0][1].numel() == _numel(part.output_shape):
             return pieces[0][1].reshape(part.output_shape)
         total = torch.zeros(part.output_shape, dtype=self.dtype, device=self.device.torch)
         for message, piece in pieces:
             put_in(total, message.taken, piece, add=True)
         return total
+
+    def _keep_input_gradient(self, segment: int, chunk: int, gradient: Tensor) -> None:
+        """Keep a gradient until every message (and what stays here) has been cut from it."""
+        boundary = self.program.boundaries[segment]
+        messages = boundary.messages[chunk % boundary.turns]
+        self.owed[segment, chunk] = sum(m.target == self.local_rank for m in messages)
+        self.input_gradients[segment, chunk] = gradient
+
+    def _from_input_gradient(self, segment: int, chunk: int, message: Message) -> Tensor:
+        piece = cut_out(self.input_gradients[segment, chunk], message.given)
+        self.owed[segment, chunk] -= 1
+        if not self.owed[segment, chunk]:
+            del self.input_gradients[segment, chunk]
+        return piece
 
     # -- communication ------------------------------------------------------------------------
 
@@ -340,8 +353,7 @@ class RankInterpreter:
         if op.kind == SEND_F:
             turns = self.program.boundaries[op.segment].turns
             return cut_out(self.outputs[op.segment - 1, op.microbatch // turns], message.taken)
-        gradient = self.input_gradients[op.segment, op.microbatch]
-        return cut_out(gradient, message.given)
+        return self._from_input_gradient(op.segment, op.microbatch, message)
 
     def _reduce(self, op: Op) -> Handle:
         parameters = self.parameters[op.segment]

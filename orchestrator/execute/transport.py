@@ -51,8 +51,6 @@ class Transport(Protocol):
 class LocalHandle:
     """A transfer between two ranks of one process."""
 
-    tensor: Tensor
-    rank: int
     started: float = field(default_factory=time.perf_counter)
     ended: float | None = None
 
@@ -74,6 +72,10 @@ class LocalHandle:
         return self.started, self.ended
 
 
+# A posted transfer waits here for its other side; its tensor is let go when it has happened.
+_Posted = deque[tuple[Tensor, LocalHandle]]
+
+
 class LocalWorld:
     """All ranks of one process.
 
@@ -84,10 +86,10 @@ class LocalWorld:
 
     def __init__(self, *, strict: bool = True) -> None:
         self.strict = strict
-        self.sends: defaultdict[tuple[int, int], deque[LocalHandle]] = defaultdict(deque)
-        self.receives: defaultdict[tuple[int, int], deque[LocalHandle]] = defaultdict(deque)
+        self.sends: defaultdict[tuple[int, int], _Posted] = defaultdict(deque)
+        self.receives: defaultdict[tuple[int, int], _Posted] = defaultdict(deque)
         self.collectives: defaultdict[
-            tuple[int, ...], defaultdict[int, deque[tuple[str, LocalHandle]]]
+            tuple[int, ...], defaultdict[int, deque[tuple[str, Tensor, LocalHandle]]]
         ] = defaultdict(lambda: defaultdict(deque))
 
     def transport(self, rank: int) -> LocalTransport:
@@ -98,16 +100,13 @@ class LocalWorld:
         """Carry out the transfers of one ordered pair that both sides have posted."""
         sends, receives = self.sends[source, target], self.receives[source, target]
         while sends and receives:
-            sent, received = sends.popleft(), receives.popleft()
-            if (sent.tensor.shape, sent.tensor.dtype) != (
-                received.tensor.shape,
-                received.tensor.dtype,
-            ):
+            (data, sent), (buffer, received) = sends.popleft(), receives.popleft()
+            if (data.shape, data.dtype) != (buffer.shape, buffer.dtype):
                 raise RuntimeError(
-                    f"rank {source} sends {tuple(sent.tensor.shape)} {sent.tensor.dtype} and rank "
-                    f"{target} expects {tuple(received.tensor.shape)} {received.tensor.dtype}"
+                    f"rank {source} sends {tuple(data.shape)} {data.dtype} and rank {target} "
+                    f"expects {tuple(buffer.shape)} {buffer.dtype}"
                 )
-            received.tensor.copy_(sent.tensor)
+            buffer.copy_(data)
             received.end()
             if not sent.done():
                 sent.end()
@@ -117,12 +116,11 @@ class LocalWorld:
         rows = self.collectives[group]
         while all(rows[rank] for rank in group):
             entries = [rows[rank].popleft() for rank in group]
-            kinds = {kind for kind, _ in entries}
+            kinds = {kind for kind, _, _ in entries}
             if len(kinds) != 1:
                 raise RuntimeError(f"different collectives meet over ranks {group}: {kinds}")
-            tensors = [handle.tensor for _, handle in entries]
-            _collect(kinds.pop(), tensors)
-            for _, handle in entries:
+            _collect(kinds.pop(), [tensor for _, tensor, _ in entries])
+            for _, _, handle in entries:
                 handle.end()
 
 
@@ -133,22 +131,23 @@ class LocalTransport:
         self.world, self.rank = world, rank
 
     def send(self, tensor: Tensor, peer: int) -> LocalHandle:
-        handle = LocalHandle(tensor if self.world.strict else tensor.clone(), self.rank)
+        handle = LocalHandle()
         if not self.world.strict:
+            tensor = tensor.clone()
             handle.end()
-        self.world.sends[self.rank, peer].append(handle)
+        self.world.sends[self.rank, peer].append((tensor, handle))
         self.world.match(self.rank, peer)
         return handle
 
     def receive(self, tensor: Tensor, peer: int) -> LocalHandle:
-        handle = LocalHandle(tensor, self.rank)
-        self.world.receives[peer, self.rank].append(handle)
+        handle = LocalHandle()
+        self.world.receives[peer, self.rank].append((tensor, handle))
         self.world.match(peer, self.rank)
         return handle
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> LocalHandle:
-        handle = LocalHandle(tensor, self.rank)
-        self.world.collectives[group][self.rank].append((kind, handle))
+        handle = LocalHandle()
+        self.world.collectives[group][self.rank].append((kind, tensor, handle))
         self.world.meet(group)
         return handle
 

@@ -22,9 +22,9 @@ and labels before they reach the device, and weights while they are drawn, are t
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.models.ranges import Ranges, size
 from orchestrator.program.ops import (
@@ -86,7 +86,24 @@ def peak_memory(
     """
     pieces = _Exchanges(program)
     wanted = program.ranks if ranks is None else ranks
-    return [_Walk(program, pieces, rank, series=series).result() for rank in wanted]
+    walked: dict[tuple[object, ...], RankMemory] = {}
+    found = []
+    for rank in wanted:
+        alike = pieces.signature(rank)
+        if alike not in walked:
+            walked[alike] = _Walk(program, pieces, rank, series=series).result()
+        found.append(_of_rank(walked[alike], program, rank))
+    return found
+
+
+def _of_rank(memory: RankMemory, program: Program, rank: int) -> RankMemory:
+    """The same for a rank whose ops are alike, one by one."""
+    if memory.rank == rank:
+        return memory
+    theirs, mine = program.order[memory.rank], program.order[rank]
+    peak_op = program.op(mine[theirs.index(memory.peak_op.id)])
+    series = tuple((i, n) for i, (_, n) in zip(mine, memory.series, strict=False))
+    return replace(memory, rank=rank, peak_op=peak_op, series=series)
 
 
 class _Exchanges:
@@ -98,6 +115,38 @@ class _Exchanges:
         self._leaving: dict[int, dict[int, list[Message]]] = {}
         self._pairs: dict[tuple[int, int], dict[tuple[int, int], Message]] = {}
         self._footprints: dict[object, Footprint] = {}
+
+    def signature(self, rank: int) -> tuple[object, ...]:
+        """Equal for ranks that hold as much and whose ops are alike, as columns of a split are."""
+        program, local_rank = self.program, rank % self.program.ranks_per_replica
+        columns, ids = program.columns, program.order[rank]
+        parts: list[object] = []
+        for segment in program.segments:
+            part = segment.parts.get(local_rank)
+            if part is None:
+                parts.append(None)
+                continue
+            layers = tuple((x.parameters, x.tiles == (), len(x.tiles)) for x in part.layers)
+            shapes = (part.input_shape, part.output_shape, layers)
+            turns = range(len(program.boundaries[segment.index].messages))
+            arriving = tuple(
+                (m.values, m.source == local_rank, m.given)
+                for turn in turns
+                for m in self.arriving(segment.index, turn, local_rank)
+            )
+            following = segment.index + 1
+            leaving: tuple[object, ...] = ()
+            if following < len(program.segments):
+                leaving = tuple(
+                    (m.values, m.target == local_rank, m.taken)
+                    for m in self.leaving(following, local_rank)
+                )
+            parts.append((shapes, frozenset(Counter(arriving).items()), leaving))
+        ops = tuple(
+            (columns.kind[i], columns.segment[i], columns.microbatch[i], columns.bytes[i])
+            for i in ids
+        )
+        return (tuple(parts), ops)
 
     def arriving(self, segment: int, turn: int, rank: int) -> list[Message]:
         """Messages from which a rank puts its input together."""
@@ -284,9 +333,8 @@ class _Walk:
             self.kept[key] = mine.kept
             self._add(_ACTIVATIONS, mine.kept)
         self._note(i, mine.backward_most)
-        if mine.input_gradient:  # popped by the backward that reads it here; sent away, it stays
-            self.input_gradients[key] = mine.input_gradient
-            self._add(_OUTPUT_GRADIENTS, mine.input_gradient)
+        if mine.input_gradient:
+            self._keep_input_gradient(segment, chunk, mine.input_gradient)
         if kind == I:  # W still needs inputs, outputs and the gradients of outputs
             left = mine.kept_after_input
             self._add(_ACTIVATIONS, left - self.kept[key])
@@ -295,6 +343,17 @@ class _Walk:
             return
         self._forget(key, output, gradient)
         self._accumulate(segment, mine)
+
+    def _keep_input_gradient(self, segment: int, chunk: int, size_: int) -> None:
+        """Until the backward that reads it here; where all of it is sent away, until it is sent."""
+        turn = chunk % self.program.boundaries[segment].turns
+        messages = self.exchanges.arriving(segment, turn, self.local_rank)
+        if any(message.source == self.local_rank for message in messages):
+            self.input_gradients[segment, chunk] = size_
+            self._add(_OUTPUT_GRADIENTS, size_)
+        else:
+            self.sent.append(size_)
+            self._add(_SENT, size_)
 
     def _weights(self, i: int, segment: int, chunk: int) -> None:
         mine, key = self.footprints[segment], (segment, chunk)

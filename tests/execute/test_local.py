@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from orchestrator.execute.local import LocalExecutor
+from orchestrator.execute.segment_runner import SegmentRunner
 from orchestrator.execute.verify import RandomFeed
 from orchestrator.models import Model, build_model
 from orchestrator.models.model import Recipe
@@ -96,6 +98,31 @@ def test_whether_a_send_waits_for_its_receive_changes_no_bit(name: str) -> None:
 @pytest.mark.parametrize("checkpoint", ["except_last", "always"])
 def test_recomputing_the_forward_changes_no_bit(name: str, checkpoint: str) -> None:
     same_bits(program_of(name), program_of(name, f"activation_checkpoint: {checkpoint}"))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "again"),
+    [
+        ("never", [False, False, False]),
+        ("except_last", [True, True, False]),
+        ("always", [True, True, True]),
+    ],
+)
+def test_the_plan_says_which_microbatches_recompute(
+    checkpoint: str, again: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, seen = SegmentRunner.forward, []
+
+    def watched(self: SegmentRunner, chunk: int, *args: Any, recompute: bool) -> Tensor:
+        y = forward(self, chunk, *args, recompute=recompute)
+        assert bool(self.kept[chunk].links) != recompute  # no graph is kept of what runs again
+        seen.append((chunk, recompute))
+        return y
+
+    monkeypatch.setattr(SegmentRunner, "forward", watched)
+    trained(program_of("pipeline", f"activation_checkpoint: {checkpoint}"), 1)
+    assert dict(seen) == dict(enumerate(again))
+    assert len(set(seen)) == 3
 
 
 @pytest.mark.parametrize("name", ["data", "replicas"])

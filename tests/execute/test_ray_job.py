@@ -1,4 +1,4 @@
-"""The user's own two lines: ``ray start --head``, then ``ray job submit -- python -m orchestrator.run``.
+"""A user's two lines: ``ray start --head``, ``ray job submit -- python -m orchestrator.run ...``.
 
 The head gets ports and folders of its own here, so that it meets no Ray that is there already; all
 else is as typed.
@@ -6,12 +6,15 @@ else is as typed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -44,10 +47,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def head(environment: dict[str, str]) -> Iterator[str]:
     """A Ray head; gives the address for ``ray job submit``."""
+    temporary = tempfile.mkdtemp(prefix="ray-")  # short: Ray puts sockets into it
     port, dashboard = free_port(), free_port()
     command = [
         RAY, "start", "--head", "--block", "--num-cpus", "2", "--port", str(port),
-        "--dashboard-port", str(dashboard), "--temp-dir", f"/tmp/ray-{os.getpid()}",
+        "--dashboard-port", str(dashboard), "--temp-dir", str(temporary),
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True,
@@ -57,8 +61,17 @@ def head(environment: dict[str, str]) -> Iterator[str]:
         wait_until_up(dashboard, process)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        end_group(process)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the head and all it started: asked first, since it has files to remove, then made to."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(4)
 
 
 def wait_until_up(dashboard: int, process: subprocess.Popen[bytes]) -> None:

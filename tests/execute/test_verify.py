@@ -94,6 +94,33 @@ def test_the_untouched_plans_pass(entries: tuple[str, ...]) -> None:
     assert verdict.passed, verdict.problems
 
 
+TWO_STAGES = (
+    "layers: conv1..relu2, ranks: [0], split: none",
+    "layers: fc3..fc4, ranks: [1], split: none",
+)
+
+
+@pytest.mark.parametrize("more", ["", "\nschedule: 1F1B", "\nschedule: Interleaved1F1B"])
+@pytest.mark.parametrize(("microbatches", "examples"), [(1, 4), (1, 2), (2, 2), (2, 1), (4, 1)])
+@pytest.mark.parametrize("entries", [TWO_STAGES, ("layers: conv1..fc4, ranks: [0], split: none",)])
+def test_layers_that_update_within_the_step(
+    entries: tuple[str, ...], microbatches: int, examples: int, more: str
+) -> None:
+    """Slices as large as a microbatch once ran every forward before the first update, and slices
+    as large as the batch once left the single device nothing to update."""
+    if "Interleaved" in more and microbatches % len(entries):
+        pytest.skip("rounds of as many microbatches as groups of ranks")
+    more = (
+        f"n_microbatches: {microbatches}{more}\ntraining: {{layer_batch: {{fc3..fc4: {examples}}}}}"
+    )
+    plan = small_plan(*entries, batch=4, more=more)
+    program = compile_plan(plan, NET, dtype="float64")
+    updates = update_examples(plan, NET)
+    assert bool(updates) == (examples < 4)
+    verdict = verify(program, RECIPE, update_examples=updates, steps=2)
+    assert verdict.passed, verdict.problems
+
+
 def test_one_class_is_a_loss_of_zero_not_an_error() -> None:
     """Its loss is 0 whatever the weights, so a relative error has nothing to divide by."""
     model = Model("one", (4,), [Linear(name="fc", features=1, weight_std=0.3)])

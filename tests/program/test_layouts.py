@@ -13,7 +13,6 @@ import pytest
 from orchestrator.models import Model
 from orchestrator.program import Program
 from orchestrator.program.ledger import edges
-from orchestrator.program.ops import COMPUTE
 from tests.program.small import LINEAR, normed, small_program
 
 
@@ -162,15 +161,33 @@ def test_batch_to_whole_in_turns(exchange: str, turns: list[list[tuple[int, int,
 
 
 def test_the_next_turns_transfer_runs_under_this_turns_compute() -> None:
-    program = small_program(LINEAR, A_BATCH, REST_CHANNEL + ", exchange: scatter")
+    """Three turns: what turn 2 reads leaves when turn 1 begins, not before and not after it."""
+    program = small_program(
+        LINEAR,
+        "layers: a..relu, ranks: 0..2, split: batch",
+        "layers: b, ranks: 0..2, split: channel, shares: [2, 1, 1], exchange: scatter",
+        "layers: c, ranks: [0], split: none",
+        batch=9,
+    )
     b = next(s for s in program.segments if s.reader == "b").index
-    names = [str(op) for op in program.rank_ops(0)]
-    following, forward = names.index(f"{b}RECV_F1"), names.index(f"{b}F0")
-    assert following < names.index(f"{b}B0")
-    gate = next(op for op in program.rank_ops(0) if str(op) == f"{b}SEND_F1")
-    # it starts with this turn's compute: after what is computed before it, not after it
-    assert program.op(max(gate.needs)).lane == COMPUTE
-    assert names.index(str(program.op(max(gate.needs)))) < forward
+    ops = program.rank_ops(1)
+    names = [str(op) for op in ops]
+    assert names.index(f"{b}RECV_F2") < names.index(f"{b}F1")
+    gates = {str(op): {str(program.op(need)) for need in op.needs} for op in ops}
+    assert gates[f"{b}SEND_F1"] == {"0F0"}
+    assert gates[f"{b}SEND_F2"] == {"0F0", f"{b}B0"}  # the last that is computed before turn 1
+
+
+def test_the_bias_of_a_layer_split_on_its_input_is_held_once() -> None:
+    """Rank 0 has the first inputs of every output, so it adds the bias; rank 1 has weights only."""
+    program = small_program(
+        LINEAR, A_CHANNEL, "layers: b, ranks: [0, 1], split: input",
+        "layers: c, ranks: [0], split: none",
+    )  # fmt: skip
+    parts = [p for s in program.segments for p in s.parts.values()]
+    held = [layer for part in parts for layer in part.layers if layer.sized.name == "b"]
+    assert [layer.parameters for layer in held] == [8 * 4 + 8, 8 * 4]
+    assert [layer.bias for layer in held] == [((0, 8),), ()]
 
 
 def test_gradients_are_summed_where_ranks_hold_the_same_weights() -> None:

@@ -6,7 +6,6 @@ marked, so an allocation belongs to the rank that made it, whoever releases it.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from orchestrator.execute.interpreter import RankInterpreter
 from orchestrator.execute.local import LocalExecutor
-from orchestrator.execute.transport import Handle, LocalHandle
+from orchestrator.execute.transport import Handle
 from orchestrator.models.model import Model
 from orchestrator.program import Program
 
@@ -43,14 +42,6 @@ class StoredFeed:
 
 def measured_peaks(program: Program, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """By rank, the most bytes of tensors alive during the second step."""
-
-    def end(handle: LocalHandle) -> None:
-        # Transports between processes let go of a tensor when its transfer has ended; the one
-        # inside a process keeps it to the end of the step, which is its own affair.
-        handle.ended = time.perf_counter()
-        del handle.tensor
-
-    monkeypatch.setattr(LocalHandle, "end", end)
     feed = StoredFeed(program.model, program.global_batch)
     executor = LocalExecutor(program, feed, program.model.recipe)
     executor.step(0)  # what is made once, such as caches of the libraries, is made now
