@@ -1,1 +1,1 @@
-"""Benchmarks: each is a module with a ``main(arguments)``; ``python -m benchmarks`` runs them all."""
+"""Each benchmark is a module with a ``main(arguments)``; ``python -m benchmarks`` runs all."""

@@ -25,7 +25,9 @@ LOSS_TOLERANCE = 1e-4
 class Side(Protocol):
     """One way to train, on one rank."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
 
     def step(self, number: int) -> float:
         """Run a whole training step; returns this rank's part of the mean loss."""
@@ -137,16 +139,17 @@ def compare(what: str, sides: Sequence[Side], rounds: int) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, in columns."""
-    head = ("what", "ours", "theirs", "ours ms", "theirs ms", "ratio", "IQR", "CPU", "steps", "loss")
+    head = ["what", "ours", "theirs", "ours ms", "theirs ms", "ratio"]
+    head += ["IQR", "CPU ratio", "steps", "loss"]
     lines = [head]
     for row in rows:
         names = (row.what, row.ours, row.theirs)
         if row.reason:
-            lines.append((*names, *["-"] * 7))
+            lines.append([*names, *["-"] * 7])
             continue
         first, third = row.quartiles
         lines.append(
-            (
+            [
                 *names,
                 f"{median(row.our_times.wall) * 1e3:.1f}",
                 f"{median(row.their_times.wall) * 1e3:.1f}",
@@ -155,7 +158,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.cpu_ratio:.3f}",
                 str(len(row.our_times.wall)),
                 f"{row.loss_difference:.0e}",
-            )
+            ]
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = [

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.our_side import OurRank, Setting, ops_of
-from benchmarks.pairing import Row, compare, table
+from benchmarks.pairing import Row, Side, compare, table
 from benchmarks.torch_side import (
     PipelineRank,
     columns_dtensor,
@@ -63,13 +63,13 @@ model: {{file: fc_net.py, function: build}}
 global_batch_size: 128
 placement:
 """
-COLUMNS_FC = _FC_PLAN.format(name="columns-fc") + """
-  - {layers: fc6..fc8, ranks: [0, 1], split: channel}
+COLUMNS_FC = f"""{_FC_PLAN.format(name="columns-fc")}
+  - {{layers: fc6..fc8, ranks: [0, 1], split: channel}}
 """
-MEGATRON_FC = _FC_PLAN.format(name="megatron-fc") + """
-  - {layers: fc6..relu6, ranks: [0, 1], split: channel}
-  - {layers: fc7..relu7, ranks: [0, 1], split: input}
-  - {layers: fc8, ranks: [0, 1], split: channel}
+MEGATRON_FC = f"""{_FC_PLAN.format(name="megatron-fc")}
+  - {{layers: fc6..relu6, ranks: [0, 1], split: channel}}
+  - {{layers: fc7..relu7, ranks: [0, 1], split: input}}
+  - {{layers: fc8, ranks: [0, 1], split: channel}}
 """
 LENET = """
 schema_version: 1
@@ -104,7 +104,7 @@ def _fc_plan(text: str, size: Size) -> Plan:
 def compare_single(rank: int, size: Size) -> list[Row]:
     """One device against a plain training loop, with torch's response norm and with ours."""
     setting = Setting(load_plan("single", size.network), rank)
-    sides = [OurRank(setting), single(setting, "torch"), single(setting, "ours")]
+    sides: list[Side] = [OurRank(setting), single(setting, "torch"), single(setting, "ours")]
     return compare("one device", sides, size.rounds)
 
 
@@ -118,21 +118,21 @@ def compare_pipeline(schedule: str, rank: int, size: Size) -> list[Row]:
     """A schedule against torch's of the same name: same stages, same microbatches."""
     overrides = (*size.network, *size.pipeline, f"schedule={schedule}")
     setting = Setting(load_plan(_PIPELINE_PLANS[schedule], overrides), rank)
-    sides = [OurRank(setting), PipelineRank(setting)]
+    sides: list[Side] = [OurRank(setting), PipelineRank(setting)]
     return compare(f"pipeline {schedule}", sides, size.rounds)
 
 
 def compare_columns(rank: int, size: Size) -> list[Row]:
     """Every fully-connected layer split on its output."""
     setting = Setting(_fc_plan(COLUMNS_FC, size), rank)
-    sides = [OurRank(setting), columns_dtensor(setting)]
+    sides: list[Side] = [OurRank(setting), columns_dtensor(setting)]
     return compare("fc columns", sides, 2 * size.rounds)
 
 
 def compare_megatron(rank: int, size: Size) -> list[Row]:
     """fc6 split on its output and fc7 on its input."""
     setting = Setting(_fc_plan(MEGATRON_FC, size), rank)
-    sides = [OurRank(setting), megatron_dtensor(setting)]
+    sides: list[Side] = [OurRank(setting), megatron_dtensor(setting)]
     return compare("fc output, input", sides, 2 * size.rounds)
 
 

@@ -106,7 +106,8 @@ def _module(sized: SizedLayer, seed: int, norm: str) -> nn.Module:
 
 def _start(module: nn.Conv2d | nn.Linear, sized: SizedLayer, seed: int) -> None:
     """Our initial weights."""
-    assert isinstance(sized.layer, Conv | Linear) and module.bias is not None
+    assert isinstance(sized.layer, Conv | Linear)
+    assert module.bias is not None
     with torch.no_grad():
         module.weight.copy_(initial_weight(sized, seed))
         module.bias.fill_(sized.layer.bias)
@@ -263,7 +264,7 @@ def _stage(
 
 
 class PipelineRank:
-    """``torch.distributed.pipelining``: the plan's stages and microbatches, its schedule by name."""
+    """``torch.distributed.pipelining``: the plan's stages, microbatches and schedule."""
 
     def __init__(self, setting: Setting) -> None:
         plan, self.recipe = setting.plan, setting.recipe
@@ -276,8 +277,7 @@ class PipelineRank:
         self.first, self.last = 0 in mine, len(stages) - 1 in mine
         self.modules = [network(setting, stages[s], "ours") for s in mine]
         built = [
-            _stage(module, s, setting, stages)
-            for module, s in zip(self.modules, mine, strict=True)
+            _stage(module, s, setting, stages) for module, s in zip(self.modules, mine, strict=True)
         ]
         schedule = get_schedule_class(plan.schedule)
         single = issubclass(schedule, PipelineScheduleSingle)

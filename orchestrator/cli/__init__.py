@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import Any
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def call(command: click.Command, arguments: list[str] | None, **options: Any) -> None:
     """Run a click command; bad input becomes one message on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know a plan's characters
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = command.main(arguments, standalone_mode=False, **options)
     except InputError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     help="Go on from the newest checkpoint of this run folder (or from this checkpoint file).",
 )  # fmt: skip
 @click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
-@click.option("--checkpoint-every", type=int, default=0, help="Steps; by default at the end only.")
+@click.option(
+    "--checkpoint-every", type=click.IntRange(min=0), default=0,
+    help="Steps; by default (0) at the end only.",
+)  # fmt: skip
 @click.option(
     "--timeout", "timeout_s", type=float, default=60.0, show_default=True,
     help="Seconds that a rank waits for another before the run fails.",
@@ -67,10 +71,12 @@ def command(
     positive("epochs", epochs)
     if steps and epochs:
         raise InputError("--steps and --epochs both say how long", "--epochs", "leave one out")
+    if not (timeout_s > 0 and math.isfinite(timeout_s)):
+        raise InputError(f"{timeout_s} is not a number of seconds to wait", "--timeout", "60")
     plan = load_plan(plan_source, overrides)
     model = model_of(plan)
     program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     console.print(
         f"{plan.name}: {model.name}, {program.world_size} ranks, batch {program.global_batch}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides
@@ -22,6 +23,7 @@ from orchestrator.program.ledger import (
 )
 from orchestrator.program.placement import layer_span
 from orchestrator.program.resolve import model_of
+from orchestrator.simulate.memory import peak_memory
 
 
 @click.command("show")
@@ -80,6 +82,7 @@ def describe(plan: Plan, program: Program) -> dict[str, Any]:
 
 def _ranks(program: Program, traffic: Counter[Edge]) -> list[dict[str, Any]]:
     sent = by_sender(traffic)
+    peaks = {m.rank: m.peak_bytes for m in peak_memory(program)}
     rows = []
     for rank in range(program.world_size):
         local = rank % program.ranks_per_replica
@@ -92,6 +95,7 @@ def _ranks(program: Program, traffic: Counter[Edge]) -> list[dict[str, Any]]:
                 "macs_forward_per_image": sum(part.macs_per_image for part in parts),
                 "activation_bytes_sent_per_step": activations,
                 "gradient_bytes_sent_per_step": gradients,
+                "peak_memory_bytes": peaks[rank],
             }
         )
     return rows
@@ -118,15 +122,15 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
         f"{plan.global_batch_size} in {plan.n_microbatches} microbatches, {plan.schedule}"
     )
     if plan.summary:
-        console.print(plan.summary)
-    table = Table("layer", "kind", "output", box=None, header_style="dim")
+        console.print(plan.summary, markup=False)
+    table = Table("layer", "kind", "output", box=None, header_style="dim", pad_edge=False)
     for name in ("parameters", "multiply-adds"):
         table.add_column(name, justify="right")
     table.add_column("split")
     table.add_column("ranks")
     for layer in found["layers"]:
         table.add_row(
-            layer["name"], layer["kind"], "x".join(map(str, layer["output_shape"])),
+            escape(layer["name"]), layer["kind"], "x".join(map(str, layer["output_shape"])),
             f"{layer['parameters']:,}" if layer["parameters"] else "",
             f"{layer['macs']:,}" if layer["macs"] else "",
             _split_text(layer["split"]), _ranks_text(layer["ranks"]),
@@ -145,7 +149,10 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
 
 
 def _rank_table(found: dict[str, Any]) -> Table:
-    table = Table("rank", box=None, header_style="dim", title="per step", title_justify="left")
+    table = Table(
+        "rank", box=None, header_style="dim", pad_edge=False,
+        title="per step", title_justify="left",
+    )  # fmt: skip
     columns = {
         "parameters": "parameters",
         "macs_forward_per_image": "multiply-adds an image",
@@ -162,13 +169,13 @@ def _rank_table(found: dict[str, Any]) -> Table:
 def _edge_table(title: str, rows: list[dict[str, Any]], most: int = 24) -> Table:
     total = sum(row["bytes_per_step"] for row in rows)
     table = Table(
-        "from", "to", "before", "direction", box=None, header_style="dim",
+        "from", "to", "before", "direction", box=None, header_style="dim", pad_edge=False,
         title=f"{title}: {total:,} bytes a step", title_justify="left",
     )  # fmt: skip
     table.add_column("bytes a step", justify="right")
     for row in rows[:most]:
         table.add_row(
-            str(row["from_rank"]), str(row["to_rank"]), row["layer"], row["direction"],
+            str(row["from_rank"]), str(row["to_rank"]), escape(row["layer"]), row["direction"],
             f"{row['bytes_per_step']:,}",
         )  # fmt: skip
     if len(rows) > most:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides, split_overrides
 from orchestrator.cli.run_view import shares_table
+from orchestrator.errors import InputError
 from orchestrator.observe import timeline, trace
 from orchestrator.plan import load_plan
 from orchestrator.program.resolve import model_of
@@ -43,7 +44,11 @@ def command(
     prediction = simulate(plan, model_of(plan), cluster)
     found = describe(prediction, cluster)
     if out is not None:
-        _write(out, prediction, found)
+        try:
+            _write(out, prediction, found)
+        except OSError as error:
+            message = f"cannot write to {out}: {error.strerror or error}"
+            raise InputError(message, "--out", "a folder where you may write") from error
     if as_json:
         click.echo(json.dumps(found))
     else:
@@ -94,7 +99,7 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
         table.add_row("left after failures and checkpoints", f"{found['goodput_ratio']:.2%}")
     console.print(table)
     for note in found["notes"]:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     if not found["fits"]:
         _print_misfit(prediction, cluster)
 

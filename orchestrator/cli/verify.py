@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -12,12 +12,13 @@ from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides, positive
 from orchestrator.errors import InputError
-from orchestrator.execute.verify import Verdict, verify
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.placement import update_examples
 from orchestrator.program.resolve import model_of
-from orchestrator.train.run import recipe_of
+
+if TYPE_CHECKING:
+    from orchestrator.execute.verify import Verdict
 
 
 @click.command("verify")
@@ -62,6 +63,9 @@ def command(
 
 
 def _verify(plan: Plan, dtype: str, steps: int) -> Verdict:
+    from orchestrator.execute.verify import verify
+    from orchestrator.train.run import recipe_of
+
     model = model_of(plan)
     return verify(
         compile_plan(plan, model, dtype=dtype),
@@ -107,7 +111,8 @@ def _print(verdicts: list[Verdict], dtype: str) -> None:
     console = Console(highlight=False)
     title = f"against one device, {dtype}"
     table = Table(box=None, header_style="dim", title=title, title_justify="left")
-    for name in ("plan", "no deadlock", "bytes exact", "loss off by", "weights off by", "passed"):
+    heads = ("plan", "no\ndeadlock", "bytes\nexact", "loss\noff by", "weights\noff by", "passed")
+    for name in heads:
         table.add_column(name, no_wrap=True)
     for v in verdicts:
         table.add_row(

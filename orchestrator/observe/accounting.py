@@ -98,7 +98,7 @@ class Accountant:
             bubble += left
         else:
             mine = times.finish.get(rank, at)
-            own = min(left, max(0.0, mine - at))
+            own = max(0.0, mine - at - length(busy, at, mine))
             other += own
             wait += left - own
         communication = sum(b - a for a, b in busy)

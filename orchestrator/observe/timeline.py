@@ -5,9 +5,9 @@ One line of ``timeline.jsonl`` per step and op:
     {"step": 3, "op": 7, "rank": 0, "name": "1SEND_F0", "ready": 0.1, "start": 0.1, "end": 0.2,
      "bytes": 25600}
 
-Times are seconds since the start of the run on one common clock. ``ready`` is when this rank could
-have begun: all needs ended and, for computation, the one before it too. A transfer *starts* when
-both sides are ready, which is known when the two sides are put together (:func:`meet`).
+Times are seconds since the run's first step began, on one common clock. ``ready`` is when this
+rank could have begun: all needs ended and, for computation, the one before it too. A transfer
+*starts* when both sides are ready, which is known when these are put together (:func:`meet`).
 """
 
 from __future__ import annotations

@@ -107,14 +107,9 @@ class State:
     def empty(cls, model: Model, step: int, seed: int, dtype: torch.dtype) -> State:
         """Tensors to be filled by :meth:`put`."""
         state = cls(model.name, step, seed)
-        for layer in model.layers:
-            if layer.has_weights:
-                for name, shape in (
-                    ("weight", layer.weight_shape),
-                    ("bias", (layer.out_channels,)),
-                ):
-                    for kind in (state.weights, state.velocities):
-                        kind[f"{layer.name}.{name}"] = torch.full(shape, torch.nan, dtype=dtype)
+        for name, shape in _shapes(model):
+            for kind in (state.weights, state.velocities):
+                kind[name] = torch.full(shape, torch.nan, dtype=dtype)
         return state
 
     def put(self, piece: Piece) -> None:
@@ -150,14 +145,14 @@ def newest(folder: Path) -> Path:
     """
     if folder.is_file():
         return folder
-    found = sorted((folder / "checkpoints").glob("step-*.pt"))
+    found = list((folder / "checkpoints").glob("step-*.pt"))
     if not found:
         raise InputError(
             f"{folder} has no checkpoint to resume from",
             "--resume",
             "name a run folder that has checkpoints/step-*.pt",
         )
-    return found[-1]
+    return max(found, key=lambda path: (len(path.name), path.name))  # from step 1,000,000 on
 
 
 def load(path: Path, model: Model) -> State:
@@ -166,25 +161,39 @@ def load(path: Path, model: Model) -> State:
     Raises:
         InputError: not a checkpoint, of another schema, or of a model with other layers or shapes.
     """
+    remedy = "resume from a run folder, or from a file of its checkpoints/"
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        schema = data["schema"]
         state = State(
             data["model"], data["step"], data["seed"], data["weights"], data["velocities"]
         )
-        schema = data["schema"]
-    except Exception as error:
-        raise InputError(f"not a checkpoint of this program: {error}", str(path)) from error
+    except OSError as error:
+        raise InputError(f"cannot read it: {error.strerror or error}", str(path), remedy) from error
+    except Exception as error:  # torch's own words are about how the file was saved
+        message = "not a checkpoint of this program, or cut short"
+        raise InputError(message, str(path), remedy) from error
     if schema != SCHEMA:
-        raise InputError(f"checkpoint schema {schema}; this release reads {SCHEMA}", str(path))
-    for layer in model.layers:
-        if layer.has_weights:
-            found = state.weights.get(f"{layer.name}.weight")
+        raise InputError(
+            f"checkpoint schema {schema}; this release reads {SCHEMA}", str(path), remedy
+        )
+    for kind, tensors in (("weights", state.weights), ("velocities", state.velocities)):
+        for name, expected in _shapes(model):
+            found = tensors.get(name)
             shape = None if found is None else tuple(found.shape)
-            if shape != layer.weight_shape:
+            if shape != expected:
                 raise InputError(
-                    f"{layer.name}.weight is {shape or 'missing'} in the checkpoint (model "
-                    f"{state.model}) and {layer.weight_shape} in {model.name}",
+                    f"{name} is {shape or 'missing'} in the checkpoint's {kind} (model "
+                    f"{state.model}) and {expected} in {model.name}",
                     str(path),
                     "resume with the same model and model options",
                 )
     return state
+
+
+def _shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every weight and bias of a model."""
+    for layer in model.layers:
+        if layer.has_weights:
+            yield f"{layer.name}.weight", layer.weight_shape
+            yield f"{layer.name}.bias", (layer.out_channels,)

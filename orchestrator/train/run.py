@@ -73,6 +73,7 @@ class Collector:
     sent: Counter[Edge] = field(default_factory=Counter)
     peaks: dict[int, int] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    zero: float | None = None  # when the first step began, on rank 0's clock
 
     def event(self, rank: int, kind: str, payload: Any) -> None:
         """One message of a worker, or of the launcher (rank -1)."""
@@ -97,7 +98,11 @@ class Collector:
             return
         del self.waiting[step]
         ranks = sorted(reports)
-        times = timeline.join(program, [reports[r].times for r in ranks], self.offsets)
+        offsets = {r: self.offsets.get(r, 0.0) for r in ranks}
+        if self.zero is None:
+            self.zero = min(reports[r].times.begin + offsets[r] for r in ranks)
+        since = {r: offsets[r] - self.zero for r in ranks}
+        times = timeline.join(program, [reports[r].times for r in ranks], since)
         loss = float(sum(reports[r].loss for r in ranks))
         account = self.accountant.account(times)
         self.losses[step] = loss
@@ -196,23 +201,33 @@ def run(
 
     Raises:
         InputError, WorkerFailed: as the launch raises them; KeyboardInterrupt: the workers are
-            gone and the folder tells how far the run came.
+            gone and the folder tells how far the run came. Of bad input that is found before a
+            step has ended, no folder is left.
     """
-    deadlock = find_deadlock(program)
-    if deadlock:
-        raise InputError(f"the program would deadlock\n{grid(program, deadlock)}")
     collector = Collector(job, folder, observer, Accountant(program))
     launch = _launcher(launcher, program, timeout_s)
-    interrupted = True
-    try:
-        launch(job, collector)
-        interrupted = False
-    finally:
+
+    def write_down(*, interrupted: bool) -> dict[str, Any]:
         summary = collector.summary(plan, launcher, job.data, interrupted=interrupted)
         folder.write_json("summary.json", summary)
-        timeline.write(folder.path / "timeline.jsonl", program, collector.timelines)
-        trace.write(folder.path / "trace.json", program, collector.timelines[-3:], "measured")
-    return Outcome(folder.path, summary, collector.ledger_problems())
+        with folder.replacing("timeline.jsonl") as file:
+            timeline.write(file, program, collector.timelines)
+        with folder.replacing("trace.json") as file:
+            trace.write(file, program, collector.timelines[-3:], "measured")
+        return summary
+
+    try:
+        deadlock = find_deadlock(program)
+        if deadlock:
+            raise InputError(f"the program would deadlock\n{grid(program, deadlock)}")
+        launch(job, collector)
+    except BaseException as error:
+        if isinstance(error, InputError) and not collector.accounts:
+            folder.discard()
+        else:
+            write_down(interrupted=True)
+        raise
+    return Outcome(folder.path, write_down(interrupted=False), collector.ledger_problems())
 
 
 def _launcher(name: str, program: Program, timeout_s: float) -> Callable[[Job, Collector], None]:

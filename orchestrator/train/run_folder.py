@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +34,66 @@ class RunFolder:
     def __init__(self, path: Path, plan: Plan, *, keep_before: int | None = None) -> None:
         self.path = path
         self._steps = path / "steps.jsonl"
-        if keep_before is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(
-                f"{path} exists and is not an empty folder; a run does not write over another",
-                "--out",
-                f"another folder, or --resume {path} to go on with it",
-            )
+        self._before: dict[str, str] | None = None  # what a run in place found
+        self._made: list[Path] | None = None  # folders, the innermost first
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self.write("plan.yaml", _own_copy(plan, path))
-            kept = self._kept(keep_before) if keep_before is not None else ""
-            self.write("steps.jsonl", kept)
+            self._open(plan, keep_before)
         except OSError as error:
+            with suppress(OSError):
+                self.discard()
             raise InputError(
                 f"cannot write to the run folder {path}: {error.strerror or error}",
                 "--out",
                 "a folder where you may write, such as --out runs/my-run",
             ) from error
 
+    def _open(self, plan: Plan, keep_before: int | None) -> None:
+        path = self.path
+        if keep_before is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(
+                f"{path} exists and is not an empty folder; a run does not write over another",
+                "--out",
+                f"another folder, or --resume {path} to go on with it",
+            )
+        if keep_before is not None:
+            names = ("plan.yaml", "steps.jsonl")
+            self._before = {
+                name: (path / name).read_text(encoding="utf-8")
+                for name in names
+                if (path / name).exists()
+            }
+        self._made = [p for p in (path, *path.parents) if not p.exists()]
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.write("plan.yaml", _own_copy(plan, path))
+        self.write("steps.jsonl", self._kept(keep_before) if keep_before is not None else "")
+
+    def discard(self) -> None:
+        """Leave all as it was before a run that never began."""
+        if self._before is not None:
+            for name, text in self._before.items():
+                self.write(name, text)
+        elif self._made is not None:  # the folder was ours to fill
+            for child in self.path.iterdir() if self.path.exists() else ():
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+            for folder in self._made:
+                with suppress(OSError):  # not made yet, or another run lies beside this one
+                    folder.rmdir()
+
     def write(self, name: str, text: str) -> None:
         """Put a whole file in place."""
+        with self.replacing(name) as file:
+            file.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A file to write to, which becomes ``name`` once it is whole."""
         target = self.path / name
         temporary = target.with_name(f".{name}.part")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def write_json(self, name: str, data: Any) -> None:
         """Put a whole JSON file in place."""
