@@ -95,8 +95,25 @@ class LocalExecutor:
         return "; ".join(r.waits_for(handle) for r, handle in stuck if handle is not None)
 
 
+def disagreements(program: Program, ranks: list[RankInterpreter]) -> list[str]:
+    """Where ranks that hold the same weights do not hold the same bits, one line each."""
+    by_rank = {rank.rank: rank for rank in ranks}
+    found = []
+    for segment, buckets in zip(program.segments, program.buckets, strict=True):
+        for bucket in buckets:
+            group = [r for r in by_rank if r % program.ranks_per_replica in bucket.ranks]
+            first = by_rank[group[0]].parameters[segment.index]
+            for other in group[1:]:
+                weights = by_rank[other].parameters[segment.index].weights
+                for slot, a, b in zip(first.slots, first.weights, weights, strict=True):
+                    if not torch.equal(a, b):
+                        name = f"{slot.layer.name}.{'bias' if slot.tile is None else 'weight'}"
+                        found.append(f"{name} differs between rank {group[0]} and rank {other}")
+    return found
+
+
 def gather_parameters(program: Program, ranks: list[RankInterpreter]) -> dict[str, Tensor]:
-    """Put the ranks' tiles together to whole weights; replicas and batch parts must agree."""
+    """Put the ranks' tiles together to whole weights; replicas and batch parts agree."""
     found: dict[str, Tensor] = {}
     for layer in program.model.layers:
         if layer.has_weights:

@@ -99,7 +99,10 @@ class SegmentRunner:
         kept = self.kept[chunk]
         if not kept.links:
             self._build(kept)
-        return self._walk(kept, gradient, with_weights=False)
+        wanted = self._walk(kept, gradient, with_weights=False)
+        if not self.parameters.weights:  # no W will come for it
+            del self.kept[chunk]
+        return wanted
 
     def backward_weight(self, chunk: int) -> None:
         """W: the weight gradients of a chunk whose I has ended."""
