@@ -102,9 +102,14 @@ def _fc_plan(text: str, size: Size) -> Plan:
 
 
 def compare_single(rank: int, size: Size) -> list[Row]:
-    """One device against a plain training loop, with torch's response norm and with ours."""
+    """One device against a plain training loop, with torch's response norm, with ours."""
     setting = Setting(load_plan("single", size.network), rank)
-    sides: list[Side] = [OurRank(setting), single(setting, "torch"), single(setting, "ours")]
+    sides: list[Side] = [
+        OurRank(setting),
+        single(setting, "torch"),
+        single(setting, "ours"),
+        single(setting, "ours", fused=False),
+    ]
     return compare("one device", sides, size.rounds)
 
 
@@ -126,14 +131,14 @@ def compare_columns(rank: int, size: Size) -> list[Row]:
     """Every fully-connected layer split on its output."""
     setting = Setting(_fc_plan(COLUMNS_FC, size), rank)
     sides: list[Side] = [OurRank(setting), columns_dtensor(setting)]
-    return compare("fc columns", sides, 2 * size.rounds)
+    return compare("fc columns", sides, size.rounds)
 
 
 def compare_megatron(rank: int, size: Size) -> list[Row]:
     """fc6 split on its output and fc7 on its input."""
     setting = Setting(_fc_plan(MEGATRON_FC, size), rank)
     sides: list[Side] = [OurRank(setting), megatron_dtensor(setting)]
-    return compare("fc output, input", sides, 2 * size.rounds)
+    return compare("fc output, input", sides, size.rounds)
 
 
 def compare_timeline(small: bool, rank: int, size: Size) -> list[Row]:

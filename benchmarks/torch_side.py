@@ -1,8 +1,8 @@
 """The other side: the same networks as plain PyTorch modules, trained by PyTorch's own means.
 
-Everything that is a choice is chosen in PyTorch's favour: gradient buckets are views, the loss is
-scaled once instead of every gradient, pipeline outputs are not merged, and whatever it does once
-(tracing shapes, first buckets) happens before the clock starts.
+Everything that is a choice is chosen in PyTorch's favour: SGD is fused, gradient buckets are
+views, the loss is scaled once instead of every gradient, pipeline outputs are not merged, and
+whatever it does once (agreeing on shapes, first buckets) happens before the clock starts.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _module(sized: SizedLayer, seed: int, norm: str) -> nn.Module:
     if isinstance(layer, Linear):
         linear = nn.Linear(sized.in_channels * sized.in_values, layer.features)
         _start(linear, sized, seed)
-        return linear if sized.in_values == 1 else nn.Sequential(nn.Flatten(), linear)
+        return linear if len(sized.input_shape) == 1 else nn.Sequential(nn.Flatten(), linear)
     if isinstance(layer, ResponseNorm):
         return ColumnNorm(layer) if norm == "torch" else OurNorm(sized)
     if isinstance(layer, MaxPool):
@@ -127,8 +127,12 @@ def network(setting: Setting, names: Iterable[str], norm: str) -> nn.Sequential:
     return built
 
 
-def sgd(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """``torch.optim.SGD``, as users get it; biases do not decay."""
+def sgd(module: nn.Module, recipe: Recipe, *, fused: bool = True) -> torch.optim.Optimizer:
+    """``torch.optim.SGD``; biases do not decay.
+
+    Args:
+        fused: one pass over the memory; without it, as users get it, several and a temporary.
+    """
     named = list(module.named_parameters())
     return torch.optim.SGD(
         [
@@ -140,6 +144,7 @@ def sgd(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         ],
         lr=recipe.lr,
         momentum=recipe.momentum,
+        fused=fused,
     )
 
 
@@ -159,8 +164,8 @@ class PlainRank:
 
     Args:
         wrap: what goes round the module, such as DDP.
-        share: this rank's part of the batch and of the loss; 1 over the number of parts.
-        part: which one.
+        parts, part: into how many parts the batch is cut, and which one is this rank's.
+        fused: whether SGD is.
     """
 
     def __init__(
@@ -172,13 +177,14 @@ class PlainRank:
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
         parts: int = 1,
         part: int = 0,
+        fused: bool = True,
     ) -> None:
         self.name, self.recipe, self.parts = name, setting.recipe, parts
         batch = setting.plan.global_batch_size
         self.samples = torch.arange(batch).chunk(parts)[part]
         self.feed = setting.feed
         self.module = wrap(module)
-        self.optimizer = sgd(self.module, self.recipe)
+        self.optimizer = sgd(self.module, self.recipe, fused=fused)
         self.loss = nn.CrossEntropyLoss()
 
     def step(self, number: int) -> float:
@@ -192,10 +198,11 @@ class PlainRank:
         return float(loss.detach()) / self.parts
 
 
-def single(setting: Setting, norm: str) -> PlainRank:
+def single(setting: Setting, norm: str, *, fused: bool = True) -> PlainRank:
     """Plain PyTorch on one device."""
-    name = "plain PyTorch, nn.LocalResponseNorm" if norm == "torch" else "plain PyTorch, our norm"
-    return PlainRank(name, setting, network(setting, setting.model.index, norm))
+    name = "PyTorch, nn.LocalResponseNorm" if norm == "torch" else "PyTorch, our norm"
+    name += "" if fused else ", default SGD"
+    return PlainRank(name, setting, network(setting, setting.model.index, norm), fused=fused)
 
 
 def ddp(setting: Setting) -> PlainRank:
@@ -215,6 +222,7 @@ class TensorParallelRank(PlainRank):
         super().__init__(
             "DTensor", setting, network(setting, setting.model.index, "ours"),
             wrap=lambda module: parallelize_module(module, mesh, styles),
+            fused=False,  # torch 2.13 has no sharding strategy for aten._fused_sgd_
         )  # fmt: skip
         self.tells = setting.rank == 0
 

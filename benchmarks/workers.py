@@ -90,6 +90,14 @@ def _next(
     return Outcome(name, None, f"no result within {JOB_TIMEOUT_S} s")
 
 
+def _root_of(error: BaseException) -> str:
+    """The first line of what an exception was raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first}"
+
+
 def _work(
     rank: int, world_size: int, store: Path, jobs: Sequence[Job[T]], results: Queue[Outcome]
 ) -> None:
@@ -107,8 +115,7 @@ def _work(
         try:
             result = job.run(rank, job.argument)
         except Exception as error:
-            told = (str(error) or type(error).__name__).strip().splitlines()[0]
-            results.put(Outcome(job.name, None, f"{type(error).__name__}: {told}"))
+            results.put(Outcome(job.name, None, _root_of(error)))
             raise
         if rank == 0:
             results.put(Outcome(job.name, result, ""))

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     "--timeout", "timeout_s", type=float, default=60.0, show_default=True,
     help="Seconds that a rank waits for another before the run fails.",
 )  # fmt: skip
+@click.option(
+    "--threads", type=int, help="CPU threads of a rank; by default its share of the cores."
+)
 @overrides
 def command(
     plan_source: str,
@@ -60,6 +63,7 @@ def command(
     launcher: str,
     checkpoint_every: int,
     timeout_s: float,
+    threads: int | None,
     overrides: tuple[str, ...],
 ) -> int:
     """Train as a plan says, and leave a run folder.
@@ -69,6 +73,7 @@ def command(
     """
     positive("steps", steps)
     positive("epochs", epochs)
+    positive("threads", threads)
     if steps and epochs:
         raise InputError("--steps and --epochs both say how long", "--epochs", "leave one out")
     if not (timeout_s > 0 and math.isfinite(timeout_s)):
@@ -87,13 +92,13 @@ def command(
             "--data imagefolder:PATH to train for real"
         )
     return _run(plan, model, program, console, data, steps, epochs, out, resume, launcher,
-                checkpoint_every, timeout_s)  # fmt: skip
+                checkpoint_every, timeout_s, threads)  # fmt: skip
 
 
 def _run(
     plan: Plan, model: Model, program: Program, console: Console, data: str, steps: int | None,
     epochs: int | None, out: Path | None, resume: Path | None, launcher: str,
-    checkpoint_every: int, timeout_s: float,
+    checkpoint_every: int, timeout_s: float, threads: int | None,
 ) -> int:  # fmt: skip
     from orchestrator.execute.worker_context import WorkerFailed
     from orchestrator.train.run import run
@@ -109,7 +114,10 @@ def _run(
     view = (BarView if console.is_terminal else LineView)(console, job.start, job.stop)
     try:
         with view:
-            outcome = run(plan, program, job, folder, view, launcher=launcher, timeout_s=timeout_s)
+            outcome = run(
+                plan, program, job, folder, view,
+                launcher=launcher, timeout_s=timeout_s, threads=threads,
+            )  # fmt: skip
     except KeyboardInterrupt:
         console.print(f"interrupted; {path} holds the steps that ended")
         raise

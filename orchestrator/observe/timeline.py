@@ -88,7 +88,7 @@ def meetings(program: Program) -> Iterator[list[int]]:
         if lane in (SEND, RECEIVE):
             key = (rank, peers[0]) if lane == SEND else (peers[0], rank)
         elif lane == REDUCE:
-            key = peers
+            key = (REDUCE, *peers)  # not the key of a send between the same two
         else:
             continue
         number = counts[key, lane, rank]

@@ -94,6 +94,8 @@ class Calibration:
         threads: of each rank on a processor.
         dispatch_s: seconds that the executor adds to every computation.
         compute_slowdown: fraction of its speed that computation loses under a transfer.
+        alone_speedup: how much faster a rank computes while the others of its node rest; the
+            layers' times are of ranks that all compute.
     """
 
     date: str
@@ -103,6 +105,7 @@ class Calibration:
     threads: int = 0
     dispatch_s: float = 0.0
     compute_slowdown: float = 0.0
+    alone_speedup: float = 1.0
     layers: tuple[LayerTime, ...] = ()
     optimizer: tuple[OptimizerTime, ...] = ()
     links: tuple[LinkTime, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import prod
 
 from orchestrator.errors import InputError
 from orchestrator.models.ranges import size
@@ -59,15 +60,39 @@ class CostModel:
         part = self.program.segments[segment].parts[rank % self.program.ranks_per_replica]
         if kind == STEP:
             return slowness * self._update(device, part, bytes_)
+        copied = self._copied(segment, rank % self.program.ranks_per_replica, kind)
         passes = {F: "forward", B: "backward", I: "backward_input", W: "backward_weight"}
         seconds = self._layers(device, segment, part, passes[kind])
         if again:
             seconds += self._layers(device, segment, part, "forward")
-        return slowness * (seconds + self._dispatch(kind))
+        bandwidth = device.memory_bandwidth * device.efficiency.get("memory", 1.0)
+        dispatch = self.calibration.dispatch_s if self.calibration else 0.0
+        return slowness * (seconds + copied / bandwidth + dispatch)
 
-    def _dispatch(self, kind: str) -> float:
-        """What the executor itself adds to every computation, where it was measured."""
-        return self.calibration.dispatch_s if self.calibration else 0.0
+    def _copied(self, segment: int, local_rank: int, kind: str) -> int:
+        """Bytes that the executor moves around a computation: it puts inputs and output gradients
+        together from several pieces, and gradients into the buffer of their reduction."""
+        program = self.program
+        here = program.segments[segment].parts[local_rank]
+        moved = 0
+        if kind == F and segment:
+            boundary = program.boundaries[segment]
+            pieces = [m for m in boundary.messages[0] if m.target == local_rank]
+            if len(pieces) > 1 or boundary.summed:
+                moved += prod(here.input_shape) + 2 * sum(m.values for m in pieces)
+        following = segment + 1
+        if kind in (B, I) and following < len(program.segments):
+            turns = program.boundaries[following].messages
+            back = [m for turn in turns for m in turn if m.source == local_rank]
+            if len(back) > 1 or any(m.values != prod(here.output_shape) for m in back):
+                moved += prod(here.output_shape) + 3 * sum(m.values for m in back)
+        if kind in (B, W) and here.parameters:
+            whole = program.segments[segment]
+            bucket = next(b for b in program.buckets[segment] if local_rank in b.ranks)
+            reduced = len(bucket.ranks) * program.replicas > 1
+            several = (whole.update_chunks or whole.chunks) > 1
+            moved += here.parameters * (3 if several else 2 if reduced else 0)
+        return moved * program.itemsize
 
     def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> float:
         total = 0.0
@@ -181,9 +206,23 @@ class CostModel:
             self._phases[key] = found
         return self._phases[key]
 
-    def slowdown(self, rank: int) -> float:
-        """Fraction of its speed that computation loses under a transfer of its rank."""
-        return self.calibration.compute_slowdown if self.calibration else 0.0
+    def is_elastic(self) -> bool:
+        """Whether a calibration has seen computations disturb each other, or transfers them."""
+        c = self.calibration
+        return c is not None and (c.alone_speedup != 1 or c.compute_slowdown != 0)
+
+    def node(self, rank: int) -> int:
+        """The machine that a rank runs on."""
+        return self.cluster.node(rank)
+
+    def speed(self, busy: int, transferring: bool) -> float:
+        """Measured times are of a node whose ranks all compute; fewer are quicker."""
+        c = self.calibration
+        assert c is not None
+        others = self.cluster.devices_per_node - 1
+        idle = max(0, others + 1 - busy) / others if others else 0.0
+        alone = 1 + (c.alone_speedup - 1) * idle
+        return alone * (1 - c.compute_slowdown) if transferring else alone
 
     def _interpolate(self, points: Sequence[Point], at: float, what: str) -> float:
         """Straight lines between measured points; beyond them the nearest slope, and a note."""

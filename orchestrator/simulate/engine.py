@@ -32,8 +32,19 @@ class Costs(Protocol):
     def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
         """Of a collective, where it was measured; None to plan it from the links."""
 
-    def slowdown(self, rank: int) -> float:
-        """Fraction of its speed that computation loses under a transfer of its rank."""
+    def is_elastic(self) -> bool:
+        """Whether the speed of computations depends on what else goes on."""
+
+    def node(self, rank: int) -> int:
+        """The machine that a rank runs on."""
+
+    def speed(self, busy: int, transferring: bool) -> float:
+        """Of a computation, as a factor.
+
+        Args:
+            busy: ranks of its node that compute, itself included.
+            transferring: whether a transfer of its rank is under way.
+        """
 
 
 @dataclass(frozen=True)
@@ -118,11 +129,12 @@ def _edges(
 
 
 class _Running(NamedTuple):
+    """A computation whose speed may change: seconds of work left at a moment, and its speed."""
+
     activity: int
     left: float
     since: float
     speed: float
-    version: int
 
 
 class Engine:
@@ -146,9 +158,11 @@ class Engine:
         self.starting: list[int] = []  # transfers that start at this moment
         self.waiting: list[tuple[Load, float, list[int]]] = []  # flows behind their latency
         self.phases: dict[int, deque[Phase]] = {}
+        self.elastic = self.costs.is_elastic()
         self.running: dict[int, _Running] = {}  # by rank
         self.transfers = [0] * len(self.program.order)  # under way, by rank
-        self.slowed = any(self.costs.slowdown(r) > 0 for r in self.program.ranks)
+        nodes = [self.costs.node(rank) for rank in self.program.ranks] if self.elastic else []
+        self.neighbours = [[r for r, n in enumerate(nodes) if n == node] for node in nodes]
         ended = 0
         for i in range(count):
             if not self.missing[i]:
@@ -206,41 +220,47 @@ class Engine:
             self.starting.append(i)
             return
         seconds = self.costs.computation(self.program, op)
-        if not self.slowed:
+        if not self.elastic:
             self._push(now + seconds, 0, i)
             return
         rank = self.program.columns.rank[op]
-        speed = 1 - self.costs.slowdown(rank) if self.transfers[rank] else 1.0
-        self.running[rank] = _Running(i, seconds, now, speed, self.counter)
-        self._push(now + seconds / speed, 0, i)
+        self.running[rank] = _Running(i, seconds, now, 0.0)
+        self._retime(rank, now)
 
-    # -- computation that transfers slow down -------------------------------------------------
+    # -- computation whose speed depends on what else goes on ----------------------------------
 
     def _compute_over(self, i: int, now: float) -> list[int]:
-        if not self.slowed:
+        if not self.elastic:
             return [i]
         rank = self.program.columns.rank[self.graph.ops[i][0]]
         running = self.running.get(rank)
         if running is None or running.activity != i:
-            return []  # ended before, this event is of an earlier speed
-        left = running.left - (now - running.since) * running.speed
-        if left > 1e-12 * max(now, 1e-3):
+            return []  # this event is of an earlier speed
+        if running.left - (now - running.since) * running.speed > 1e-12 * max(now, 1e-3):
             return []
         del self.running[rank]
+        self._retime(rank, now)
         return [i]
 
     def _count_transfer(self, i: int, by: int, now: float) -> None:
-        """A transfer of some ranks begins or ends: computations there change their speed."""
+        """A transfer of some ranks begins or ends."""
         for op in self.graph.ops[i]:
             rank = self.program.columns.rank[op]
             before = self.transfers[rank]
             self.transfers[rank] = before + by
-            running = self.running.get(rank)
-            if running is not None and (before == 0 or before + by == 0):
-                left = running.left - (now - running.since) * running.speed
-                speed = 1.0 if before + by == 0 else 1 - self.costs.slowdown(rank)
-                self.running[rank] = _Running(running.activity, left, now, speed, self.counter)
-                self._push(now + max(0.0, left) / speed, 0, running.activity)
+            if before == 0 or before + by == 0:
+                self._retime(rank, now)
+
+    def _retime(self, rank: int, now: float) -> None:
+        """What computes on a rank's node gets the speed that it has from now on."""
+        near = [r for r in self.neighbours[rank] if r in self.running]
+        for other in near:
+            running = self.running[other]
+            speed = self.costs.speed(len(near), self.transfers[other] > 0)
+            if speed != running.speed:
+                left = max(0.0, running.left - (now - running.since) * running.speed)
+                self.running[other] = _Running(running.activity, left, now, speed)
+                self._push(now + left / speed, 0, running.activity)
 
     # -- transfers ----------------------------------------------------------------------------
 
@@ -250,7 +270,7 @@ class Engine:
         alike: defaultdict[tuple[int, float], list[int]] = defaultdict(list)
         begun, self.starting = self.starting, []
         for i in begun:
-            if self.slowed:
+            if self.elastic:
                 self._count_transfer(i, 1, now)
             op = self.graph.ops[i][0]
             if LANE_OF[columns.kind[op]] == REDUCE:
@@ -296,7 +316,7 @@ class Engine:
         if self.phases.get(i):
             self._next_phase(i, now)
             return False
-        if self.slowed:
+        if self.elastic:
             self._count_transfer(i, -1, now)
         return True
 

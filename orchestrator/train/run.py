@@ -192,12 +192,14 @@ def run(
     *,
     launcher: str,
     timeout_s: float = 60.0,
+    threads: int | None = None,
 ) -> Outcome:
     """Train, and leave a complete run folder.
 
     Args:
         launcher: ``ray``, or ``local`` for every rank in this process.
         timeout_s: how long a rank waits for a peer.
+        threads: of each rank on a processor; None for its share of the cores.
 
     Raises:
         InputError, WorkerFailed: as the launch raises them; KeyboardInterrupt: the workers are
@@ -205,7 +207,7 @@ def run(
             step has ended, no folder is left.
     """
     collector = Collector(job, folder, observer, Accountant(program))
-    launch = _launcher(launcher, program, timeout_s)
+    launch = _launcher(launcher, program, timeout_s, threads)
 
     def write_down(*, interrupted: bool) -> dict[str, Any]:
         summary = collector.summary(plan, launcher, job.data, interrupted=interrupted)
@@ -230,7 +232,9 @@ def run(
     return Outcome(folder.path, write_down(interrupted=False), collector.ledger_problems())
 
 
-def _launcher(name: str, program: Program, timeout_s: float) -> Callable[[Job, Collector], None]:
+def _launcher(
+    name: str, program: Program, timeout_s: float, threads: int | None
+) -> Callable[[Job, Collector], None]:
     if name == "local":
         return _run_locally
 
@@ -241,6 +245,7 @@ def _launcher(name: str, program: Program, timeout_s: float) -> Callable[[Job, C
         launch(
             train, job, world_size=program.world_size, on_event=collector.event,
             timeout_s=timeout_s,
+            threads_per_worker=threads,
         )  # fmt: skip
 
     return on_ray

@@ -1,0 +1,83 @@
+"""Writes a calibrated cluster file that a person can read: figures first, tables behind."""
+
+from __future__ import annotations
+
+from orchestrator.simulate.calibration import Calibration
+from orchestrator.simulate.cluster import GIB, Cluster
+
+
+def cluster_yaml(cluster: Cluster, source: str) -> str:
+    """The file of a calibrated cluster of equal devices; loads back to an equal one.
+
+    Args:
+        source: where all its figures are from, such as the command and the date.
+    """
+    calibration, (device, _) = cluster.calibration, cluster.kinds[0]
+    assert calibration is not None
+    efficiency = ", ".join(f"{k}: {v:.4g}" for k, v in device.efficiency.items())
+    flops = ", ".join(f"{k}: {v / 1e12:.5g}" for k, v in device.flops.items())
+    lines = [
+        "# yaml-language-server: $schema=cluster.schema.json",
+        f"# {cluster.summary}",
+        "schema_version: 1",
+        f"name: {cluster.name}",
+        f'summary: "{cluster.summary}"',
+        f'source: "{source}"',
+        f"nodes: {cluster.nodes}",
+        f"devices_per_node: {cluster.devices_per_node}",
+        "device:",
+        f'  name: "{device.name}"',
+        f"  memory_GiB: {device.memory_bytes / GIB:.4g}",
+        f"  memory_GBps: {device.memory_bandwidth / 1e9:.4g}",
+        f"  tflops: {{{flops}}}",
+        f"  efficiency: {{{efficiency}}}",
+        "network:",
+    ]
+    for level in cluster.network:
+        lines.append(
+            f"  - {{name: {level.name}, size: {level.size}, GBps: {level.bandwidth / 1e9:.4g}, "
+            f"latency_us: {level.latency * 1e6:.4g}, topology: {level.topology}}}"
+        )
+    return "\n".join([*lines, *_tables(calibration)]) + "\n"
+
+
+def _tables(c: Calibration) -> list[str]:
+    versions = ", ".join(f'{name}: "{version}"' for name, version in c.versions.items())
+    lines = [
+        "calibration:",
+        f"  date: {c.date}",
+        f'  hardware: "{c.hardware}"',
+        f"  model: {c.model}",
+        f"  versions: {{{versions}}}",
+        f"  threads: {c.threads}",
+        f"  dispatch_s: {c.dispatch_s:.4g}",
+        f"  compute_slowdown: {c.compute_slowdown:.4g}   # lost under a transfer",
+        f"  alone_speedup: {c.alone_speedup:.4g}      # while the node's other ranks rest",
+        "  layers:   # median seconds; spread: half the distance between quartiles over the median",
+    ]
+    for row in sorted(c.layers, key=lambda r: (r.kind, r.shape, r.direction, r.batch)):
+        lines.append(
+            f'    - {{kind: {row.kind}, shape: "{row.shape}", dtype: {row.dtype}, '
+            f"batch: {row.batch}, pass: {row.direction}, seconds: {row.seconds:.5g}, "
+            f"spread: {row.spread:.2g}}}"
+        )
+    lines.append("  optimizer:")
+    lines += [
+        f"    - {{bytes: {r.bytes}, seconds: {r.seconds:.5g}, spread: {r.spread:.2g}}}"
+        for r in c.optimizer
+    ]
+    if c.links:
+        lines.append("  links:")
+    lines += [
+        f"    - {{level: {r.level}, bytes: {r.bytes}, seconds: {r.seconds:.5g}, "
+        f"spread: {r.spread:.2g}}}"
+        for r in c.links
+    ]
+    if c.collectives:
+        lines.append("  collectives:")
+    lines += [
+        f"    - {{kind: {r.kind}, ranks: {r.ranks}, bytes: {r.bytes}, seconds: {r.seconds:.5g}, "
+        f"spread: {r.spread:.2g}}}"
+        for r in c.collectives
+    ]
+    return lines
