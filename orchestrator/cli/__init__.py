@@ -17,6 +17,7 @@ _VERBS = {
     "verify": "prove that a plan cannot deadlock, sends what it says and trains the same network",
     "run": "train, over Ray or in this process",
     "simulate": "predict a step on a cluster that need not exist",
+    "compare": "plans against each other, runs against their prediction",
     "calibrate": "measure this machine or a Ray cluster, and write a cluster file",
 }
 

@@ -32,6 +32,9 @@ from orchestrator.simulate.cluster_write import cluster_yaml
 if TYPE_CHECKING:
     from orchestrator.execute.measure import Measured
 
+# Any program over all ranks serves to connect them.
+_SMALL = ("model.width=0.0625", "model.image_size=64", "model.classes=16")
+
 
 @click.command("calibrate")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
@@ -69,7 +72,7 @@ def command(
         raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
     count = ranks or len(os.sched_getaffinity(0))
     programs = tuple(_program(p, b, replicas=1) for p in plans for b in batches)
-    link = _program("single", count, replicas=count, options=("model={name: lenet5}",))
+    link = _program("single", count, replicas=count, options=_SMALL)
     console = Console(highlight=False)
     begun = time.perf_counter()
     found, nodes = _measure(console, programs, link, count, seconds, threads)

@@ -70,11 +70,11 @@ def join(program: Program, records: Iterable[RankTimes], offsets: dict[int, floa
 
 
 def meet(program: Program, times: StepTimes) -> None:
-    """Set the start of every transfer to the moment when all its sides were ready."""
+    """Set the start of every transfer to the moment when the last of its sides began."""
     for ids in meetings(program):
-        begun = max(times.ready[i] for i in ids)
+        begun = max(times.start[i] for i in ids)
         for i in ids:
-            times.start[i] = max(times.start[i], min(begun, times.end[i]))
+            times.start[i] = min(begun, times.end[i])
 
 
 def meetings(program: Program) -> Iterator[list[int]]:

@@ -1,0 +1,142 @@
+"""``orchestrator show``: CONTRACT's keys, the published figures, and a table for 80 columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from orchestrator.plan import shipped_names
+from tests.cli.command import command
+
+KEYS = {
+    "name", "model", "world_size", "parameters", "macs_forward_per_image", "bytes_per_step",
+    "gradient_bytes_per_step", "layers", "ranks", "edges",
+}  # fmt: skip
+LAYER_KEYS = {"name", "kind", "output_shape", "parameters", "macs", "split", "ranks"}
+RANK_KEYS = {
+    "rank", "parameters", "macs_forward_per_image", "activation_bytes_sent_per_step",
+    "gradient_bytes_sent_per_step", "peak_memory_bytes",
+}  # fmt: skip
+EDGE_KEYS = {"from_rank", "to_rank", "layer", "direction", "bytes_per_step"}
+
+
+def shown(*arguments: str) -> dict[str, Any]:
+    ended = command("show", *arguments, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    found: dict[str, Any] = json.loads(ended.out)
+    return found
+
+
+def test_krizhevsky_2012_in_figures() -> None:
+    """Shapes and counts of the paper's section 3; see docs for each figure's source."""
+    found = shown("krizhevsky2012")
+    assert found["parameters"] == 60_965_224
+    assert found["macs_forward_per_image"] == 724_406_816
+    assert found["world_size"] == 2
+    assert [row["parameters"] for row in found["ranks"]] == [32_531_112, 28_434_112]
+    assert sum(row["macs_forward_per_image"] for row in found["ranks"]) == 724_406_816
+    assert found["bytes_per_step"] == 60_030_976
+    assert found["gradient_bytes_per_step"] == 0
+    layers = {row["name"]: row for row in found["layers"]}
+    assert list(layers) == (
+        "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 "
+        "pool5 fc6 relu6 drop6 fc7 relu7 drop7 fc8"
+    ).split()
+    assert layers["conv1"] == {
+        "name": "conv1", "kind": "conv", "output_shape": [96, 55, 55], "parameters": 34_944,
+        "macs": 105_415_200, "split": "channel", "ranks": [0, 1],
+    }  # fmt: skip
+    assert (layers["fc8"]["split"], layers["fc8"]["ranks"]) == ("none", [0])
+
+
+def test_the_columns_talk_before_conv3_fc6_fc7_and_fc8_and_nowhere_else() -> None:
+    """Values an image each way: 128 x 13 x 13, 128 x 6 x 6, 2048; fc8 is on rank 0 alone."""
+    batch, itemsize = 128, 4
+    each_way = {"conv3": 21_632, "fc6": 4_608, "fc7": 2_048}
+    expected = {
+        (source, 1 - source, layer, direction): values * batch * itemsize
+        for layer, values in each_way.items()
+        for direction in ("forward", "backward")
+        for source in (0, 1)
+    }
+    expected[1, 0, "fc8", "forward"] = expected[0, 1, "fc8", "backward"] = 2_048 * batch * itemsize
+    edges = shown("krizhevsky2012")["edges"]
+    found = {
+        (e["from_rank"], e["to_rank"], e["layer"], e["direction"]): e["bytes_per_step"]
+        for e in edges
+    }
+    assert len(found) == len(edges)
+    assert found == expected
+
+
+def test_data_parallel_sends_the_gradients_around_the_ring() -> None:
+    found = shown("data-parallel")
+    assert found["gradient_bytes_per_step"] == 487_721_792 == 2 * 243_860_896
+    assert found["bytes_per_step"] == 0
+    assert found["edges"] == []
+    assert [row["gradient_bytes_sent_per_step"] for row in found["ranks"]] == [243_860_896] * 2
+
+
+@pytest.mark.parametrize("name", shipped_names("partitions"))
+def test_every_shipped_plan_is_told_in_the_contracts_words(name: str) -> None:
+    found = shown(name)
+    assert found.keys() >= KEYS
+    assert found["name"] == name
+    for rows, keys in (
+        (found["layers"], LAYER_KEYS), (found["ranks"], RANK_KEYS), (found["edges"], EDGE_KEYS)
+    ):  # fmt: skip
+        assert all(row.keys() >= keys for row in rows)
+    ranks = found["ranks"]
+    assert [row["rank"] for row in ranks] == list(range(found["world_size"]))
+    assert sum(edge["bytes_per_step"] for edge in found["edges"]) == found["bytes_per_step"]
+    for rank in ranks:
+        mine = [e["bytes_per_step"] for e in found["edges"] if e["from_rank"] == rank["rank"]]
+        assert rank["activation_bytes_sent_per_step"] == sum(mine)
+        # weights, gradients or their buffer, and velocities at least
+        assert rank["peak_memory_bytes"] > 3 * 4 * rank["parameters"] * (name != "none")
+    sent = sum(row["gradient_bytes_sent_per_step"] for row in ranks)
+    assert sent == found["gradient_bytes_per_step"]
+
+
+@pytest.mark.parametrize("name", shipped_names("partitions"))
+def test_the_tables_fit_80_columns_with_no_word_cut(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = command("show", name)
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in ended.out
+    rows = [line.split() for line in lines]
+    for layer in shown(name)["layers"]:
+        (row,) = (r for r in rows if r[:2] == [layer["name"], layer["kind"]])
+        assert row[2] == "x".join(map(str, layer["output_shape"]))
+        assert f"{layer['parameters']:,}" in row or not layer["parameters"]
+        assert f"{layer['macs']:,}" in row or not layer["macs"]
+    found = shown(name)
+    assert f"{found['parameters']:,}" in ended.out
+    if found["bytes_per_step"]:
+        assert f"activations: {found['bytes_per_step']:,} bytes a step" in ended.out
+    if found["gradient_bytes_per_step"]:
+        assert f"gradients: {found['gradient_bytes_per_step']:,} bytes a step" in ended.out
+
+
+def test_ranks_that_do_not_talk_are_said_so() -> None:
+    assert "No rank talks to another." in command("show", "single").out
+
+
+def test_overrides_change_what_is_shown() -> None:
+    found = shown("krizhevsky2012", "--set", "global_batch_size=256", "--set", "name=twice")
+    assert found["name"] == "twice"
+    assert found["bytes_per_step"] == 2 * 60_030_976
+
+
+@pytest.mark.parametrize("text", ["[/x]", "[red]", "[link=x]y[/link]", "naïve ±", "a\\[b]"])
+def test_a_summary_is_printed_as_it_is_written(text: str) -> None:
+    """Square brackets are markup to the table library: ``[/x]`` once ended in a traceback."""
+    ended = command("show", "single", "--set", f"summary='{text}'")
+    assert ended.code == 0
+    assert ended.out.splitlines()[1] == text
