@@ -22,6 +22,9 @@ from math import ceil, log2
 from orchestrator.program.ops import ALL_REDUCE
 from orchestrator.simulate.network import Load, Topology, combined
 
+# Beyond a node's devices n² messages at once make receivers drop behind; libraries stop there too.
+MOST_DIRECT = 8
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -105,7 +108,7 @@ class Collectives:
         """All to all at once; loads counted for one byte that each rank sends to one other."""
         count = len(group)
         times = 2 if kind == ALL_REDUCE else 1
-        if count > 64:  # n² messages at once is no algorithm any more
+        if count > MOST_DIRECT:
             return Phase(float("inf"), 0.0, ())
         routes, latency = [], 0.0
         for source in group:

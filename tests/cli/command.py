@@ -6,6 +6,8 @@ import contextlib
 import io
 from dataclasses import dataclass
 
+import pytest
+
 from orchestrator.cli import main
 
 # Any plan of the AlexNet family at a size for tests.
@@ -34,13 +36,15 @@ def command(*arguments: str) -> Ended:
     Its output is of no terminal: plain lines, 80 columns.
     """
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(list(arguments))
-        except SystemExit as exit_:
-            assert isinstance(exit_.code, int)
-            return Ended(exit_.code, out.getvalue(), err.getvalue())
-    raise AssertionError("main() returned")
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as exited,
+    ):
+        main(list(arguments))
+    code = exited.value.code
+    assert isinstance(code, int)
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def refused(*arguments: str) -> str:

@@ -30,7 +30,7 @@ def shown(*arguments: str) -> dict[str, Any]:
 
 
 def test_krizhevsky_2012_in_figures() -> None:
-    """Shapes and counts of the paper's section 3; see docs for each figure's source."""
+    """Shapes and counts of the paper's section 3; the sum over layers is all of them."""
     found = shown("krizhevsky2012")
     assert found["parameters"] == 60_965_224
     assert found["macs_forward_per_image"] == 724_406_816
@@ -40,10 +40,10 @@ def test_krizhevsky_2012_in_figures() -> None:
     assert found["bytes_per_step"] == 60_030_976
     assert found["gradient_bytes_per_step"] == 0
     layers = {row["name"]: row for row in found["layers"]}
-    assert list(layers) == (
+    assert " ".join(layers) == (
         "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 "
         "pool5 fc6 relu6 drop6 fc7 relu7 drop7 fc8"
-    ).split()
+    )
     assert layers["conv1"] == {
         "name": "conv1", "kind": "conv", "output_shape": [96, 55, 55], "parameters": 34_944,
         "macs": 105_415_200, "split": "channel", "ranks": [0, 1],
@@ -94,8 +94,8 @@ def test_every_shipped_plan_is_told_in_the_contracts_words(name: str) -> None:
     for rank in ranks:
         mine = [e["bytes_per_step"] for e in found["edges"] if e["from_rank"] == rank["rank"]]
         assert rank["activation_bytes_sent_per_step"] == sum(mine)
-        # weights, gradients or their buffer, and velocities at least
-        assert rank["peak_memory_bytes"] > 3 * 4 * rank["parameters"] * (name != "none")
+        weights_and_velocities = 2 * 4 * rank["parameters"]
+        assert rank["peak_memory_bytes"] > weights_and_velocities
     sent = sum(row["gradient_bytes_sent_per_step"] for row in ranks)
     assert sent == found["gradient_bytes_per_step"]
 

@@ -1,0 +1,182 @@
+"""The clock against closed forms, against itself, and folded against unfolded."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import pytest
+
+from orchestrator.models import Linear, Model
+from orchestrator.observe.timeline import StepTimes
+from orchestrator.plan import Plan, load_plan
+from orchestrator.plan.load import read_plan
+from orchestrator.program import Program, compile_plan
+from orchestrator.program.ops import STEP, F
+from orchestrator.program.resolve import model_of
+from orchestrator.simulate.cluster import load_cluster
+from orchestrator.simulate.collectives import Phase
+from orchestrator.simulate.costs import CostModel
+from orchestrator.simulate.engine import Engine
+from orchestrator.simulate.network import Route, Topology
+from orchestrator.simulate.predict import simulate
+
+
+class NoNetwork:
+    """Every message arrives at once."""
+
+    capacity: list[float] = []
+
+    def path(self, source: int, target: int) -> tuple[Route, float]:
+        return (), 0.0
+
+
+class Given:
+    """Every forward takes one time, every backward another, updates nothing."""
+
+    def __init__(self, forward: float, backward: float) -> None:
+        self.forward, self.backward = forward, backward
+
+    def computation(self, program: Program, i: int) -> float:
+        kind = program.columns.kind[i]
+        return 0.0 if kind == STEP else self.forward if kind == F else self.backward
+
+    def latency(self, source: int, target: int, size: int) -> float | None:
+        return 0.0
+
+    def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
+        return (Phase(0.0, 0.0, ()),)
+
+    def is_elastic(self) -> bool:
+        return False
+
+    def node(self, rank: int) -> int:
+        return 0
+
+    def speed(self, busy: int, transferring: bool) -> float:
+        return 1.0
+
+
+def pipeline(stages: int, microbatches: int, schedule: str) -> Program:
+    """As many equal layers as stages, each on a rank of its own."""
+    layers = [Linear(name=f"fc{i}", features=8) for i in range(stages)]
+    entries = "\n".join(f"  - {{layers: fc{i}, ranks: [{i}], split: none}}" for i in range(stages))
+    plan = read_plan(
+        f"schema_version: 1\nname: p\nmodel: {{name: any}}\nglobal_batch_size: {microbatches}\n"
+        f"n_microbatches: {microbatches}\nschedule: {schedule}\nplacement:\n{entries}\n",
+        "plan.yaml",
+    )
+    return compile_plan(plan, Model("chain", (8,), layers))
+
+
+def run(program: Program, costs: Given) -> StepTimes:
+    return Engine(program, NoNetwork(), costs).run()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("schedule", ["GPipe", "1F1B"])
+@pytest.mark.parametrize("stages", range(1, 9))
+def test_pipelines_end_when_the_papers_say(schedule: str, stages: int) -> None:
+    """(m + p - 1)(t_F + t_B), Huang et al. 2019 and Narayanan et al. 2021."""
+    for microbatches in range(1, 17):
+        program = pipeline(stages, microbatches, schedule)
+        times = run(program, Given(1.0, 2.0))
+        assert max(times.end) == (microbatches + stages - 1) * 3.0
+
+
+def test_ops_keep_their_needs_and_lanes() -> None:
+    plan = load_plan("one-weird-trick-broadcast")
+    program = compile_plan(plan, model_of(plan))
+    cluster = load_cluster("k20x8")
+    topology = Topology(cluster)
+    times = Engine(program, topology, CostModel(program, cluster, topology)).run()
+    last: dict[tuple[int, str], float] = {}
+    for op in program.ops():
+        assert times.start[op.id] >= max((times.end[n] for n in op.needs), default=0.0)
+        assert times.end[op.id] >= times.start[op.id] >= times.ready[op.id]
+        if op.lane in ("compute", "reduce"):
+            assert times.start[op.id] >= last.get((op.rank, op.lane), 0.0)
+            last[op.rank, op.lane] = times.end[op.id]
+
+
+def test_two_simulations_are_the_same_to_the_bit() -> None:
+    predict = partial(simulated, "columns-x-data", "dgx1-p100")
+    assert predict() == predict()
+
+
+def simulated(plan_name: str, cluster_name: str, *settings: str) -> StepTimes:
+    plan = load_plan(plan_name, settings)
+    return simulate(plan, model_of(plan), load_cluster(cluster_name)).times
+
+
+@pytest.mark.parametrize(
+    ("plan_name", "replicas"),
+    [("krizhevsky2012-half", 2), ("single", 4), ("single", 8), ("data-parallel", 2),
+     ("data-parallel", 4), ("columns-x-data", 2)],
+)  # fmt: skip
+def test_one_replica_stands_for_all_of_them(plan_name: str, replicas: int) -> None:
+    """Equal replicas on their own devices: what is folded takes as long as what is not."""
+    plan = load_plan(plan_name, [f"replicas={replicas}"])
+    model, cluster = model_of(plan), load_cluster("dgx-a100")
+    whole = compile_plan(plan, model)
+    topology = Topology(cluster)
+    apart = Engine(whole, topology, CostModel(whole, cluster, topology)).run()
+    folded = simulate(plan, model, cluster).times
+    assert max(folded.end) == pytest.approx(max(apart.end), rel=1e-9)
+
+
+def test_a_straggler_slows_the_step() -> None:
+    plan = load_plan("data-parallel")
+    model = model_of(plan)
+    quick, slow = (
+        load_cluster("gtx580x2"),
+        load_cluster("gtx580x2", ["slow=[{rank: 1, factor: 2}]"]),
+    )
+    before, after = (simulate(plan, model, c).summary["step_time_s"] for c in (quick, slow))
+    assert 1.9 < after / before < 2.01
+
+
+def test_waiting_ranks_wait_and_the_shares_add_up() -> None:
+    plan = load_plan("data-parallel")
+    slow = load_cluster("gtx580x2", ["slow=[{rank: 1, factor: 2}]"])
+    summary = simulate(plan, model_of(plan), slow).summary
+    for row in summary["ranks"]:
+        parts = ("compute", "exposed_communication", "wait", "bubble", "other")
+        assert sum(row[f"{p}_time_s"] for p in parts) == pytest.approx(row["step_time_s"])
+    assert summary["ranks"][0]["wait_time_s"] > 0.4 * summary["step_time_s"]
+
+
+def test_time_grows_linearly_with_ops() -> None:
+    """Not a matter of seconds: the events handled are as many as the ops, whatever the size."""
+    counts = {}
+    for microbatches in (8, 16, 32):
+        program = pipeline(4, microbatches, "1F1B")
+        engine = Engine(program, NoNetwork(), Given(1.0, 2.0))  # type: ignore[arg-type]
+        engine.run()
+        counts[microbatches] = engine.counter / len(program.columns)
+    assert max(counts.values()) <= 1.05 * min(counts.values())
+
+
+def test_a_large_program_is_simulated_at_all() -> None:
+    """512 ranks of 8 stages of 8 columns in 8 replicas; how fast is for the benchmark to say."""
+    plan = many_columns(8)
+    begun = time.perf_counter()
+    summary = simulate(plan, model_of(plan), load_cluster("dgx-a100", ["nodes=64"])).summary
+    assert len(summary["ranks"]) == 64
+    assert summary["simulate_wall_s"] <= time.perf_counter() - begun
+
+
+def many_columns(replicas: int) -> Plan:
+    spans = (
+        "conv1..pool1", "conv2..pool2", "conv3..relu3", "conv4..relu4", "conv5..pool5",
+        "fc6..drop6", "fc7..drop7", "fc8",
+    )  # fmt: skip
+    entries = "\n".join(
+        f"  - {{layers: {span}, ranks: {8 * i}..{8 * i + 7}, split: channel}}"
+        for i, span in enumerate(spans)
+    )
+    return read_plan(
+        "schema_version: 1\nname: many\nmodel: {name: alexnet2014}\n"
+        f"global_batch_size: {64 * replicas}\nn_microbatches: 8\nschedule: 1F1B\n"
+        f"replicas: {replicas}\nplacement:\n{entries}\n",
+        "plan.yaml",
+    )
