@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from orchestrator.program.ops import COMPUTE, RECEIVE, REDUCE, SEND
 
@@ -33,7 +34,13 @@ class Device(Protocol):
         """Queue what is called inside on this lane."""
 
     def seconds(self, mark: Mark) -> float:
-        """A mark on the host's clock."""
+        """A mark on the host's clock; waits until the device has reached it."""
+
+    def between(self, begin: Mark, end: Mark) -> float:
+        """Seconds from one mark to another; waits until the device has reached both."""
+
+    def load(self, tensor: Tensor) -> Tensor:
+        """Bring a tensor from the host; the host does not wait."""
 
 
 class Cpu:
@@ -52,6 +59,12 @@ class Cpu:
 
     def seconds(self, mark: float) -> float:
         return mark
+
+    def between(self, begin: float, end: float) -> float:
+        return end - begin
+
+    def load(self, tensor: Tensor) -> Tensor:
+        return tensor
 
 
 class Cuda:
@@ -84,3 +97,10 @@ class Cuda:
     def seconds(self, mark: torch.cuda.Event) -> float:
         mark.synchronize()
         return self._zero_seconds + float(self._zero.elapsed_time(mark)) / 1e3
+
+    def between(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()  # its distance to a near event keeps its digits, to the zero it would not
+        return float(begin.elapsed_time(end)) / 1e3
+
+    def load(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self.torch, non_blocking=True)

@@ -87,7 +87,7 @@ class GlooHandle:
     def join(self) -> None:
         pass
 
-    def times(self) -> tuple[float, float]:
+    def marks(self) -> tuple[float, float]:
         return self.started, self.ended
 
     def complete(self) -> None:
@@ -167,8 +167,8 @@ class StreamHandle:
     def join(self) -> None:
         torch.cuda.current_stream(self.device.torch).wait_event(self.ended)
 
-    def times(self) -> tuple[float, float]:
-        return self.device.seconds(self.began), self.device.seconds(self.ended)
+    def marks(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        return self.began, self.ended
 
 
 class NcclTransport:

@@ -66,9 +66,13 @@ class Unread:
 
     def read(self) -> RankTimes:
         """When every op ran."""
-        seconds = self.device.seconds
+        begin = self.device.seconds(self.begin)
+
+        def seconds(mark: Mark) -> float:
+            return begin + self.device.between(self.begin, mark)
+
         ops: dict[int, tuple[float, float, float]] = {}
-        done = seconds(self.begin)
+        done = begin
         for op in self.ops:
             first, last = self.marks[op.id]
             start, end = seconds(first), seconds(last)
@@ -77,10 +81,10 @@ class Unread:
                 done = end
             else:
                 ready = start
-                began, end = self.handles[op.id].times()
-                start, end = max(began, ready), max(end, ready)
+                began, ended = (seconds(mark) for mark in self.handles[op.id].marks())
+                start, end = max(began, ready), max(ended, ready)
             ops[op.id] = (ready, start, end)
-        return RankTimes(self.rank, self.step, seconds(self.begin), seconds(self.finish), ops)
+        return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops)
 
 
 class RankInterpreter:
@@ -164,9 +168,6 @@ class RankInterpreter:
                 self._compute(op)
                 self.marks[op.id] = (began, self.device.mark(COMPUTE))
             else:
-                self.device.order(op.lane, COMPUTE)
-                posted = self.device.mark(op.lane)
-                self.marks[op.id] = (posted, posted)
                 self.handles[op.id] = self._post(op)
         for handle in self.handles.values():
             if not handle.done():
@@ -219,9 +220,9 @@ class RankInterpreter:
         last = segment == len(self.program.segments) - 1
         labels = self.feed.labels(self.number, samples) if last else None
         if labels is not None:
-            labels = labels.to(self.device.torch)
+            labels = self.device.load(labels)
         x = self._input(op, part.input_shape, samples, part.reads)
-        draw = Draw(self.recipe.seed, self.number, samples)
+        draw = Draw(self.recipe.seed, self.number, self.device.load(samples))
         recompute = self.program.recomputes(segment, chunk)
         y = runner.forward(chunk, x, draw, labels, recompute=recompute)
         if last:
@@ -253,7 +254,7 @@ class RankInterpreter:
             images = self.feed.images(self.number, samples)
             if size(reads) != images.shape[1]:
                 images = torch.cat([images[:, a:b] for a, b in reads], 1)
-            return images.to(self.device.torch, self.dtype)
+            return self.device.load(images).to(self.dtype)
         boundary = self.program.boundaries[segment]
         turn = chunk % boundary.turns
         messages = [m for m in boundary.messages[turn] if m.target == self.local_rank]
@@ -326,6 +327,7 @@ class RankInterpreter:
         if op.lane == SEND:
             tensor = self._outgoing(op, message).contiguous()
             self._count(op, tensor)
+            self._ready(op)
             return self.transport.send(tensor, op.peers[0])
         assert op.lane == RECEIVE
         forward = op.kind == "RECV_F"
@@ -334,7 +336,14 @@ class RankInterpreter:
         direction = "F" if forward else "B"
         sender = op.peers[0] % self.program.ranks_per_replica
         self.incoming[direction, op.segment, op.microbatch][sender] = op.id
+        self._ready(op)
         return self.transport.receive(buffer, op.peers[0])
+
+    def _ready(self, op: Op) -> None:
+        """What a transfer needs has been queued: its lane goes on from here."""
+        self.device.order(op.lane, COMPUTE)
+        posted = self.device.mark(op.lane)
+        self.marks[op.id] = (posted, posted)
 
     def _message(self, op: Op) -> Message:
         boundary = self.program.boundaries[op.segment]
@@ -360,6 +369,7 @@ class RankInterpreter:
         tensor = parameters.flat if op.kind == "ALL_GATHER" else parameters.flat_gradient
         assert tensor is not None
         self._count(op, tensor)
+        self._ready(op)
         return self.transport.collective(op.kind, tensor.detach(), op.peers)
 
     def _count(self, op: Op, tensor: Tensor) -> None:

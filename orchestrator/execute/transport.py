@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from orchestrator.execute.device import Mark
 from orchestrator.program.ops import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 
 
@@ -29,8 +30,8 @@ class Handle(Protocol):
     def join(self) -> None:
         """Order what is computed next on this device behind the transfer."""
 
-    def times(self) -> tuple[float, float]:
-        """Start and end in seconds of this rank's clock, known once the step has ended."""
+    def marks(self) -> tuple[Mark, Mark]:
+        """Start and end as marks of the device, known once the step has ended."""
 
 
 class Transport(Protocol):
@@ -67,7 +68,7 @@ class LocalHandle:
         """Mark as done, now."""
         self.ended = time.perf_counter()
 
-    def times(self) -> tuple[float, float]:
+    def marks(self) -> tuple[float, float]:
         assert self.ended is not None
         return self.started, self.ended
 

@@ -163,13 +163,15 @@ def load(path: Path, model: Model) -> State:
     """
     remedy = "resume from a run folder, or from a file of its checkpoints/"
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"cannot read it: {error.strerror}", str(path), remedy) from error
+    try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         schema = data["schema"]
         state = State(
             data["model"], data["step"], data["seed"], data["weights"], data["velocities"]
         )
-    except OSError as error:
-        raise InputError(f"cannot read it: {error.strerror or error}", str(path), remedy) from error
     except Exception as error:  # torch's own words are about how the file was saved
         message = "not a checkpoint of this program, or cut short"
         raise InputError(message, str(path), remedy) from error

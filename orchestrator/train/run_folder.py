@@ -73,10 +73,11 @@ class RunFolder:
             for name, text in self._before.items():
                 self.write(name, text)
         elif self._made is not None:  # the folder was ours to fill
-            for child in self.path.iterdir() if self.path.exists() else ():
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
+            with suppress(OSError):  # it could not be made
+                for child in self.path.iterdir():
+                    shutil.rmtree(child) if child.is_dir() else child.unlink()
             for folder in self._made:
-                with suppress(OSError):  # not made yet, or another run lies beside this one
+                with suppress(OSError):  # the same, or another run lies beside this one
                     folder.rmdir()
 
     def write(self, name: str, text: str) -> None:
@@ -112,7 +113,8 @@ class RunFolder:
         if not self._steps.exists():
             return ""
         lines = self._steps.read_text(encoding="utf-8").splitlines(keepends=True)
-        return "".join(line for line in lines if json.loads(line)["step"] < before)
+        whole = [line for line in lines if line.endswith("\n")]  # a crash may cut the last one
+        return "".join(line for line in whole if json.loads(line)["step"] < before)
 
 
 def _own_copy(plan: Plan, path: Path) -> str:

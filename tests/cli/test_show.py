@@ -110,12 +110,15 @@ def test_the_tables_fit_80_columns_with_no_word_cut(
     lines = ended.out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in ended.out
-    rows = [line.split() for line in lines]
     for layer in shown(name)["layers"]:
-        (row,) = (r for r in rows if r[:2] == [layer["name"], layer["kind"]])
-        assert row[2] == "x".join(map(str, layer["output_shape"]))
-        assert f"{layer['parameters']:,}" in row or not layer["parameters"]
-        assert f"{layer['macs']:,}" in row or not layer["macs"]
+        (row,) = (line for line in lines if line.split()[:2] == [layer["name"], layer["kind"]])
+        assert row.split()[2] == "x".join(map(str, layer["output_shape"]))
+        assert f" {layer['parameters']:,} " in row or not layer["parameters"]
+        assert f" {layer['macs']:,} " in row or not layer["macs"]
+        split = layer["split"]
+        if isinstance(split, dict):
+            split = " x ".join(f"{axis} {parts}" for axis, parts in split.items())
+        assert f" {split} " in row
     found = shown(name)
     assert f"{found['parameters']:,}" in ended.out
     if found["bytes_per_step"]:

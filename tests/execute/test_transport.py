@@ -18,7 +18,7 @@ def test_transfers_of_a_pair_meet_in_order_without_tags() -> None:
         a.send(torch.full((2,), value), 1)
     assert [buffer.tolist() for buffer in buffers] == [[1, 1], [2, 2]]
     assert all(handle.done() for handle in received)
-    start, end = received[0].times()
+    start, end = received[0].marks()
     assert start <= end
 
 

@@ -106,9 +106,9 @@ def test_a_transfer_meets_its_own_other_side(name: str) -> None:
 
 @pytest.mark.parametrize("name", shipped_names("partitions"))
 def test_sends_and_sums_between_the_same_ranks_are_not_mixed_up(name: str) -> None:
-    """A send from 0 to 1 and an all-reduce of 0 and 1 once counted as one transfer of four sides,
+    """A send from 0 to 1 and an all-reduce of 0 and 1 once counted as one transfer of four sides.
 
-    so that in four of the shipped plans sends seemed to start when gradients were there.
+    In four of the shipped plans sends seemed to start when the gradients were there.
     """
     plan = load_plan(name)
     check_meetings(compile_plan(plan, model_of(plan)))

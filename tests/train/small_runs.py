@@ -41,6 +41,11 @@ PLACEMENTS = {
         "{layers: fc3, ranks: [0], split: none}",
     ),
     "data": ("{layers: conv1..fc3, ranks: [0, 1], split: batch}",),
+    "trick": (
+        "{layers: conv1..pool1, ranks: [0, 1], split: batch}",
+        "{layers: fc2..drop2, ranks: [0, 1], split: channel, exchange: scatter}",
+        "{layers: fc3, ranks: [0], split: none}",
+    ),
     "stages": (
         "{layers: conv1..pool1, ranks: [0], split: none}",
         "{layers: fc2..fc3, ranks: [1], split: none}",
@@ -48,6 +53,7 @@ PLACEMENTS = {
 }
 KEYS = {
     "sharded": ("data", "optimizer_sharding: zero1"),
+    "everything": ("trick", "optimizer_sharding: zero1"),
     "pipeline": ("stages", "n_microbatches: 4\nschedule: 1F1B"),
     "replicas": ("stages", "n_microbatches: 2\nreplicas: 2\noptimizer_sharding: zero1"),
 }
@@ -73,7 +79,7 @@ def plan_file(folder: Path, name: str, batch: int = 16) -> Path:
 
 
 def run(plan: Path, out: Path, steps: int, *more: str, launcher: str = "local") -> Ended:
-    """``orchestrator run``, every rank in this process."""
+    """``orchestrator run``."""
     return command(
         "run", "--plan", str(plan), "--launcher", launcher, "--steps", str(steps),
         "--out", str(out), *more,

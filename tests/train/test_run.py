@@ -17,6 +17,7 @@ from orchestrator.program import compile_plan
 from orchestrator.program.ledger import edges
 from orchestrator.program.resolve import model_of
 from orchestrator.train.data import SampleOrder
+from tests.cli.command import command
 from tests.train.small_runs import (
     check_consistent,
     checkpoint,
@@ -130,8 +131,6 @@ def test_what_is_printed(tmp_path: Path) -> None:
 def test_one_epoch_takes_every_whole_batch_once(tmp_path: Path) -> None:
     plan = plan_file(tmp_path, "one")
     options = ("--launcher", "local", "--data", "synthetic:50", "--epochs", "2")
-    from tests.cli.command import command
-
     ended = command("run", "--plan", str(plan), *options, "--out", str(tmp_path / "out"))
     assert ended.code == 0
     assert summary(tmp_path / "out")["steps"] == 2 * (50 // 16)
@@ -178,7 +177,7 @@ def test_an_interrupted_run_leaves_a_consistent_folder_and_can_go_on(
         interrupt_at(2, patch)
         ended = run(plan, out, 6, "--checkpoint-every", "2")
     assert ended.code == 130
-    assert ended.err == "interrupted\n"
+    assert ended.err.strip() == "interrupted"
     assert ended.out.endswith(f"interrupted; {out} holds the steps that ended\n")
     check_consistent(out)
     found = summary(out)
@@ -215,17 +214,14 @@ def test_an_interrupt_before_the_first_step_has_ended(
 
 
 def images(root: Path, step: int) -> Path:
-    """Two classes of 16 images; the one that a run of batch 16 and seed 3 reads last in a step
-
-    is cut short.
-    """
+    """Two classes of 16 images; the last one that a step reads, with seed 3, is cut short."""
     for label in "ab":
         (root / label).mkdir(parents=True)
         for i in range(16):
             noise = np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)
             Image.fromarray(noise).save(root / label / f"{i:02d}.png")
-    label, number = divmod(int(SampleOrder(32, 16, 3).indices(step)[-1]), 16)
-    broken = root / "ab"[label] / f"{number:02d}.png"
+    place, number = divmod(int(SampleOrder(32, 16, 3).indices(step)[-1]), 16)
+    broken = root / "ab"[place] / f"{number:02d}.png"
     broken.write_bytes(broken.read_bytes()[:80])
     return broken
 
