@@ -81,7 +81,7 @@ class BarView(_View):
 def shares_table(summary: dict[str, Any], most: int = 16) -> Table:
     """Where a step's time goes, per rank and on average; measured or predicted."""
     table = Table(
-        "rank", box=None, header_style="dim", title_justify="left",
+        "rank", box=None, header_style="dim", pad_edge=False, title_justify="left",
         title=f"a step takes {_seconds(summary['step_time_s'])}: "
         f"{summary['images_per_s']:,.1f} images/s",
     )  # fmt: skip

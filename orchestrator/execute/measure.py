@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.execute.distributed import connect
-from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot, update
+from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot, sgd
 from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.layers import CrossEntropy
@@ -213,11 +213,8 @@ def _shape_in(layer: LayerPart) -> tuple[int, ...]:
 
 def _time_update(bytes_: int) -> list[float]:
     weight, velocity, gradient = (torch.randn(bytes_ // 4) for _ in range(3))
-
-    def once() -> None:
-        update(weight, velocity, gradient, Recipe(), 1.0, decay=True)
-
-    return _repeat(once, 0.3)
+    weight.requires_grad_().grad = gradient
+    return _repeat(sgd([weight], [velocity], [True], Recipe()).step, 0.3)
 
 
 def _time_copies() -> list[float]:

@@ -5,6 +5,9 @@ The update is the 2012 paper's (section 5), the rate inside the velocity:
     v <- momentum v - weight_decay lr w - lr g        biases: no decay
     w <- w + v
 
+While the rate stays as it is, that is what ``torch.optim.SGD`` does with v = -lr b, in one pass
+over memory since it is fused there; so b is what is kept, and a new rate has to rescale it.
+
 With a sharded optimizer (ZeRO stage 1, Rajbhandari et al. 2020) a group's weights and gradients lie
 in flat buffers of equal shards, and each rank keeps the velocity of its own shard only.
 """
@@ -120,15 +123,16 @@ class SegmentParameters:
         for start, view in zip(starts, self._views(self.flat, starts), strict=True):
             weight = torch.empty(start.shape, **options) if view is None else view  # type: ignore[call-overload]
             self.weights.append(weight.copy_(start).requires_grad_())
-        velocity = self.shard.stop - self.shard.start if self.sharded else 0
+        held = self.shard.stop - self.shard.start if self.sharded else 0
         self.velocities = (
-            [torch.zeros(velocity, **options)]  # type: ignore[call-overload]
+            [torch.zeros(held, **options)]  # type: ignore[call-overload]
             if self.sharded
             else [torch.zeros_like(weight) for weight in self.weights]
         )
         self.reduced = group > 1
         self.flat_gradient = torch.zeros(padded, **options) if self.reduced else None  # type: ignore[call-overload]
         self.gradients: list[Tensor | None] = [None] * len(self.slots)
+        self._optimizer: torch.optim.SGD | None = None
         self._gradient_views = self._views(self.flat_gradient, starts)
 
     def _views(self, flat: Tensor | None, like: list[Tensor]) -> list[Tensor | None]:
@@ -154,36 +158,73 @@ class SegmentParameters:
         Args:
             scale: factor on the gradients: global batch over the examples of this update.
         """
-        with torch.no_grad():
-            if self.sharded:
-                self._step_shard(recipe, scale)
-            else:
-                for slot, weight, velocity, gradient in zip(
-                    self.slots, self.weights, self.velocities, self.gradients, strict=True
-                ):
-                    assert gradient is not None, slot.layer.name
-                    update(weight, velocity, gradient, recipe, scale, decay=slot.decays)
+        if self._optimizer is None:
+            self._optimizer = self._sgd(recipe)
+        for target, gradient in zip(self._targets, self._target_gradients(), strict=True):
+            target.grad = gradient if scale == 1 else gradient.mul_(scale)
+        self._optimizer.step()
+        for target in self._targets:
+            target.grad = None
         self.gradients = [None] * len(self.slots)
 
-    def _step_shard(self, recipe: Recipe, scale: float) -> None:
-        assert self.flat is not None
+    def _sgd(self, recipe: Recipe) -> torch.optim.SGD:
+        """The optimizer over what this rank updates, with our velocities as its state."""
+        decays: list[bool] = []
+        self._targets: list[Tensor] = []
+        buffers: list[Tensor] = []
+        if self.flat is None:
+            self._targets, buffers = self.weights, self.velocities
+            decays = [slot.decays for slot in self.slots]
+        else:
+            for slot, low, high in self.shard_slots():
+                mine = slice(low - self.shard.start, high - self.shard.start)
+                self._targets.append(self.flat.detach()[low:high].requires_grad_())
+                buffers.append(self.velocities[0][mine])
+                decays.append(slot.decays)
+        return sgd(self._targets, buffers, decays, recipe)
+
+    def _target_gradients(self) -> list[Tensor]:
+        if self.flat is None:
+            assert all(g is not None for g in self.gradients)
+            return [g for g in self.gradients if g is not None]
         assert self.flat_gradient is not None
-        start = 0
+        return [self.flat_gradient[low:high] for _, low, high in self.shard_slots()]
+
+    def shard_slots(self) -> list[tuple[Slot, int, int]]:
+        """(slot, start, stop) in the flat buffer of what lies in this rank's shard."""
+        found, start = [], 0
         for slot, length in zip(self.slots, self.sizes, strict=True):
             low, high = max(start, self.shard.start), min(start + length, self.shard.stop)
             if low < high:
-                mine = slice(low - self.shard.start, high - self.shard.start)
-                update(
-                    self.flat[low:high], self.velocities[0][mine], self.flat_gradient[low:high],
-                    recipe, scale, decay=slot.decays,
-                )  # fmt: skip
+                found.append((slot, low, high))
             start += length
+        return found
+
+
+def sgd(
+    targets: list[Tensor], buffers: list[Tensor], decays: list[bool], recipe: Recipe
+) -> torch.optim.SGD:
+    """torch's fused SGD over ``targets`` whose momentum buffers are the tensors given.
+
+    Args:
+        decays: by target, whether it decays.
+    """
+    groups = [
+        {"params": [t for t, d in zip(targets, decays, strict=True) if d == decay],
+         "weight_decay": recipe.weight_decay if decay else 0.0}
+        for decay in (True, False)
+        if decay in decays
+    ]  # fmt: skip
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+    for target, buffer in zip(targets, buffers, strict=True):
+        optimizer.state[target]["momentum_buffer"] = buffer
+    return optimizer
 
 
 def update(
     weight: Tensor, velocity: Tensor, gradient: Tensor, recipe: Recipe, scale: float, *, decay: bool
 ) -> None:
-    """The paper's update of one tensor, in place."""
+    """The paper's update of one tensor, in place and as it is written there: the reference's."""
     velocity.mul_(recipe.momentum).add_(gradient, alpha=-recipe.lr * scale)
     if decay:
         velocity.add_(weight, alpha=-recipe.weight_decay * recipe.lr)

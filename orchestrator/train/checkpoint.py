@@ -2,8 +2,11 @@
 
 ``checkpoints/step-000040.pt`` holds whole tensors, float32 or the run's dtype:
 
-    {"schema": 1, "model": "alexnet2012", "step": 40, "seed": 0,
+    {"schema": 1, "model": "alexnet2012", "step": 40, "seed": 0, "lr": 0.01,
      "weights": {"conv1.weight": ..., "conv1.bias": ...}, "velocities": {the same names}}
+
+Velocities are in units of -lr, as ``torch.optim.SGD`` keeps its momentum: a run that goes on with
+the same rate goes on with the same bits, and one with another rate rescales them.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ def pieces(interpreter: RankInterpreter) -> Iterator[Piece]:
 def restore(interpreter: RankInterpreter, state: State) -> None:
     """Take weights and velocities from a checkpoint."""
     for parameters in interpreter.parameters.values():
+        lr = interpreter.recipe.lr
+        rescale = state.lr / lr if lr and state.lr else 1.0
         with torch.no_grad():
             for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
                 weight.copy_(slot.of(state.weights[_name(slot)]))
@@ -71,6 +76,9 @@ def restore(interpreter: RankInterpreter, state: State) -> None:
             else:
                 for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
                     velocity.copy_(slot.of(state.velocities[_name(slot)]))
+            if rescale != 1:
+                for velocity in parameters.velocities:
+                    velocity.mul_(rescale)
 
 
 def _shards(parameters: SegmentParameters) -> Iterator[tuple[Slot, int, Tensor]]:
@@ -94,19 +102,23 @@ class State:
 
     Args:
         step: steps done.
+        lr: learning rate of the last step; 0 if there was none.
     """
 
     model: str
     step: int
     seed: int
+    lr: float = 0.0
     weights: dict[str, Tensor] = field(default_factory=dict)
     velocities: dict[str, Tensor] = field(default_factory=dict)
     filled: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @classmethod
-    def empty(cls, model: Model, step: int, seed: int, dtype: torch.dtype) -> State:
+    def empty(
+        cls, model: Model, step: int, seed: int, dtype: torch.dtype, lr: float = 0.0
+    ) -> State:
         """Tensors to be filled by :meth:`put`."""
-        state = cls(model.name, step, seed)
+        state = cls(model.name, step, seed, lr)
         for name, shape in _shapes(model):
             for kind in (state.weights, state.velocities):
                 kind[name] = torch.full(shape, torch.nan, dtype=dtype)
@@ -131,7 +143,7 @@ class State:
         temporary = path.with_suffix(".part")
         torch.save(
             {"schema": SCHEMA, "model": self.model, "step": self.step, "seed": self.seed,
-             "weights": self.weights, "velocities": self.velocities},
+             "lr": self.lr, "weights": self.weights, "velocities": self.velocities},
             temporary,
         )  # fmt: skip
         os.replace(temporary, path)
@@ -170,7 +182,12 @@ def load(path: Path, model: Model) -> State:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         schema = data["schema"]
         state = State(
-            data["model"], data["step"], data["seed"], data["weights"], data["velocities"]
+            data["model"],
+            data["step"],
+            data["seed"],
+            data.get("lr", 0.0),
+            data["weights"],
+            data["velocities"],
         )
     except Exception as error:  # torch's own words are about how the file was saved
         message = "not a checkpoint of this program, or cut short"

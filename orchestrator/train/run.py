@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import Counter, defaultdict
@@ -110,7 +111,7 @@ class Collector:
         self.timelines = [*self.timelines[1 - KEPT_TIMELINES :], times]
         mean = account.mean
         rate = program.global_batch / account.step_time_s
-        row = {"step": step, "loss": loss, "lr": self.job.recipe.lr, "images_per_s": rate}
+        row = {"step": step, "loss": _number(loss), "lr": self.job.recipe.lr, "images_per_s": rate}
         self.folder.add_step({**row, **asdict(mean)})
         self.observer.step(step, loss, account, rate)
 
@@ -118,8 +119,10 @@ class Collector:
         program = self.job.program
         if step not in self.states:
             dtype = TORCH_DTYPE[program.dtype]
-            seed = self.job.recipe.seed
-            self.states[step] = checkpoint.State.empty(program.model, step, seed, dtype)
+            recipe = self.job.recipe
+            self.states[step] = checkpoint.State.empty(
+                program.model, step, recipe.seed, dtype, recipe.lr
+            )
         if piece is not None:
             self.states[step].put(piece)
             return
@@ -159,8 +162,8 @@ class Collector:
             "first_step": self.job.start,
             "steps": len(losses),
             "interrupted": interrupted,
-            "loss_first": losses[0] if losses else None,
-            "loss_last": losses[-1] if losses else None,
+            "loss_first": _number(losses[0]) if losses else None,
+            "loss_last": _number(losses[-1]) if losses else None,
             "wall_s": time.perf_counter() - self.started,
             "ledger_exact": None if interrupted else not self.ledger_problems(),
             **timing,
@@ -170,6 +173,11 @@ class Collector:
                 "python": platform.python_version(),
             },
         }
+
+
+def _number(loss: float) -> float | None:
+    """A loss for a JSON file, which knows no infinity and no NaN."""
+    return loss if math.isfinite(loss) else None
 
 
 def recipe_of(plan: Plan, model: Model) -> Recipe:

@@ -128,6 +128,16 @@ def test_what_is_printed(tmp_path: Path) -> None:
     assert told[-1] == f"run folder: {tmp_path}/[out]"
 
 
+def test_a_loss_that_is_no_number_is_null_in_the_files(tmp_path: Path) -> None:
+    """JSON has no NaN: a file with one is read by Python and refused by most others."""
+    out = trained(tmp_path, "columns", 4, "--set", "training.lr=1e38")
+    assert losses(out)[0] is not None
+    assert losses(out)[-1] is summary(out)["loss_last"] is None
+    for path in out.glob("*.json*"):
+        assert "NaN" not in path.read_text()
+        assert "Infinity" not in path.read_text()
+
+
 def test_one_epoch_takes_every_whole_batch_once(tmp_path: Path) -> None:
     plan = plan_file(tmp_path, "one")
     options = ("--launcher", "local", "--data", "synthetic:50", "--epochs", "2")

@@ -1,0 +1,76 @@
+"""A run as it looks: lines for a log, a bar for a terminal, and the table at its end."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.cli.run_view import BarView, LineView, shares_table
+from orchestrator.observe.accounting import Account, Shares
+
+ACCOUNT = Account(0, 2.0, {0: Shares(2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1)})
+
+
+def test_lines_are_some_hundred_at_most_with_the_first_and_the_last() -> None:
+    out = io.StringIO()
+    with LineView(Console(file=out, width=80), 100, 1600) as view:
+        view.status("starting Ray")
+        for step in range(100, 1600):
+            view.step(step, 2.25, ACCOUNT, 64.0)
+    told = out.getvalue().splitlines()
+    assert told[0] == "starting Ray"
+    assert told[1] == "step 101/1600  loss 2.2500  64.0 images/s  exposed communication 20.0%"
+    assert told[-1].startswith("step 1600/1600 ")
+    assert 100 <= len(told) <= 300
+
+
+def test_a_terminal_gets_a_bar_below_what_has_happened() -> None:
+    out = io.StringIO()
+    console = Console(
+        file=out, width=100, force_terminal=True, highlight=False, markup=False, color_system=None
+    )
+    with BarView(console, 0, 3) as view:
+        view.status("workers up: [0, 1]")
+        for step in range(3):
+            view.step(step, 2.25, ACCOUNT, 64.0)
+    told = out.getvalue()
+    assert "workers up: [0, 1]" in told
+    assert "3/3" in told
+    assert "exposed communication 20.0%" in told
+    assert told.endswith("\x1b[?25h"), "the cursor is shown again"
+
+
+def test_a_bar_is_taken_down_when_the_run_is_interrupted() -> None:
+    out = io.StringIO()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        BarView(Console(file=out, force_terminal=True), 0, 3),
+    ):
+        raise KeyboardInterrupt
+    assert out.getvalue().endswith("\x1b[?25h")
+
+
+def summary_of(ranks: int) -> dict[str, Any]:
+    row = {
+        "step_time_s": 2.0, "images_per_s": 64.0, "compute_time_s": 1.0,
+        "exposed_communication_time_s": 0.4, "wait_time_s": 0.3, "bubble_time_s": 0.2,
+        "other_time_s": 0.1, "bytes_sent": 123_456_789_012, "peak_memory_bytes": 80 * 2**30,
+    }  # fmt: skip
+    return {**row, "ranks": [{"rank": rank, **row} for rank in range(ranks)]}
+
+
+@pytest.mark.parametrize("ranks", [1, 16, 4096])
+def test_the_table_of_shares_fits_80_columns_and_a_screen(ranks: int) -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(shares_table(summary_of(ranks)))
+    told = out.getvalue().splitlines()
+    assert max(map(len, told)) <= 80
+    assert len(told) <= 24
+    assert "…" not in out.getvalue()
+    assert told[0].strip() == "a step takes 2.000 s: 64.0 images/s"
+    assert "50.0%" in told[2]
+    assert "123,456,789,012" in told[2]
+    assert ("4080 more" in out.getvalue()) == (ranks == 4096)
