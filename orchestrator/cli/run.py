@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,9 +103,13 @@ def _run(
     epochs: int | None, out: Path | None, resume: Path | None, launcher: str,
     checkpoint_every: int, timeout_s: float, threads: int | None,
 ) -> int:  # fmt: skip
-    from orchestrator.execute.worker_context import WorkerFailed
-    from orchestrator.train.run import run
-    from orchestrator.train.run_folder import RunFolder
+    with _interrupts_wait():
+        from orchestrator.execute.worker_context import WorkerFailed
+        from orchestrator.train.run import run
+        from orchestrator.train.run_folder import RunFolder
+
+        if data == "digits":
+            import sklearn.datasets  # noqa: F401
 
     job = _job(plan, model, program, data, steps, epochs, resume, checkpoint_every)
     goes_on = (
@@ -133,6 +140,19 @@ def _run(
         console.print(f"bytes sent a step: {total:,}, counted by the workers as predicted")
     console.print(f"run folder: {path}")
     return 1 if outcome.problems else 0
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """SIGINT comes after the block: numpy and scipy make other errors of one in their import."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _job(

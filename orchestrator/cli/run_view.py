@@ -12,9 +12,11 @@ from rich.table import Table
 from orchestrator.observe.accounting import Account
 
 
-def _step_text(loss: float, account: Account, batch_rate: float) -> str:
+def _step_text(
+    loss: float, account: Account, batch_rate: float, share: str = "exposed communication"
+) -> str:
     exposed = account.mean.exposed_communication_time_s / account.step_time_s
-    return f"loss {loss:.4f}  {batch_rate:.1f} images/s  exposed communication {exposed:.1%}"
+    return f"loss {loss:.4f}  {batch_rate:.1f} images/s  {share} {exposed:.1%}"
 
 
 class _View:
@@ -53,8 +55,8 @@ class BarView(_View):
     def __init__(self, console: Console, start: int, stop: int) -> None:
         super().__init__(console, start, stop)
         self.progress = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
-            TextColumn("{task.description}"), console=console,
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=8), TimeElapsedColumn(),
+            TextColumn("{task.description}"), console=console,  # 80 columns take 999,999 steps
         )  # fmt: skip
         self.task = self.progress.add_task("starting", total=stop, completed=start)
 
@@ -74,7 +76,7 @@ class BarView(_View):
         self.progress.console.print(text)
 
     def step(self, step: int, loss: float, account: Account, images_per_s: float) -> None:
-        text = _step_text(loss, account, images_per_s)
+        text = _step_text(loss, account, images_per_s, "exposed")
         self.progress.update(self.task, completed=step + 1, description=text)
 
 

@@ -190,7 +190,8 @@ def summarise(
             "peak_memory_bytes": peak,
         }
 
-    total = row(median.mean, sum(sent.values()), max(peaks.values(), default=0))
+    copies = program.world_size // len(program.ranks)  # of folded replicas one is listed
+    total = row(median.mean, sum(sent.values()) * copies, max(peaks.values(), default=0))
     ranks = [
         {"rank": r, **row(shares, sent[r], peaks.get(r, 0))} for r, shares in median.ranks.items()
     ]

@@ -30,16 +30,18 @@ def test_lines_are_some_hundred_at_most_with_the_first_and_the_last() -> None:
 def test_a_terminal_gets_a_bar_below_what_has_happened() -> None:
     out = io.StringIO()
     console = Console(
-        file=out, width=100, force_terminal=True, highlight=False, markup=False, color_system=None
+        file=out, width=80, force_terminal=True, highlight=False, markup=False, color_system=None
     )
-    with BarView(console, 0, 3) as view:
+    with BarView(console, 99_990, 99_993) as view:
         view.status("workers up: [0, 1]")
-        for step in range(3):
-            view.step(step, 2.25, ACCOUNT, 64.0)
+        for step in range(99_990, 99_993):
+            view.step(step, 12.25, ACCOUNT, 1234.0)
     told = out.getvalue()
     assert "workers up: [0, 1]" in told
-    assert "3/3" in told
-    assert "exposed communication 20.0%" in told
+    assert "99993/99993" in told
+    assert "0:00:0" in told
+    assert "loss 12.2500  1234.0 images/s  exposed 20.0%" in told
+    assert "…" not in told
     assert told.endswith("\x1b[?25h"), "the cursor is shown again"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +220,36 @@ def test_an_interrupt_before_the_first_step_has_ended(
     assert summary(out)["steps"] == 0
     assert (out / "steps.jsonl").read_text() == (out / "timeline.jsonl").read_text() == ""
     assert json.loads((out / "trace.json").read_text())["traceEvents"]
+
+
+def test_an_interrupt_while_torch_is_imported_waits_for_it(tmp_path: Path) -> None:
+    """numpy, in the middle of its import, makes a RecursionError of a KeyboardInterrupt."""
+    plan = plan_file(tmp_path, "columns")
+    code = """
+import os, signal, sys
+from orchestrator.cli import main
+
+class Interrupt:
+    at = ["numpy.linalg", "scipy.fft"]
+    def find_spec(self, name, path=None, target=None):
+        if name in self.at:
+            self.at.remove(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+try:
+    main(sys.argv[1:])
+finally:
+    print("left:", *Interrupt.at)
+"""
+    arguments = ["run", "--plan", str(plan), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--launcher", "local"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip() == "interrupted"
+    assert done.stdout.endswith("left:\n")
 
 
 # -- bad input that only shows in the run ---------------------------------------------------------

@@ -7,6 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.execute.reference import Reference
+from orchestrator.models.model import Recipe
+from orchestrator.plan import load_plan
+from orchestrator.program.resolve import model_of
+from orchestrator.train.data import SampleOrder
+from orchestrator.train.data.digits import open_digits
+from orchestrator.train.feed import DataFeed
 from tests.train.small_runs import (
     check_consistent,
     checkpoint,
@@ -87,13 +94,33 @@ def test_a_sharded_optimizers_checkpoint_is_the_whole_one(
     plain = checkpoint(trained(tmp_path, name, 3), 3)
     sharded = checkpoint(trained(tmp_path, other, 3), 3)
     assert plain.keys() == sharded.keys()
-    for key, tensor in plain.items():
-        if name == "data":
-            assert torch.equal(sharded[key], tensor), key
-        else:  # replicas sum their halves of the batch
-            torch.testing.assert_close(sharded[key], tensor, rtol=1e-4, atol=1e-6)
+    for key, tensor in plain.items():  # equal but for the rounding of the last bit
+        error = (sharded[key] - tensor).abs().max() / tensor.abs().max()
+        assert error < 1e-5, key
     for layer in ("conv1", "fc2", "fc3"):
         assert plain[f"velocities.{layer}.weight"].count_nonzero() > 0
+
+
+def test_a_new_rate_leaves_the_velocity_as_it_was(tmp_path: Path) -> None:
+    """In the paper's update the rate is inside the velocity; torch's optimizer has it outside."""
+    out = trained(tmp_path, "sharded", 3)
+    plan = tmp_path / "sharded.yaml"
+    assert run(plan, out, 3, "--resume", str(out), "--set", "training.lr=0.01").code == 0
+    model, order = model_of(load_plan(plan)), SampleOrder(1797, 16, seed=3)
+    everything = torch.arange(16)
+    feed = DataFeed(
+        open_digits(12, 1, 10), order, image_samples=everything, label_samples=everything,
+        start=0, stop=6,
+    )  # fmt: skip
+    with feed:
+        reference = Reference(
+            model, feed, Recipe(lr=0.1, seed=3), global_batch=16, dtype="float32",
+            update_examples={},
+        )  # fmt: skip
+        expected = [reference.step(step) for step in range(3)]
+        reference.recipe = Recipe(lr=0.01, seed=3)
+        expected += [reference.step(step) for step in range(3, 6)]
+    assert losses(out) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_data_go_on_too(tmp_path: Path) -> None:
