@@ -11,25 +11,30 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.options import as_json, overrides, split_overrides
+from orchestrator.cli.options import as_json, overrides, positive, split_overrides
 from orchestrator.cli.run_view import shares_table
 from orchestrator.errors import InputError
 from orchestrator.observe import timeline, trace
 from orchestrator.plan import load_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
-from orchestrator.simulate.predict import Prediction, simulate
+from orchestrator.simulate.predict import STEADY, Prediction, simulate
 
 
 @click.command("simulate")
 @click.option("--plan", "plan_source", required=True, help="A path, or a shipped plan's name.")
 @click.option("--cluster", "cluster_source", required=True, help="A path, or a shipped cluster.")
+@click.option(
+    "--steps", type=int, default=STEADY, show_default=True,
+    help="Steps to simulate; the last one is shown.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write timeline, trace and summary.")
 @overrides
 @as_json
 def command(
     plan_source: str,
     cluster_source: str,
+    steps: int,
     out: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -41,7 +46,8 @@ def command(
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster)
-    prediction = simulate(plan, model_of(plan), cluster)
+    positive("steps", steps)
+    prediction = simulate(plan, model_of(plan), cluster, steps)
     found = describe(prediction, cluster)
     if out is not None:
         try:

@@ -5,9 +5,9 @@ For every rank   compute + exposed communication + wait + bubble + other = step 
     compute   one of my computations runs
     exposed   a transfer of mine is in progress, and I compute nothing
     wait      I am ready, and my peer in the same stage has not started: it is late
-    bubble    the same, but what I need comes from another pipeline stage, or all is done here
-              while other stages still work: the pipeline has nothing for me
-    other     the rest: the host's own time, and ranks that enter a step at different times
+    bubble    the same, but what I need comes from another pipeline stage, which has nothing for
+              me yet
+    other     the rest: the host's own time between its ops
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Account:
-    """One step: each rank's shares, the step's own time, and bytes."""
+    """One step: each rank's shares, and the mean of their times."""
 
     step: int
     step_time_s: float
@@ -74,10 +74,17 @@ class Accountant:
         self.sent = by_sender(edges(program))
 
     def account(self, times: StepTimes) -> Account:
-        """Shares of every rank in one step."""
-        begin, finish = min(times.begin.values()), max(times.finish.values())
-        ranks = {r: self._rank(r, times, begin, finish) for r in self.program.ranks}
-        return Account(times.step, finish - begin, ranks)
+        """Shares of every rank in one step, each between its own begin and finish.
+
+        Ranks run into the next step without waiting for each other, so the mean of their own
+        times is what a step takes in the long run; from the first to the last would count the
+        overlap of two steps twice.
+        """
+        ranks = {
+            r: self._rank(r, times, times.begin[r], times.finish[r]) for r in self.program.ranks
+        }
+        seconds = sum(shares.step_time_s for shares in ranks.values()) / len(ranks)
+        return Account(times.step, seconds, ranks)
 
     def _rank(self, rank: int, times: StepTimes, begin: float, finish: float) -> Shares:
         busy = merge((times.start[i], times.end[i]) for i in self.transfers[rank])
@@ -91,16 +98,10 @@ class Accountant:
                 exposed, wait, bubble = exposed + gap[0], wait + gap[1], bubble + gap[2]
                 other += gap[3]
             at = max(at, end)
-        hidden = length(busy, at, finish)
-        exposed += hidden
-        left = finish - at - hidden
-        if len(self.program.stages) > 1:
-            bubble += left
-        else:
-            mine = times.finish.get(rank, at)
-            own = max(0.0, mine - at - length(busy, at, mine))
-            other += own
-            wait += left - own
+        if finish > at:  # what was sent or reduced last has to end, too
+            gap = self._gap(at, finish, busy, self.transfers[rank], times)
+            exposed, wait, bubble = exposed + gap[0], wait + gap[1], bubble + gap[2]
+            other += gap[3]
         communication = sum(b - a for a, b in busy)
         return Shares(finish - begin, computed, communication, exposed, wait, bubble, other)
 

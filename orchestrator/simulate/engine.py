@@ -146,8 +146,13 @@ class Engine:
         self.graph = build_graph(program)
         self._shares: dict[tuple[tuple[int, int], ...], list[tuple[Load, list[int]]]] = {}
 
-    def run(self) -> StepTimes:
-        """One step, starting at 0."""
+    def run(self, begin: Sequence[float] = ()) -> StepTimes:
+        """One step.
+
+        Args:
+            begin: by rank, when it enters the step, such as when it has left the one before; 0
+                for all if not given.
+        """
         graph = self.graph
         count = len(graph.ops)
         self.start, self.end = [0.0] * count, [0.0] * count
@@ -163,11 +168,13 @@ class Engine:
         self.transfers = [0] * len(self.program.order)  # under way, by rank
         nodes = [self.costs.node(rank) for rank in self.program.ranks] if self.elastic else []
         self.neighbours = [[r for r, n in enumerate(nodes) if n == node] for node in nodes]
+        self.entry = list(begin) or [0.0] * len(self.program.order)
+        self.all_entered = max(self.entry)
         ended = 0
+        now = min(self.entry)
         for i in range(count):
             if not self.missing[i]:
-                self._begin(i, 0.0)
-        now = 0.0
+                self._enter(i, now)
         while True:
             if self.starting:
                 self._start_transfers(now)
@@ -194,6 +201,8 @@ class Engine:
             _, _, what, which = heapq.heappop(self.heap)
             if what == 0:
                 ended += self._compute_over(which, now)
+            elif what == 2:
+                self._begin(which, now)
             else:
                 load, size, members = self.waiting[which]
                 if load and size > 0:
@@ -206,8 +215,17 @@ class Engine:
             for other in after[i]:
                 missing[other] -= 1
                 if not missing[other]:
-                    self._begin(other, now)
+                    self._enter(other, now)
         return len(ended)
+
+    def _enter(self, i: int, now: float) -> None:
+        """Begin an activity, or wait until all its ranks have entered the step."""
+        if now < self.all_entered:
+            entered = max([self.entry[self.program.columns.rank[op]] for op in self.graph.ops[i]])
+            if entered > now:
+                self._push(entered, 2, i)
+                return
+        self._begin(i, now)
 
     def _push(self, at: float, what: int, which: int) -> None:
         self.counter += 1
@@ -326,15 +344,18 @@ class Engine:
         columns, activity = self.program.columns, self.graph.activity
         start = [self.start[a] for a in activity]
         end = [self.end[a] for a in activity]
-        ready = [max([end[n] for n in needs], default=0.0) for needs in columns.needs]
-        last: dict[int, float] = {}
+        ranks, entry = columns.rank, self.entry
+        ready = [
+            max([end[n] for n in needs], default=entry[ranks[i]])
+            for i, needs in enumerate(columns.needs)
+        ]
+        last = list(entry)
+        finish = list(entry)
         for i, kind in enumerate(columns.kind):
+            rank = ranks[i]
             if LANE_OF[kind] == COMPUTE:
-                rank = columns.rank[i]
-                ready[i] = max(ready[i], last.get(rank, 0.0))
+                ready[i] = max(ready[i], last[rank])
                 last[rank] = end[i]
-        finish = max(end, default=0.0)
-        ranks = self.program.ranks
-        return StepTimes(
-            0, ready, start, end, dict.fromkeys(ranks, 0.0), dict.fromkeys(ranks, finish)
-        )
+            if end[i] > finish[rank]:
+                finish[rank] = end[i]
+        return StepTimes(0, ready, start, end, dict(enumerate(entry)), dict(enumerate(finish)))

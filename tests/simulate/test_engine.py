@@ -120,8 +120,21 @@ def test_one_replica_stands_for_all_of_them(plan_name: str, replicas: int) -> No
     whole = compile_plan(plan, model)
     topology = Topology(cluster)
     apart = Engine(whole, topology, CostModel(whole, cluster, topology)).run()
-    folded = simulate(plan, model, cluster).times
+    folded = simulate(plan, model, cluster, steps=1).times
     assert max(folded.end) == pytest.approx(max(apart.end), rel=1e-9)
+
+
+def test_the_next_step_begins_where_each_rank_has_left_the_last_one() -> None:
+    """Rank 1 of the two columns has no fc8, so it is at the first layer while rank 0 is not: two
+    steps take less than twice one."""
+    plan = load_plan("krizhevsky2012")
+    model, cluster = model_of(plan), load_cluster("gtx580x2")
+    first, second = (simulate(plan, model, cluster, steps=n).times for n in (1, 2))
+    assert second.begin == first.finish
+    assert min(first.finish.values()) < max(first.finish.values())
+    assert max(second.finish.values()) < 2 * max(first.finish.values())
+    for op in compile_plan(plan, model).ops():
+        assert second.start[op.id] >= second.begin[op.rank]
 
 
 def test_a_straggler_slows_the_step() -> None:
