@@ -69,6 +69,14 @@ def join(program: Program, records: Iterable[RankTimes], offsets: dict[int, floa
     return times
 
 
+def from_zero(times: StepTimes) -> StepTimes:
+    """The same step on a clock that starts when the first rank enters it."""
+    zero = min(times.begin.values())
+    ready, start, end = ([x - zero for x in c] for c in (times.ready, times.start, times.end))
+    begin, finish = ({r: x - zero for r, x in e.items()} for e in (times.begin, times.finish))
+    return StepTimes(times.step, ready, start, end, begin, finish)
+
+
 def meet(program: Program, times: StepTimes) -> None:
     """Set the start of every transfer to the moment when the last of its sides began."""
     for ids in meetings(program):

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.models.model import Model
 from orchestrator.observe.accounting import Account, Accountant, summarise
-from orchestrator.observe.timeline import StepTimes
+from orchestrator.observe.timeline import StepTimes, from_zero
 from orchestrator.plan import Plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.simulate.cluster import Cluster
@@ -69,6 +69,7 @@ def simulate_program(
     for step in range(1, steps):
         times = engine.run([times.finish[rank] for rank in program.ranks])
         times.step = step
+    times = from_zero(times)
     accountant = Accountant(program)
     account = accountant.account(times)
     memory = tuple(peak_memory(program))

@@ -26,7 +26,7 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def free_port() -> int:
@@ -40,7 +40,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A user's shell with this Python's folder on the path, and a home without Ray's token."""
     home = tmp_path_factory.mktemp("home")
     keep = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"
     return keep | {"PATH": path, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
