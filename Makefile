@@ -1,7 +1,7 @@
 # `make` lists the targets. Every one of them installs what it needs first.
 
 PYTHON ?= python3
-DEMO   ?= --plan partitions/krizhevsky2012.yaml --steps 12 --out runs/demo
+DEMO   ?= --plan partitions/krizhevsky2012.yaml --steps 12 --set training.lr=0.004
 TESTS  ?= tests
 
 PY      := .venv/bin/python

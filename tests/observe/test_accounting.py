@@ -114,6 +114,21 @@ def test_a_rank_that_is_done_goes_on_while_the_others_work() -> None:
     assert found[1] == shares(10, compute=3, communication=4, exposed=4, other=3)
 
 
+def test_a_last_transfer_waits_like_any_other() -> None:
+    """Rank 0 has updated its shard at 5, rank 1 at 6; then they gather until 8."""
+    moments: Moments = {
+        f"{rank} {op}": moment
+        for rank in (0, 1)
+        for op, moment in {
+            "0F0": (0, 0, 1), "0B0": (1, 1, 2), "0REDUCE_SCATTER0": (2, 2, 4),
+            "0STEP0": (4, 4, 5 + rank), "0ALL_GATHER0": (5 + rank, 6, 8),
+        }.items()
+    }  # fmt: skip
+    found = shares_of("sharded", moments, {0: 8, 1: 8})
+    assert found[0] == shares(8, compute=3, communication=4, exposed=4, wait=1)
+    assert found[1] == shares(8, compute=4, communication=4, exposed=4)
+
+
 def test_the_mean_of_the_ranks_adds_up_to_the_step() -> None:
     program = PROGRAMS["stages"]
     account = Accountant(program).account(step_times(program, STAGED, {0: 15, 1: 13}))
