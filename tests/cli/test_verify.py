@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator.execute import transport
 from orchestrator.plan import shipped_names
@@ -42,8 +45,17 @@ def test_a_shipped_plan_passes_with_its_smallest_batch(name: str) -> None:
     check_passed(command("verify", name, *SMALL, "--json"), name)
 
 
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_plan_passes_at_the_models_real_sizes(name: str) -> None:
     """Three steps in float64 of 61 million parameters, dropout on; up to 6 GB."""
