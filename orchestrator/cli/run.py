@@ -8,23 +8,26 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from orchestrator.cli.options import overrides, positive
+from orchestrator.cli.options import overrides, positive, split_overrides
 from orchestrator.cli.run_view import BarView, LineView, shares_table
 from orchestrator.errors import InputError
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
+from orchestrator.simulate.cluster import Cluster, load_cluster
 
 if TYPE_CHECKING:
     from orchestrator.models.model import Model
     from orchestrator.plan import Plan
     from orchestrator.program import Program
+    from orchestrator.train.run import Outcome
     from orchestrator.train.worker import Job
 
 
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=int, help="CPU threads of a rank; by default its share of the cores."
 )
+@click.option("--cluster", "cluster_source", help="Say what the simulator predicts for it.")
 @overrides
 def command(
     plan_source: str,
@@ -67,6 +71,7 @@ def command(
     checkpoint_every: int,
     timeout_s: float,
     threads: int | None,
+    cluster_source: str | None,
     overrides: tuple[str, ...],
 ) -> int:
     """Train as a plan says, and leave a run folder.
@@ -81,8 +86,12 @@ def command(
         raise InputError("--steps and --epochs both say how long", "--epochs", "leave one out")
     if not (timeout_s > 0 and math.isfinite(timeout_s)):
         raise InputError(f"{timeout_s} is not a number of seconds to wait", "--timeout", "60")
-    plan = load_plan(plan_source, overrides)
+    of_plan, of_cluster = split_overrides(overrides)
+    plan = load_plan(plan_source, of_plan)
     model = model_of(plan)
+    cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
+    if cluster is not None:
+        cluster.check_room(plan.world_size, plan.place(("placement",)))
     program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     console.print(
@@ -94,24 +103,39 @@ def command(
             f"{model.input_shape[2]}; real images, but this checks the machinery: use "
             "--data imagefolder:PATH to train for real"
         )
-    return _run(plan, model, program, console, data, steps, epochs, out, resume, launcher,
-                checkpoint_every, timeout_s, threads)  # fmt: skip
+    asked = _Asked(data, steps, epochs, out, resume, launcher, checkpoint_every, timeout_s, threads)
+    return _run(plan, model, program, console, asked, cluster)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options of one call."""
+
+    data: str
+    steps: int | None
+    epochs: int | None
+    out: Path | None
+    resume: Path | None
+    launcher: str
+    checkpoint_every: int
+    timeout_s: float
+    threads: int | None
 
 
 def _run(
-    plan: Plan, model: Model, program: Program, console: Console, data: str, steps: int | None,
-    epochs: int | None, out: Path | None, resume: Path | None, launcher: str,
-    checkpoint_every: int, timeout_s: float, threads: int | None,
+    plan: Plan, model: Model, program: Program, console: Console, asked: _Asked,
+    cluster: Cluster | None,
 ) -> int:  # fmt: skip
     with _interrupts_wait():
         from orchestrator.execute.worker_context import WorkerFailed
         from orchestrator.train.run import run
         from orchestrator.train.run_folder import RunFolder
 
-        if data == "digits":
+        if asked.data == "digits":
             import sklearn.datasets  # noqa: F401
 
-    job = _job(plan, model, program, data, steps, epochs, resume, checkpoint_every)
+    job = _job(plan, model, program, asked)
+    out, resume = asked.out, asked.resume
     goes_on = (
         resume is not None and resume.is_dir() and (out or resume).resolve() == resume.resolve()
     )
@@ -123,23 +147,46 @@ def _run(
         with view:
             outcome = run(
                 plan, program, job, folder, view,
-                launcher=launcher, timeout_s=timeout_s, threads=threads,
+                launcher=asked.launcher, timeout_s=asked.timeout_s, threads=asked.threads,
             )  # fmt: skip
     except KeyboardInterrupt:
-        console.print(f"interrupted; {path} holds the steps that ended")
+        kept = f"{path} holds the steps that ended" if path.exists() else "no step had ended"
+        console.print(f"interrupted; {kept}")
         raise
     except WorkerFailed as error:
         print(f"error: {error}", file=sys.stderr)
-        print(f"  {path} holds the steps that ended", file=sys.stderr)
+        if path.exists():
+            print(f"  {path} holds the steps that ended", file=sys.stderr)
         return 1
-    console.print(shares_table(outcome.summary))
+    return _tell(console, path, outcome, _predicted(plan, model, cluster))
+
+
+def _tell(console: Console, path: Path, outcome: Outcome, predicted: dict[str, Any] | None) -> int:
+    """What came out; 0 if all of it is as it should be."""
+    summary = outcome.summary
+    console.print(shares_table(summary))
     for problem in outcome.problems:
-        print(f"bytes differ: {problem}", file=sys.stderr)
-    if not outcome.problems:
-        total = outcome.summary["bytes_sent"]
+        print(problem, file=sys.stderr)
+    if summary["ledger_exact"]:
+        total = summary["bytes_sent"]
         console.print(f"bytes sent a step: {total:,}, counted by the workers as predicted")
+    if predicted is not None:
+        step, real = predicted["step_time_s"], summary["step_time_s"]
+        console.print(
+            f"predicted for {predicted['cluster']}: {step:.3f} s a step ({step / real - 1:+.1%}); "
+            f"more: orchestrator compare {path} --cluster {predicted['cluster']}"
+        )
     console.print(f"run folder: {path}")
     return 1 if outcome.problems else 0
+
+
+def _predicted(plan: Plan, model: Model, cluster: Cluster | None) -> dict[str, Any] | None:
+    """The same step on the simulator's clock."""
+    if cluster is None:
+        return None
+    from orchestrator.simulate.predict import simulate
+
+    return {"cluster": cluster.name, **simulate(plan, model, cluster).summary}
 
 
 @contextmanager
@@ -155,10 +202,7 @@ def _interrupts_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _job(
-    plan: Plan, model: Model, program: Program, data: str, steps: int | None,
-    epochs: int | None, resume: Path | None, checkpoint_every: int,
-) -> Job:  # fmt: skip
+def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job:
     """The workers' job. Opens the data here first: what is wrong with it is told at once."""
     from orchestrator.train import checkpoint
     from orchestrator.train.data import SampleOrder, open_dataset
@@ -168,12 +212,12 @@ def _job(
     recipe = recipe_of(plan, model)
     channels, size, _ = model.input_shape
     dataset = open_dataset(
-        data, image_size=size, channels=channels, classes=model.classes, seed=recipe.seed
+        asked.data, image_size=size, channels=channels, classes=model.classes, seed=recipe.seed
     )
     order = SampleOrder(dataset.size, program.global_batch, recipe.seed)
     start, file = 0, None
-    if resume is not None:
-        file = checkpoint.newest(resume).resolve()
+    if asked.resume is not None:
+        file = checkpoint.newest(asked.resume).resolve()
         start = checkpoint.load(file, model).step
-    count = steps or (epochs or 1) * order.steps_per_epoch
-    return Job(program, recipe, data, start, start + count, file, checkpoint_every)
+    count = asked.steps or (asked.epochs or 1) * order.steps_per_epoch
+    return Job(program, recipe, asked.data, start, start + count, file, asked.checkpoint_every)

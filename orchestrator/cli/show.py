@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.options import as_json, overrides
+from orchestrator.cli.options import as_json, overrides, split_overrides
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import (
@@ -23,25 +23,48 @@ from orchestrator.program.ledger import (
 )
 from orchestrator.program.placement import layer_span
 from orchestrator.program.resolve import model_of
+from orchestrator.simulate.cluster import load_cluster
+from orchestrator.simulate.fit import RankFit, fits, what_would_fit
 from orchestrator.simulate.memory import peak_memory
 
 
 @click.command("show")
 @click.argument("plan_source", metavar="PLAN")
+@click.option("--cluster", "cluster_source", help="Say whether the plan fits its memory.")
 @overrides
 @as_json
-def command(plan_source: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def command(
+    plan_source: str, cluster_source: str | None, overrides: tuple[str, ...], as_json: bool
+) -> int:
     """What each rank of PLAN holds, computes and sends, layer by layer.
 
-    PLAN is a path or the name of a shipped plan.
+    PLAN is a path or the name of a shipped plan. --set changes the plan, or with the prefix
+    cluster. the cluster.
     """
-    plan = load_plan(plan_source, overrides)
-    program = compile_plan(plan, model_of(plan), dtype=plan.training.dtype or "float32")
+    of_plan, of_cluster = split_overrides(overrides)
+    plan = load_plan(plan_source, of_plan)
+    cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
+    model = model_of(plan)
+    program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
     found = describe(plan, program)
+    ranks: list[RankFit] = []
+    if cluster is not None:
+        cluster.check_room(plan.world_size, plan.place(("placement",)))
+        ranks = fits(cluster, peak_memory(program))
+        found["cluster"], found["fits"] = cluster.name, all(rank.fits for rank in ranks)
     if as_json:
         click.echo(json.dumps(found))
-        return
-    _print(plan, found)
+    else:
+        _print(plan, found)
+        for rank in ranks:
+            click.echo(str(rank))
+    if cluster is None or found["fits"]:
+        return 0
+    click.echo("it does not fit; what would:", err=True)
+    remedies = [str(remedy) for remedy in what_would_fit(plan, model, cluster)]
+    for remedy in remedies or ["nothing that a plan can say"]:
+        click.echo(f"  {remedy}", err=True)
+    return 1
 
 
 def describe(plan: Plan, program: Program) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def describe(prediction: Prediction, cluster: Cluster) -> dict[str, Any]:
 
 
 def _write(out: Path, prediction: Prediction, found: dict[str, Any]) -> None:
+    if (out / "steps.jsonl").exists():
+        raise InputError(f"{out} holds a measured run", "--out", "another folder")
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     timeline.write(out / "timeline.jsonl", prediction.program, [prediction.times])

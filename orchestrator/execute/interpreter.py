@@ -115,6 +115,8 @@ class RankInterpreter:
         self._build(value)
         self.sent: Counter[Edge] = Counter()
         self.loss = torch.zeros((), dtype=torch.float64)
+        self.number = -2  # of the step before; none yet
+        self.left: Mark = None
         self._reset()
 
     def _build(self, value: Callable[[Slot], Tensor]) -> None:
@@ -151,11 +153,15 @@ class RankInterpreter:
     # -- one step -----------------------------------------------------------------------------
 
     def step(self, step: int) -> Iterator[Handle]:
-        """Run one training step; yields every handle that has to be waited for."""
+        """Run one training step; yields every handle that has to be waited for.
+
+        A step begins where the one before it has ended, so that what the host does in between
+        counts as the step's.
+        """
         self._reset()
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device.torch)
+        self.begin = self.left if self.number == step - 1 else self.device.mark(COMPUTE)
         self.number = step
-        self.begin = self.device.mark(COMPUTE)
         for op in self.ops:
             for need in op.needs:
                 handle = self.handles.get(need)
@@ -172,7 +178,11 @@ class RankInterpreter:
         for handle in self.handles.values():
             if not handle.done():
                 yield handle
-        self.finish = self.device.mark(COMPUTE)
+        self.finish = self.left = self.device.mark(COMPUTE)
+
+    def rest(self) -> None:
+        """What the host does now belongs to no step: the next one begins when it is called."""
+        self.number = -2
 
     def unread(self) -> Unread:
         """The last step's times and loss, to be read when convenient."""

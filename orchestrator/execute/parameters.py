@@ -160,6 +160,11 @@ class SegmentParameters:
         """
         if self._optimizer is None:
             self._optimizer = self._sgd(recipe)
+        for group in self._optimizer.param_groups:
+            if recipe.lr and group["lr"] != recipe.lr:  # v = -lr b stays what it is
+                for target in group["params"]:
+                    self._optimizer.state[target]["momentum_buffer"].mul_(group["lr"] / recipe.lr)
+                group["lr"] = recipe.lr
         for target, gradient in zip(self._targets, self._target_gradients(), strict=True):
             target.grad = gradient if scale == 1 else gradient.mul_(scale)
         self._optimizer.step()

@@ -46,7 +46,8 @@ class Outcome:
 
     Args:
         summary: what ``summary.json`` holds.
-        problems: empty if the bytes counted by the workers are those that the plan predicts.
+        problems: one line each; empty if every loss is a number and the bytes that the workers
+            counted are those that the plan predicts.
     """
 
     folder: Path
@@ -130,13 +131,25 @@ class Collector:
         if self.given[step] == program.world_size:
             self.states.pop(step).save(self.folder.checkpoint(step))
 
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with a run that came to its end."""
+        lost = [step for step in sorted(self.losses) if not math.isfinite(self.losses[step])]
+        rate = self.job.recipe.lr
+        diverged = (
+            f"the loss is not a finite number from step {lost[0] + 1} on; try a lower rate than "
+            f"{rate:g}, such as --set training.lr={rate / 10:g}"
+            if lost
+            else ""
+        )
+        return (*([diverged] if diverged else []), *self.ledger_problems())
+
     def ledger_problems(self) -> tuple[str, ...]:
         """Edges whose counted bytes are not the predicted ones."""
         steps = self.job.stop - self.job.start
         predicted = edges(self.job.program)
         return tuple(
-            f"rank {e.from_rank} -> {e.to_rank} before {e.layer} ({e.direction}): predicted "
-            f"{predicted[e] * steps:,} bytes, counted {self.sent[e]:,}"
+            f"bytes differ: rank {e.from_rank} -> {e.to_rank} before {e.layer} ({e.direction}): "
+            f"predicted {predicted[e] * steps:,}, counted {self.sent[e]:,}"
             for e in sorted(predicted.keys() | self.sent.keys())
             if predicted[e] * steps != self.sent[e]
         )
@@ -231,13 +244,13 @@ def run(
         if deadlock:
             raise InputError(f"the program would deadlock\n{grid(program, deadlock)}")
         launch(job, collector)
-    except BaseException as error:
-        if isinstance(error, InputError) and not collector.accounts:
-            folder.discard()
+    except BaseException:
+        if not collector.accounts:
+            folder.discard()  # no step has ended: there is nothing to keep or to resume
         else:
             write_down(interrupted=True)
         raise
-    return Outcome(folder.path, write_down(interrupted=False), collector.ledger_problems())
+    return Outcome(folder.path, write_down(interrupted=False), collector.problems())
 
 
 def _launcher(

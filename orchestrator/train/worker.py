@@ -102,6 +102,7 @@ def train(context: WorkerContext, job: Job) -> None:
                 for piece in checkpoint.pieces(interpreter):
                     context.emit("checkpoint", (step + 1, piece))
                 context.emit("checkpoint", (step + 1, None))
+                interpreter.rest()
     context.emit("end", (interpreter.sent, meter.peak_bytes()))
 
 

@@ -143,3 +143,16 @@ def test_a_summary_is_printed_as_it_is_written(text: str) -> None:
     ended = command("show", "single", "--set", f"summary='{text}'")
     assert ended.code == 0
     assert ended.out.splitlines()[1] == text
+
+
+def test_with_a_cluster_it_says_whether_the_plan_fits() -> None:
+    fits = command("show", "krizhevsky2012", "--cluster", "gtx580x2", "--json")
+    assert fits.code == 0
+    assert json.loads(fits.out)["fits"] is True
+    large = command("show", "single", "--cluster", "gtx580x2", "--set", "global_batch_size=512")
+    assert large.code == 1
+    assert "rank 0 does not fit GTX 580: needs 5.6" in large.out
+    assert "--set n_microbatches=" in large.err
+    room = command("show", "krizhevsky2012", "--cluster", "gtx580x2", "--set", "replicas=2")
+    assert room.code == 2
+    assert "needs 4 ranks" in room.err

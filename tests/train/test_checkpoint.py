@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from orchestrator.errors import InputError
 from orchestrator.execute.local import LocalExecutor
+from orchestrator.execute.reference import Reference
 from orchestrator.execute.verify import RandomFeed
 from orchestrator.models import Model
 from orchestrator.models.model import Recipe
@@ -252,3 +254,22 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_our_words(
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read it: No such file"):
         checkpoint.load(tmp_path / "missing.pt", LENET)
+
+
+def test_another_rate_rescales_the_velocity_and_not_the_step_it_stands_for() -> None:
+    """The rate is inside the 2012 velocity: v <- 0.9 v - lr g. A run that goes on with a tenth of
+    the rate must not shrink what it has gathered."""
+    recipe = Recipe(lr=0.1, seed=1)
+    feed = RandomFeed(LENET, 8)
+    program = small_program(LENET, "layers: conv1..fc5, ranks: [0], split: none",
+                            batch=8, dtype="float64")  # fmt: skip
+    executor = LocalExecutor(program, feed, recipe)
+    reference = Reference(LENET, feed, recipe, global_batch=8, dtype="float64", update_examples={})
+    for step in range(4):
+        if step == 2:
+            for trainer in (reference, *executor.ranks):
+                trainer.recipe = replace(recipe, lr=0.01)
+        executor.step(step)
+        reference.step(step)
+    for name, value in executor.parameters().items():
+        torch.testing.assert_close(value, reference.weights[name].detach(), rtol=1e-9, atol=1e-12)
