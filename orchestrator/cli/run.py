@@ -58,6 +58,10 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=int, help="CPU threads of a rank; by default its share of the cores."
 )
+@click.option(
+    "--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto", show_default=True,
+    help="One GPU for each rank (NCCL), or processors (gloo).",
+)  # fmt: skip
 @click.option("--cluster", "cluster_source", help="Say what the simulator predicts for it.")
 @overrides
 def command(
@@ -71,6 +75,7 @@ def command(
     checkpoint_every: int,
     timeout_s: float,
     threads: int | None,
+    device: str,
     cluster_source: str | None,
     overrides: tuple[str, ...],
 ) -> int:
@@ -103,7 +108,8 @@ def command(
             f"{model.input_shape[2]}; real images, but this checks the machinery: use "
             "--data imagefolder:PATH to train for real"
         )
-    asked = _Asked(data, steps, epochs, out, resume, launcher, checkpoint_every, timeout_s, threads)
+    asked = _Asked(data, steps, epochs, out, resume, launcher, checkpoint_every, timeout_s, threads,
+                   {"auto": None, "gpu": True, "cpu": False}[device])  # fmt: skip
     return _run(plan, model, program, console, asked, cluster)
 
 
@@ -120,6 +126,7 @@ class _Asked:
     checkpoint_every: int
     timeout_s: float
     threads: int | None
+    use_gpu: bool | None
 
 
 def _run(
@@ -148,6 +155,7 @@ def _run(
             outcome = run(
                 plan, program, job, folder, view,
                 launcher=asked.launcher, timeout_s=asked.timeout_s, threads=asked.threads,
+                use_gpu=asked.use_gpu,
             )  # fmt: skip
     except KeyboardInterrupt:
         kept = f"{path} holds the steps that ended" if path.exists() else "no step had ended"

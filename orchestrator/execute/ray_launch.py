@@ -502,9 +502,9 @@ def _check_resources(world_size: int, use_gpu: bool | None, tell: Callable[[str]
         raise InputError(
             f"{world_size} workers need {world_size} GPUs, for NCCL refuses two ranks on one; "
             f"the cluster has {gpus}",
-            remedy=f"a plan with at most {gpus} ranks, more GPUs, or use_gpu=False (CPUs, gloo)"
+            remedy=f"a plan with at most {gpus} ranks, more GPUs, or --device cpu (gloo)"
             if gpus
-            else "use_gpu=False (CPUs, gloo), or nodes with GPUs",
+            else "--device cpu (gloo), or nodes with GPUs",
         )
     needs = _resources_per_worker(use_gpu)
     ever = sum(_slots(node["Resources"], needs) for node in ray.nodes() if node["Alive"])

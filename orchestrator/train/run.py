@@ -214,6 +214,7 @@ def run(
     launcher: str,
     timeout_s: float = 60.0,
     threads: int | None = None,
+    use_gpu: bool | None = None,
 ) -> Outcome:
     """Train, and leave a complete run folder.
 
@@ -221,6 +222,7 @@ def run(
         launcher: ``ray``, or ``local`` for every rank in this process.
         timeout_s: how long a rank waits for a peer.
         threads: of each rank on a processor; None for its share of the cores.
+        use_gpu: a GPU for each rank, or none for any; None: where the cluster has GPUs.
 
     Raises:
         InputError, WorkerFailed: as the launch raises them; KeyboardInterrupt: the workers are
@@ -228,7 +230,7 @@ def run(
             step has ended, no folder is left.
     """
     collector = Collector(job, folder, observer, Accountant(program))
-    launch = _launcher(launcher, program, timeout_s, threads)
+    launch = _launcher(launcher, program, timeout_s, threads, use_gpu)
 
     def write_down(*, interrupted: bool) -> dict[str, Any]:
         summary = collector.summary(plan, launcher, job.data, interrupted=interrupted)
@@ -254,7 +256,7 @@ def run(
 
 
 def _launcher(
-    name: str, program: Program, timeout_s: float, threads: int | None
+    name: str, program: Program, timeout_s: float, threads: int | None, use_gpu: bool | None
 ) -> Callable[[Job, Collector], None]:
     if name == "local":
         return _run_locally
@@ -267,6 +269,7 @@ def _launcher(
             train, job, world_size=program.world_size, on_event=collector.event,
             timeout_s=timeout_s,
             threads_per_worker=threads,
+            use_gpu=use_gpu,
         )  # fmt: skip
 
     return on_ray
