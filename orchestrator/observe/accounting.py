@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from orchestrator.observe.timeline import StepTimes
-from orchestrator.program.ledger import by_sender, edges
+from orchestrator.program.ledger import by_sender, edges, total_bytes
 from orchestrator.program.ops import COMPUTE, LANE_OF, Program
 
 Interval = tuple[float, float]
@@ -72,6 +72,7 @@ class Accountant:
             self.compute[rank] = [i for i in ids if self.is_compute[i]]
             self.transfers[rank] = [i for i in ids if not self.is_compute[i]]
         self.sent = by_sender(edges(program))
+        self.total_bytes = total_bytes(program)
 
     def account(self, times: StepTimes) -> Account:
         """Shares of every rank in one step, each between its own begin and finish.
@@ -191,8 +192,7 @@ def summarise(
             "peak_memory_bytes": peak,
         }
 
-    copies = program.world_size // len(program.ranks)  # of folded replicas one is listed
-    total = row(median.mean, sum(sent.values()) * copies, max(peaks.values(), default=0))
+    total = row(median.mean, accountant.total_bytes, max(peaks.values(), default=0))
     ranks = [
         {"rank": r, **row(shares, sent[r], peaks.get(r, 0))} for r, shares in median.ranks.items()
     ]

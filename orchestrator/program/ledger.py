@@ -79,6 +79,25 @@ def ring_bytes(kind: str, values: int, count: int, place: int) -> int:
     return {REDUCE_SCATTER: scatter, ALL_GATHER: gather, ALL_REDUCE: scatter + gather}[kind]
 
 
+def total_bytes(program: Program) -> int:
+    """Bytes that all ranks send in a step, those of folded replicas included.
+
+    Where a buffer does not divide, the ranks of a ring send a little more or less than each other,
+    so the first replica's bytes times the replicas would be off; a ring as a whole is exact.
+    """
+    columns = program.columns
+    copies = program.world_size // len(program.ranks)
+    total = 0
+    for i, kind in enumerate(columns.kind):
+        lane = LANE_OF[kind]
+        if lane == SEND:
+            total += columns.bytes[i] * copies
+        elif lane == REDUCE and columns.rank[i] == columns.peers[i][0]:
+            rounds = 2 if kind == ALL_REDUCE else 1
+            total += rounds * (len(columns.peers[i]) - 1) * columns.bytes[i]
+    return total
+
+
 def activation_bytes(found: Counter[Edge]) -> int:
     """Bytes of activations and their gradients in an edge count."""
     return sum(n for edge, n in found.items() if edge.direction != "gradient")

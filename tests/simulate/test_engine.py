@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 
 import pytest
@@ -12,6 +11,7 @@ from orchestrator.observe.timeline import StepTimes
 from orchestrator.plan import Plan, load_plan
 from orchestrator.plan.load import read_plan
 from orchestrator.program import Program, compile_plan
+from orchestrator.program.ledger import edges
 from orchestrator.program.ops import STEP, F
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import load_cluster
@@ -174,13 +174,13 @@ def test_time_grows_linearly_with_ops() -> None:
     assert max(counts.values()) <= 1.05 * min(counts.values())
 
 
-def test_a_large_program_is_simulated_at_all() -> None:
-    """512 ranks of 8 stages of 8 columns in 8 replicas; how fast is for the benchmark to say."""
+def test_a_large_program_sends_what_its_replicas_send() -> None:
+    """512 ranks, 8 stages of 8 columns in 8 replicas; how fast is for the benchmark to say."""
     plan = many_columns(8)
-    begun = time.perf_counter()
-    summary = simulate(plan, model_of(plan), load_cluster("dgx-a100", ["nodes=64"])).summary
+    model = model_of(plan)
+    summary = simulate(plan, model, load_cluster("dgx-a100", ["nodes=64"])).summary
     assert len(summary["ranks"]) == 64
-    assert summary["simulate_wall_s"] <= time.perf_counter() - begun
+    assert summary["bytes_sent"] == edges(compile_plan(plan, model)).total()
 
 
 def many_columns(replicas: int) -> Plan:
