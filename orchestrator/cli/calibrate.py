@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
-from collections import defaultdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from orchestrator import __version__
+from orchestrator.cli.calibrated import cluster_of
 from orchestrator.cli.options import positive
 from orchestrator.errors import InputError
 from orchestrator.plan import load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.resolve import model_of
-from orchestrator.simulate.calibration import (
-    Calibration,
-    CollectiveTime,
-    LayerTime,
-    LinkTime,
-    OptimizerTime,
-    shape_key,
-)
-from orchestrator.simulate.cluster import Cluster, Device, Level, load_cluster
+from orchestrator.simulate.cluster import load_cluster
 from orchestrator.simulate.cluster_write import cluster_yaml
 
 if TYPE_CHECKING:
     from orchestrator.execute.measure import Measured
+    from orchestrator.models.model import Model
 
 # Any program over all ranks serves to connect them.
 _SMALL = ("model.width=0.0625", "model.image_size=64", "model.classes=16")
@@ -44,7 +37,7 @@ _SMALL = ("model.width=0.0625", "model.image_size=64", "model.classes=16")
     help="Plans whose layer parts are measured; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--batch", "batches", type=int, multiple=True, default=(16, 64, 128), show_default=True,
+    "--batch", "batches", type=int, multiple=True, default=(4, 16, 64), show_default=True,
     help="Examples at once; repeatable.",
 )  # fmt: skip
 @click.option(
@@ -75,13 +68,23 @@ def command(
     link = _program("single", count, replicas=count, options=_SMALL)
     console = Console(highlight=False)
     begun = time.perf_counter()
+    load_s = _load_seconds(programs[0].model)
     found, nodes = _measure(console, programs, link, count, seconds, threads)
-    cluster = _cluster(out.stem, found, nodes, threads or max(1, (os.cpu_count() or 1) // count))
+    threads = threads or max(1, (os.cpu_count() or 1) // count)
+    names = " ".join(dict.fromkeys(program.model.name for program in programs))
+    cluster = cluster_of(out.stem, names, found, nodes, threads, load_s)
     source = f"orchestrator calibrate, {time.strftime('%Y-%m-%d')}"
     temporary = out.with_name(f".{out.name}.part")
-    temporary.write_text(cluster_yaml(cluster, source), encoding="utf-8")
-    load_cluster(temporary)  # what cannot be read back is not put in place
-    temporary.replace(out)
+    try:
+        temporary.write_text(cluster_yaml(cluster, source), encoding="utf-8")
+        load_cluster(temporary)  # what cannot be read back is not put in place
+        temporary.replace(out)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {out}: {error.strerror}", "--out", "a file that you may write"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     rows = len(cluster.calibration.layers) if cluster.calibration else 0
     console.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
     return 0
@@ -102,124 +105,47 @@ def _measure(
 
     found: dict[int, Any] = {}
     nodes: dict[int, str] = {}
-    steps = len(programs) + 5
-    done = 0
+    steps = len(programs) + 4
+    bar = Progress(
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
 
     def on_event(rank: int, kind: str, payload: Any) -> None:
-        nonlocal done
         if kind == "status":
-            console.print(payload)
+            bar.update(task, description=payload)
         elif kind == "progress":
-            done += 1
-            console.print(f"[{done}/{steps}] {payload}")
+            bar.update(task, description=payload, advance=1)
+            if bar.disable:
+                console.print(f"[{bar.tasks[task].completed:.0f}/{steps}] {payload}")
         elif kind == "node":
             nodes[rank] = payload
         elif kind == "measured":
             found[rank] = payload
 
-    launch(
-        measure, MeasureJob(programs, link, seconds), world_size=count, on_event=on_event,
-        threads_per_worker=threads,
-    )  # fmt: skip
+    with bar:
+        task = bar.add_task("starting", total=steps, completed=0)
+        launch(
+            measure, MeasureJob(programs, link, seconds), world_size=count, on_event=on_event,
+            threads_per_worker=threads,
+        )  # fmt: skip
     return found, nodes
 
 
-def _cluster(name: str, found: dict[int, Measured], nodes: dict[int, str], threads: int) -> Cluster:
-    """What the measurements say, as a cluster."""
-    per_node = max(list(nodes.values()).count(n) for n in nodes.values()) if nodes else len(found)
-    node_count = len(found) // per_node
-    calibration = _calibration(found, nodes, threads)
-    copy = 2 * 33_554_432 / _median([x for m in found.values() for x in m.copies])
-    rates = _rates(found)
-    peak = max(rates.values())
-    device = Device(
-        name=f"{threads} thread{'s' * (threads > 1)} of {_processor()}",
-        memory_bytes=_memory() // per_node,
-        memory_bandwidth=copy,
-        flops={"float32": peak},
-        efficiency={kind: rate / peak for kind, rate in rates.items()} | {"memory": 1.0},
-    )
-    network = []
-    for level, size in (("node", per_node), ("network", node_count)):
-        if size > 1:
-            points = [(r.bytes, r.seconds) for r in calibration.links if r.level == level]
-            latency = min(points)[1] if points else 1e-6
-            (b0, t0), (b1, t1) = points[-2:] if len(points) > 1 else [(0, 0.0), (1, 1e-9)]
-            bandwidth = (b1 - b0) / max(t1 - t0, 1e-9)
-            network.append(Level(level, size, bandwidth, latency, "switch", bandwidth))
-    return Cluster(
-        name=name, nodes=node_count, devices_per_node=per_node,
-        kinds=((device, len(found)),), network=tuple(network), calibration=calibration,
-        summary=f"{len(found)} ranks on {node_count} machine(s), as measured",
-    )  # fmt: skip
+def _load_seconds(model: Model) -> dict[str, float]:
+    """Seconds of loading one image of each built-in data set."""
+    import numpy as np
 
+    from orchestrator.train.data import open_dataset
 
-def _calibration(found: dict[int, Measured], nodes: dict[int, str], threads: int) -> Calibration:
-    import torch
-
-    merged: defaultdict[tuple[str, str, int, str], list[float]] = defaultdict(list)
-    for measured in found.values():
-        for (part, examples, direction), seconds in measured.layers.items():
-            merged[part.sized.kind, shape_key(part), examples, direction] += seconds
-    links: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
-    for (peer, size), seconds in found[0].links.items():
-        level = "node" if nodes.get(peer) == nodes.get(0) else "network"
-        links[level, size] += seconds
-    return Calibration(
-        date=time.strftime("%Y-%m-%d"),
-        hardware=_processor(),
-        model="alexnet2012",
-        versions={"orchestrator": __version__, "torch": torch.__version__},
-        threads=threads,
-        compute_slowdown=_median([m.compute_slowdown for m in found.values()]),
-        alone_speedup=found[0].alone_speedup,
-        layers=tuple(
-            LayerTime(kind, shape, "float32", batch, direction, _median(s), _spread(s))  # type: ignore[arg-type]
-            for (kind, shape, batch, direction), s in merged.items()
-        ),
-        optimizer=tuple(
-            OptimizerTime(size, _median(s), _spread(s))
-            for size in found[0].optimizer
-            if (s := [x for m in found.values() for x in m.optimizer[size]])
-        ),
-        links=tuple(LinkTime(lv, size, _median(s), _spread(s)) for (lv, size), s in links.items()),
-        collectives=tuple(
-            CollectiveTime("ALL_REDUCE", len(found), size, _median(s), _spread(s))
-            for size in found[0].reductions
-            if (s := [x for m in found.values() for x in m.reductions[size]])
-        ),
-    )
-
-
-def _rates(found: dict[int, Measured]) -> dict[str, float]:
-    """FLOP a second by kind of layer with weights, median over parts."""
-    rates: defaultdict[str, list[float]] = defaultdict(list)
-    for measured in found.values():
-        for (part, examples, direction), seconds in measured.layers.items():
-            if part.tiles and direction == "forward":
-                flops = 2 * part.macs_per_image * examples
-                rates[part.sized.kind].append(flops / _median(seconds))
-    return {kind: _median(values) for kind, values in rates.items()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]
-
-
-def _spread(values: list[float]) -> float:
-    ordered = sorted(values)
-    quarter = len(ordered) // 4
-    return (ordered[-1 - quarter] - ordered[quarter]) / 2 / max(_median(values), 1e-12)
+    channels, side, _ = model.input_shape
+    found = {}
+    for name in ("digits", "synthetic"):
+        data = open_dataset(name, image_size=side, channels=channels, classes=model.classes, seed=0)
+        times = []
+        for i in range(6):
+            begun = time.perf_counter()
+            data.images(np.arange(16 * i, 16 * i + 16))
+            times.append((time.perf_counter() - begun) / 16)
+        found[name] = median(times[1:])
+    return found

@@ -1,8 +1,9 @@
 """Measures what the simulator needs to know of a machine, on workers like those of a run.
 
-Every rank measures at the same time as the others, since on a processor they share memory and
-caches; rank 0 then measures once more while the others rest. Layers are timed in their network's
-order, each with a graph of its own, on the sizes that the given programs use. Seconds throughout.
+Ranks of one machine share caches, memory and, while they transfer, cores. So everything that is
+computed is timed twice, in turns: while every rank does the same, and while one rank does it and
+the others wait. Layers are timed in their network's order, each with a graph of its own, on the
+sizes that the given programs use. Seconds throughout.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from statistics import median
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,8 @@ from orchestrator.models.model import Recipe
 from orchestrator.models.torch_layers import Draw, apply_layer, loss_sum
 from orchestrator.program.ops import ALL_REDUCE, Program
 from orchestrator.program.segments import LayerPart
+
+T = TypeVar("T")
 
 MESSAGE_BYTES = (4096, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432)
 REDUCED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
@@ -59,14 +63,23 @@ class MeasureJob:
 
 @dataclass(frozen=True)
 class Measured:
-    """One rank's measurements: by what was measured, the seconds of every repeat."""
+    """One rank's measurements: by what was measured, the seconds of every repeat.
+
+    Args:
+        layers, optimizer: while all ranks compute.
+        layers_alone, optimizer_alone: while the others wait.
+        links: by peer and bytes; of rank 0 only.
+        reductions: by bytes.
+        compute_slowdown: seconds that a computation loses for each second of a transfer.
+    """
 
     layers: dict[Layer, list[float]]
+    layers_alone: dict[Layer, list[float]]
     optimizer: dict[int, list[float]]
+    optimizer_alone: dict[int, list[float]]
     links: dict[tuple[int, int], list[float]]
     reductions: dict[int, list[float]]
     copies: list[float]
-    alone_speedup: float
     compute_slowdown: float
 
 
@@ -80,18 +93,18 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
     context.emit("node", context.node)
     transport = connect(job.link, context.rank, None)
     layers: defaultdict[Layer, list[float]] = defaultdict(list)
+    layers_alone: defaultdict[Layer, list[float]] = defaultdict(list)
     for program in job.chains:
         tell(f"layers of {program.name}, batch {program.global_batch}")
         chain = Chain(program, context.rank % program.world_size)
-        dist.barrier()
-        for key, seconds in chain.repeat(job.seconds):
-            layers[key].append(seconds)
-        del chain
+        together, alone = _in_turns(context, chain.round, job.seconds)
+        for found, rounds in ((layers, together), (layers_alone, alone)):
+            for key, seconds in (row for rows in rounds for row in rows):
+                found[key].append(seconds)
+        del chain, together, alone
     tell("optimizer and memory")
-    dist.barrier()
-    optimizer = {n: _time_update(n) for n in UPDATED_BYTES}
-    copies = _time_copies()
-    speedup = _alone(context, job.chains[0], tell)
+    updates = {n: _in_turns(context, _update(n), 0.6, least=4) for n in UPDATED_BYTES}
+    copies, _ = _in_turns(context, _copy(), 0.3, least=4)
     tell("messages")
     links = {}
     for peer in range(1, context.world_size):
@@ -104,9 +117,37 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
     several = context.world_size > 1
     reductions = {n: _time_reduction(n, group, transport) for n in REDUCED_BYTES if several}
     tell("computation under transfers")
-    slowdown = _slowdown(context.rank, transport) if several else 0.0
-    measured = Measured(dict(layers), optimizer, links, reductions, copies, speedup, slowdown)
+    slowdown = _slowdown(group, transport, reductions) if several else 0.0
+    measured = Measured(
+        dict(layers), dict(layers_alone), {n: both[0] for n, both in updates.items()},
+        {n: both[1] for n, both in updates.items()}, links, reductions, copies, slowdown,
+    )  # fmt: skip
     context.emit("measured", measured)
+
+
+def _in_turns(
+    context: WorkerContext, once: Callable[[], T], seconds: float, least: int = 2
+) -> tuple[list[T], list[T]]:
+    """What ``once`` gives while all ranks do it, and while this one does and the others wait.
+
+    In turns, so that a machine whose own speed changes gives both the same; one call before is not
+    counted. Goes on for about so many seconds, as rank 0 has it, and for ``least`` rounds.
+    """
+    once()
+    together: list[T] = []
+    alone: list[T] = []
+    begun = time.perf_counter()
+    while True:
+        goes_on = torch.tensor(len(together) < least or time.perf_counter() - begun < seconds)
+        dist.broadcast(goes_on, 0)  # and nobody is still at work
+        if not goes_on:
+            return together, alone
+        together.append(once())
+        if context.world_size > 1:
+            dist.barrier()
+            if len(together) % context.world_size == context.rank:
+                alone.append(once())
+            dist.barrier()
 
 
 # -- layers ---------------------------------------------------------------------------------------
@@ -142,13 +183,9 @@ class Chain:
                 count = len(layer.tiles) + bool(layer.bias)
                 self.steps.append((layer, part.examples, [next(weights) for _ in range(count)]))
 
-    def repeat(self, seconds: float) -> Iterator[tuple[Layer, float]]:
-        """Times of every layer and pass, again and again; the first round is not counted."""
-        begun, rounds = time.perf_counter(), 0
-        list(self._round())
-        while rounds < 2 or time.perf_counter() - begun < seconds:
-            yield from self._round()
-            rounds += 1
+    def round(self) -> list[tuple[Layer, float]]:
+        """Seconds of every layer and pass, once."""
+        return list(self._round())
 
     def _round(self) -> Iterator[tuple[Layer, float]]:
         kept: list[tuple[LayerPart, int, list[Tensor], Tensor, Tensor]] = []
@@ -211,48 +248,24 @@ def _shape_in(layer: LayerPart) -> tuple[int, ...]:
 # -- the rest of a device -------------------------------------------------------------------------
 
 
-def _time_update(bytes_: int) -> list[float]:
+def _update(bytes_: int) -> Callable[[], float]:
     weight, velocity, gradient = (torch.randn(bytes_ // 4) for _ in range(3))
     weight.requires_grad_().grad = gradient
-    return _repeat(sgd([weight], [velocity], [True], Recipe()).step, 0.3)
+    return _timed(sgd([weight], [velocity], [True], Recipe()).step)
 
 
-def _time_copies() -> list[float]:
+def _copy() -> Callable[[], float]:
     source, target = torch.randn(COPIED_BYTES // 4), torch.empty(COPIED_BYTES // 4)
-    return _repeat(lambda: target.copy_(source), 0.3)
+    return _timed(lambda: target.copy_(source))
 
 
-def _repeat(once: Callable[[], object], seconds: float) -> list[float]:
-    """Times of at least three calls, and as many as take so long; one before is not counted."""
-    once()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds and len(times) < 50:
+def _timed(act: Callable[[], object]) -> Callable[[], float]:
+    def once() -> float:
         begun = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - begun)
-    return times
+        act()
+        return time.perf_counter() - begun
 
-
-def _alone(context: WorkerContext, program: Program, tell: Callable[[str], None]) -> float:
-    """How much faster rank 0 is while the others wait."""
-    if context.world_size == 1:
-        return 1.0
-    tell("one rank alone")
-    chain = Chain(program, context.rank % program.world_size)
-    list(chain._round())
-
-    def rounds() -> list[float]:
-        return [sum(seconds for _, seconds in chain._round()) for _ in range(3)]
-
-    ratios = []
-    for _ in range(2):
-        dist.barrier()
-        together = rounds()
-        dist.barrier()
-        if context.rank == 0:
-            ratios.append(_median(together) / _median(rounds()))
-        dist.barrier()
-    return _median(ratios) if ratios else 1.0
+    return once
 
 
 # -- communication --------------------------------------------------------------------------------
@@ -293,42 +306,37 @@ def _time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> 
     return times[3:]
 
 
-def _slowdown(rank: int, transport: Transport) -> float:
-    """Fraction of its speed that a computation loses while messages go both ways."""
-    other = rank ^ 1
-    x = torch.randn(512, 512)
-    out = torch.empty(512, 512)
+def _slowdown(
+    group: tuple[int, ...], transport: Transport, reductions: dict[int, list[float]]
+) -> float:
+    """Seconds that a computation loses for each second that an all-reduce takes alone.
 
-    def products() -> float:
+    The cores carry the transfer too. Products of matrices are timed without transfers and with
+    some that begin with them and are over before they are.
+    """
+    size = 8_388_608
+    seconds = median(reductions[size])
+    x, out = torch.randn(512, 512), torch.empty(512, 512)
+    data = torch.zeros(size // 4)
+
+    def products(count: int) -> float:
         begun = time.perf_counter()
-        for _ in range(40):
+        for _ in range(count):
             torch.mm(x, x, out=out)
         return time.perf_counter() - begun
 
-    products()
-    dist.barrier()
-    quiet = _median([products() for _ in range(5)])
-    busy = []
-    data = torch.zeros(8_388_608 // 4)
-    paired = other < dist.get_world_size()
-    for _ in range(5):
+    each = products(20) / 20
+    each = median([products(20) / 20 for _ in range(5)])
+    several = 4
+    count = max(1, round(6 * several * seconds / each))
+    lost = []
+    for _ in range(7):
         dist.barrier()
-        handles = []
-        if paired:
-            for _ in range(12):
-                handles.append(transport.receive(torch.empty_like(data), other))
-                handles.append(transport.send(data, other))
-        begun, done = time.perf_counter(), 0
-        while paired and not all(handle.done() for handle in handles) or not done:
-            torch.mm(x, x, out=out)
-            done += 1
-        per_product = (time.perf_counter() - begun) / done
-        busy.append(per_product * 40)
+        quiet = products(count)
+        dist.barrier()
+        handles = [transport.collective(ALL_REDUCE, data, group) for _ in range(several)]
+        busy = products(count)
         for handle in handles:
             handle.wait()
-    return max(0.0, 1 - quiet / _median(busy))
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]
+        lost.append((busy - quiet) / (several * seconds))
+    return max(0.0, median(lost))

@@ -43,7 +43,8 @@ class LayerTime:
         shape: :func:`shape_key` of the part.
         batch: images at once.
         direction: which pass (``pass`` in the file).
-        seconds: median over the repeats.
+        seconds: median over the repeats, while all ranks of the machine compute.
+        alone: the same while the others rest; 0: not measured, as above.
         spread: half the distance between the quartiles, as a fraction of the median.
     """
 
@@ -53,15 +54,17 @@ class LayerTime:
     batch: int
     direction: Pass
     seconds: float
+    alone: float = 0.0
     spread: float = 0.0
 
 
 @dataclass(frozen=True)
 class OptimizerTime:
-    """The update of ``bytes`` of weights."""
+    """The update of ``bytes`` of weights; ``alone`` as of a layer."""
 
     bytes: int
     seconds: float
+    alone: float = 0.0
     spread: float = 0.0
 
 
@@ -94,8 +97,7 @@ class Calibration:
         threads: of each rank on a processor.
         dispatch_s: seconds that the executor adds to every computation.
         compute_slowdown: fraction of its speed that computation loses under a transfer.
-        alone_speedup: how much faster a rank computes while the others of its node rest; the
-            layers' times are of ranks that all compute.
+        load_s: seconds of loading one image, by what ``run --data`` names.
     """
 
     date: str
@@ -105,7 +107,7 @@ class Calibration:
     threads: int = 0
     dispatch_s: float = 0.0
     compute_slowdown: float = 0.0
-    alone_speedup: float = 1.0
+    load_s: Mapping[str, float] = field(default_factory=dict)
     layers: tuple[LayerTime, ...] = ()
     optimizer: tuple[OptimizerTime, ...] = ()
     links: tuple[LinkTime, ...] = ()

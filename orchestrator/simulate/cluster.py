@@ -54,6 +54,7 @@ class Device:
         efficiency: fraction of the peak by layer kind: of ``flops`` for conv and linear, of
             ``memory_bandwidth`` for ``memory`` (all the rest) and kinds that are named.
         kernel_overhead_s: lost for each layer.
+        update_accesses: reads and writes of memory for each weight that an update changes.
         power_w: watts; None if unknown, as is the price.
     """
 
@@ -64,6 +65,7 @@ class Device:
     efficiency: Mapping[str, float] = field(default_factory=dict)
     reserved_bytes: int = 0
     kernel_overhead_s: float = 0.0
+    update_accesses: float = 5.0
     power_w: float | None = None
     dollars_per_hour: float | None = None
 
@@ -82,6 +84,7 @@ class Level:
             (shared), of the link to a neighbour (ring) or to any other group (fully_connected).
         device_bandwidth: what one device can send through it at most.
         latency: seconds before the first byte arrives.
+        nested: whether what crosses it takes its devices' ports of the level before, too.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Level:
     latency: float
     topology: Topology
     device_bandwidth: float
+    nested: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,7 @@ def _device(file: DeviceFile) -> Device:
         flops={name: value * TERA for name, value in _named(file.tflops).items()},
         efficiency=_named(file.efficiency),
         kernel_overhead_s=_value(file.kernel_overhead_us) * MICRO,
+        update_accesses=file.update_accesses.value if file.update_accesses else 5.0,
         power_w=file.power_W.value if file.power_W else None,
         dollars_per_hour=file.dollars_per_hour.value if file.dollars_per_hour else None,
     )
@@ -260,6 +265,7 @@ def _level(file: LevelFile, size: int) -> Level:
         device_bandwidth=(file.device_GBps or file.GBps).value * GIGA,
         latency=file.latency_us.value * MICRO,
         topology=file.topology,
+        nested=file.nested,
     )
 
 
@@ -272,7 +278,7 @@ def _calibration(file: CalibrationFile) -> Calibration:
         threads=file.threads,
         dispatch_s=file.dispatch_s,
         compute_slowdown=file.compute_slowdown,
-        alone_speedup=file.alone_speedup,
+        load_s=dict(file.load_s),
         layers=tuple(LayerTime(**dict(row)) for row in file.layers),
         optimizer=tuple(OptimizerTime(**dict(row)) for row in file.optimizer),
         links=tuple(LinkTime(**dict(row)) for row in file.links),

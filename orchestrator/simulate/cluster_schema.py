@@ -137,6 +137,12 @@ class DeviceFile(Block):
     kernel_overhead_us: NotNegative | None = Field(
         default=None, description="Time lost for each layer, microseconds.", examples=[10]
     )
+    update_accesses: Positive | None = Field(
+        default=None,
+        description="Reads and writes of memory for each weight that an update changes; without "
+        "it 5: a fused update with momentum.",
+        examples=[5],
+    )
     power_W: Positive | None = Field(default=None, description="Power, watts.", examples=[244])
     dollars_per_hour: NotNegative | None = Field(
         default=None, description="Price of one device.", examples=[0.0]
@@ -175,6 +181,12 @@ class LevelFile(Block):
     topology: Topology = Field(
         description="shared (one bus), switch, ring or fully_connected.", examples=["switch"]
     )
+    nested: bool = Field(
+        default=False,
+        description="Whether what crosses this level also takes its two devices' ports of the "
+        "level before, as in a tree of PCIe switches; otherwise it has ports of its own.",
+        examples=[True],
+    )
 
 
 class ReliabilityFile(Block):
@@ -212,6 +224,7 @@ class LayerTimeFile(Part):
         alias="pass", description="Which pass.", examples=["forward"]
     )
     seconds: Seconds
+    alone: Annotated[float, Field(ge=0)] = 0.0
     spread: Spread = 0.0
 
 
@@ -220,6 +233,7 @@ class OptimizerTimeFile(Part):
 
     bytes: Bytes
     seconds: Seconds
+    alone: Annotated[float, Field(ge=0)] = 0.0
     spread: Spread = 0.0
 
 
@@ -264,10 +278,10 @@ class CalibrationFile(Part):
         description="Fraction of its speed that computation loses under a transfer.",
         examples=[0.1],
     )
-    alone_speedup: Annotated[float, Field(gt=0)] = Field(
-        default=1.0,
-        description="How much faster a rank computes while the others of its node rest.",
-        examples=[1.2],
+    load_s: dict[str, Seconds] = Field(
+        default_factory=dict,
+        description="Seconds of loading one image, by what run --data names.",
+        examples=[{"digits": 2.5e-4}],
     )
     layers: tuple[LayerTimeFile, ...] = Field(default=(), strict=False)
     optimizer: tuple[OptimizerTimeFile, ...] = Field(default=(), strict=False)
@@ -332,7 +346,10 @@ class ClusterFile(Block):
 
     @model_validator(mode="after")
     def _check(self) -> ClusterFile:
-        problems = [*self._check_devices(), *self._check_network(), *self._check_slow()]
+        problems = [
+            *self._check_devices(), *self._check_network(), *self._check_nested(),
+            *self._check_slow(),
+        ]  # fmt: skip
         if problems:
             raise refusal(problems)
         return self
@@ -373,6 +390,16 @@ class ClusterFile(Block):
             word = " or size: nodes" if now == self.nodes else ""
             return [Problem(last, message, f"write size: {now}{word}")]
         return [Problem(("network",), message, "change the sizes, nodes or devices_per_node")]
+
+    def _check_nested(self) -> list[Problem]:
+        problems = []
+        for i, level in enumerate(self.network):
+            before = self.network[i - 1].topology if i else None
+            if level.nested and before not in ("switch", "shared"):
+                message = "found nested: true; allowed: behind a level that is a switch or shared"
+                message += f", not {before}" if before else "; the first has none before it"
+                problems.append(Problem(("network", i, "nested"), message, "leave it out"))
+        return problems
 
     def _check_slow(self) -> list[Problem]:
         problems = []

@@ -52,18 +52,21 @@ def _tables(c: Calibration) -> list[str]:
         f"  threads: {c.threads}",
         f"  dispatch_s: {c.dispatch_s:.4g}",
         f"  compute_slowdown: {c.compute_slowdown:.4g}   # lost under a transfer",
-        f"  alone_speedup: {c.alone_speedup:.4g}      # while the node's other ranks rest",
-        "  layers:   # median seconds; spread: half the distance between quartiles over the median",
+        f"  load_s: {{{', '.join(f'{k}: {v:.4g}' for k, v in c.load_s.items())}}}",
+        "  # Medians. seconds: while all ranks of the machine compute; alone: the others rest;",
+        "  # spread: half the distance between the quartiles, over the median.",
+        "  layers:",
     ]
     for row in sorted(c.layers, key=lambda r: (r.kind, r.shape, r.direction, r.batch)):
         lines.append(
             f'    - {{kind: {row.kind}, shape: "{row.shape}", dtype: {row.dtype}, '
             f"batch: {row.batch}, pass: {row.direction}, seconds: {row.seconds:.5g}, "
-            f"spread: {row.spread:.2g}}}"
+            f"alone: {row.alone:.5g}, spread: {row.spread:.2g}}}"
         )
     lines.append("  optimizer:")
     lines += [
-        f"    - {{bytes: {r.bytes}, seconds: {r.seconds:.5g}, spread: {r.spread:.2g}}}"
+        f"    - {{bytes: {r.bytes}, seconds: {r.seconds:.5g}, alone: {r.alone:.5g}, "
+        f"spread: {r.spread:.2g}}}"
         for r in c.optimizer
     ]
     if c.links:

@@ -15,10 +15,11 @@ from orchestrator.errors import InputError
 from orchestrator.models.ranges import size
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import LayerPart, SegmentPart
-from orchestrator.simulate.calibration import Pass, shape_key
+from orchestrator.simulate.calibration import LayerTime, OptimizerTime, Pass, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Topology
+from orchestrator.simulate.processors import Sharing, Work
 
 Point = tuple[float, float]
 
@@ -27,14 +28,20 @@ class CostModel:
     """Durations of a program's ops on a cluster, each worked out once.
 
     ``notes`` collects what a user should know: layers not measured, sizes beyond what was.
+
+    Args:
+        data: what the images are loaded from, as ``run --data``; counts on processors.
     """
 
-    def __init__(self, program: Program, cluster: Cluster, topology: Topology) -> None:
+    def __init__(
+        self, program: Program, cluster: Cluster, topology: Topology, data: str = "digits"
+    ) -> None:
         self.program, self.cluster, self.topology = program, cluster, topology
+        self.data = data
         self.calibration = cluster.calibration
         self.collectives = Collectives(topology, program.ranks)
         self.notes: dict[str, None] = {}  # an ordered set
-        self._seconds: dict[tuple[int, str, int, bool, int], float] = {}
+        self._works: dict[tuple[int, str, int, bool, int], Work] = {}
         self._latencies: dict[tuple[int, int, int], float | None] = {}
         self._phases: dict[tuple[str, int, tuple[int, ...]], tuple[Phase, ...] | None] = {}
         weighted = [any(p.parameters for p in s.parts.values()) for s in program.segments]
@@ -43,31 +50,37 @@ class CostModel:
     # -- computation --------------------------------------------------------------------------
 
     def computation(self, program: Program, i: int) -> float:
-        """Seconds of computation op ``i``, alone on its device."""
+        """Seconds of computation op ``i``, while all other ranks of its machine compute too."""
+        return self._work(program, i).together
+
+    def alone(self, program: Program, i: int) -> float:
+        """Seconds of computation op ``i``, while the other ranks of its machine rest."""
+        return self._work(program, i).alone
+
+    def _work(self, program: Program, i: int) -> Work:
         columns = program.columns
         rank, kind, segment = columns.rank[i], columns.kind[i], columns.segment[i]
         again = kind in (B, I) and program.recomputes(segment, columns.microbatch[i])
         key = (segment, kind, rank, again, columns.bytes[i])
-        seconds = self._seconds.get(key)
-        if seconds is None:
-            seconds = self._computation(rank, kind, segment, again, columns.bytes[i])
-            self._seconds[key] = seconds
-        return seconds
+        work = self._works.get(key)
+        if work is None:
+            work = self._works[key] = self._computation(rank, kind, segment, again, key[-1])
+        return work
 
-    def _computation(self, rank: int, kind: str, segment: int, again: bool, bytes_: int) -> float:
+    def _computation(self, rank: int, kind: str, segment: int, again: bool, bytes_: int) -> Work:
         device = self.cluster.device(rank)
         slowness = self.cluster.slowness(rank)
         part = self.program.segments[segment].parts[rank % self.program.ranks_per_replica]
         if kind == STEP:
-            return slowness * self._update(device, part, bytes_)
+            return self._update(device, part, bytes_) * slowness
         copied = self._copied(segment, rank % self.program.ranks_per_replica, kind)
         passes = {F: "forward", B: "backward", I: "backward_input", W: "backward_weight"}
-        seconds = self._layers(device, segment, part, passes[kind])
+        work = self._layers(device, segment, part, passes[kind])
         if again:
-            seconds += self._layers(device, segment, part, "forward")
+            work += self._layers(device, segment, part, "forward")
         bandwidth = device.memory_bandwidth * device.efficiency.get("memory", 1.0)
-        dispatch = self.calibration.dispatch_s if self.calibration else 0.0
-        return slowness * (seconds + copied / bandwidth + dispatch)
+        own = copied / bandwidth + (self.calibration.dispatch_s if self.calibration else 0.0)
+        return (work + Work(own, own)) * slowness
 
     def _copied(self, segment: int, local_rank: int, kind: str) -> int:
         """Bytes that the executor moves around a computation: it puts inputs and output gradients
@@ -94,8 +107,8 @@ class CostModel:
             moved += here.parameters * (3 if several else 2 if reduced else 0)
         return moved * program.itemsize
 
-    def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> float:
-        total = 0.0
+    def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
+        total = Work(0.0, 0.0)
         needed = self._trained_before[segment]  # whether a layer's input gradient is needed
         for layer in part.layers:
             now = direction
@@ -109,18 +122,26 @@ class CostModel:
                 total += self.layer(device, layer, part.examples, now)  # type: ignore[arg-type]
         return total
 
-    def layer(self, device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
-        """Seconds of one pass of one layer part over so many images."""
+    def layer(self, device: Device, layer: LayerPart, examples: int, direction: Pass) -> Work:
+        """One pass of one layer part over so many images."""
         kind, dtype = layer.sized.kind, self.program.dtype
         if kind == "sum" or not examples:
-            return 0.0
+            return Work(0.0, 0.0)
         if self.calibration is not None:
             rows = self.calibration.rows(kind, shape_key(layer), dtype, direction)
             if rows:
-                points = [(row.batch, row.seconds) for row in rows]
-                return self._interpolate(points, examples, f"{layer.sized.name} {direction}")
+                what = f"{layer.sized.name} {direction}"
+                return self._measured([(row.batch, row) for row in rows], examples, what)
             self.notes[f"{layer.sized.name} {direction} was not measured: estimated"] = None
-        return self._roofline(device, layer, examples, direction)
+        seconds = self._roofline(device, layer, examples, direction)
+        return Work(seconds, seconds)
+
+    def _measured(
+        self, rows: Sequence[tuple[int, LayerTime | OptimizerTime]], at: int, what: str
+    ) -> Work:
+        together = self._interpolate([(x, row.seconds) for x, row in rows], at, what)
+        alone = self._interpolate([(x, row.alone or row.seconds) for x, row in rows], at, what)
+        return Work(together, alone)
 
     def _roofline(self, device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
         dtype = self.program.dtype
@@ -149,16 +170,16 @@ class CostModel:
         movement = traffic / (device.memory_bandwidth * fraction)
         return max(arithmetic, movement) + device.kernel_overhead_s * both
 
-    def _update(self, device: Device, part: SegmentPart, bytes_: int) -> float:
+    def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:
         """Reads weights, gradients and velocities, writes weights and velocities."""
         if self.calibration is not None and self.calibration.optimizer:
-            points = [(row.bytes, row.seconds) for row in self.calibration.optimizer]
-            return self._interpolate(points, bytes_, "optimizer")
+            rows = [(row.bytes, row) for row in self.calibration.optimizer]
+            return self._measured(rows, bytes_, "optimizer")
         tensors = sum(len(layer.tiles) + bool(layer.bias) for layer in part.layers)
         fraction = device.efficiency.get("memory", 1.0)
-        return 5 * bytes_ / (device.memory_bandwidth * fraction) + (
-            tensors * device.kernel_overhead_s
-        )
+        seconds = device.update_accesses * bytes_ / (device.memory_bandwidth * fraction)
+        seconds += tensors * device.kernel_overhead_s
+        return Work(seconds, seconds)
 
     # -- communication ------------------------------------------------------------------------
 
@@ -206,23 +227,24 @@ class CostModel:
             self._phases[key] = found
         return self._phases[key]
 
-    def is_elastic(self) -> bool:
-        """Whether a calibration has seen computations disturb each other, or transfers them."""
+    def sharing(self) -> Sharing | None:
+        """How a machine's ranks disturb each other, where a calibration has seen it."""
         c = self.calibration
-        return c is not None and (c.alone_speedup != 1 or c.compute_slowdown != 0)
+        if c is None or not c.threads:
+            return None
+        return Sharing(self.cluster.devices_per_node, c.threads, c.compute_slowdown)
+
+    def loading(self, rank: int) -> float:
+        """Seconds of loading a rank's images of a step."""
+        first = self.program.segments[0]
+        part = first.parts.get(rank % self.program.ranks_per_replica)
+        if part is None or self.calibration is None:
+            return 0.0
+        return part.examples * first.chunks * self.calibration.load_s.get(self.data, 0.0)
 
     def node(self, rank: int) -> int:
         """The machine that a rank runs on."""
         return self.cluster.node(rank)
-
-    def speed(self, busy: int, transferring: bool) -> float:
-        """Measured times are of a node whose ranks all compute; fewer are quicker."""
-        c = self.calibration
-        assert c is not None
-        others = self.cluster.devices_per_node - 1
-        idle = max(0, others + 1 - busy) / others if others else 0.0
-        alone = 1 + (c.alone_speedup - 1) * idle
-        return alone * (1 - c.compute_slowdown) if transferring else alone
 
     def _interpolate(self, points: Sequence[Point], at: float, what: str) -> float:
         """Straight lines between measured points; beyond them the nearest slope, and a note."""

@@ -12,12 +12,13 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from orchestrator.observe.timeline import StepTimes
 from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, SEND, Program
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Load, Network, Route, Topology, bundles
+from orchestrator.simulate.processors import Processors, Sharing, Work
 
 
 class Costs(Protocol):
@@ -32,19 +33,17 @@ class Costs(Protocol):
     def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
         """Of a collective, where it was measured; None to plan it from the links."""
 
-    def is_elastic(self) -> bool:
-        """Whether the speed of computations depends on what else goes on."""
+    def sharing(self) -> Sharing | None:
+        """How ranks of a machine disturb each other; None if they do not."""
+
+    def alone(self, program: Program, i: int) -> float:
+        """Of a computation while the machine's other ranks rest; asked where there is sharing."""
+
+    def loading(self, rank: int) -> float:
+        """Of the load of a rank's next batch, which runs beside the step; as ``alone``."""
 
     def node(self, rank: int) -> int:
         """The machine that a rank runs on."""
-
-    def speed(self, busy: int, transferring: bool) -> float:
-        """Of a computation, as a factor.
-
-        Args:
-            busy: ranks of its node that compute, itself included.
-            transferring: whether a transfer of its rank is under way.
-        """
 
 
 @dataclass(frozen=True)
@@ -128,15 +127,6 @@ def _edges(
     return after, missing
 
 
-class _Running(NamedTuple):
-    """A computation whose speed may change: seconds of work left at a moment, and its speed."""
-
-    activity: int
-    left: float
-    since: float
-    speed: float
-
-
 class Engine:
     """Runs one step of a program on a topology."""
 
@@ -144,6 +134,7 @@ class Engine:
         self.program, self.topology, self.costs = program, topology, costs
         self.collectives = Collectives(topology, program.ranks)
         self.graph = build_graph(program)
+        self.loaded = [0.0] * len(program.order)  # when each rank's next images are there
         self._shares: dict[tuple[tuple[int, int], ...], list[tuple[Load, list[int]]]] = {}
 
     def run(self, begin: Sequence[float] = ()) -> StepTimes:
@@ -163,13 +154,17 @@ class Engine:
         self.starting: list[int] = []  # transfers that start at this moment
         self.waiting: list[tuple[Load, float, list[int]]] = []  # flows behind their latency
         self.phases: dict[int, deque[Phase]] = {}
-        self.elastic = self.costs.is_elastic()
-        self.running: dict[int, _Running] = {}  # by rank
-        self.transfers = [0] * len(self.program.order)  # under way, by rank
-        nodes = [self.costs.node(rank) for rank in self.program.ranks] if self.elastic else []
-        self.neighbours = [[r for r, n in enumerate(nodes) if n == node] for node in nodes]
-        self.entry = list(begin) or [0.0] * len(self.program.order)
+        self.entered = list(begin) or [0.0] * len(self.program.order)
+        # images that are not loaded when the step begins are waited for
+        self.entry = [max(at, self.loaded[rank]) for rank, at in enumerate(self.entered)]
         self.all_entered = max(self.entry)
+        sharing = self.costs.sharing()
+        self.processors: Processors | None = None
+        if sharing is not None:
+            nodes = [self.costs.node(rank) for rank in self.program.ranks]
+            self.processors = Processors(sharing, nodes, lambda at, i: self._push(at, 0, i))
+            for rank, at in enumerate(self.entry):
+                self._push(at, 3, rank)
         ended = 0
         now = min(self.entry)
         for i in range(count):
@@ -203,6 +198,8 @@ class Engine:
                 ended += self._compute_over(which, now)
             elif what == 2:
                 self._begin(which, now)
+            elif what == 3:
+                self._load(which, now)
             else:
                 load, size, members = self.waiting[which]
                 if load and size > 0:
@@ -238,47 +235,37 @@ class Engine:
             self.starting.append(i)
             return
         seconds = self.costs.computation(self.program, op)
-        if not self.elastic:
+        if self.processors is None:
             self._push(now + seconds, 0, i)
-            return
-        rank = self.program.columns.rank[op]
-        self.running[rank] = _Running(i, seconds, now, 0.0)
-        self._retime(rank, now)
+        else:
+            work = Work(seconds, self.costs.alone(self.program, op))
+            self.processors.begin(self.program.columns.rank[op], i, work, now)
 
     # -- computation whose speed depends on what else goes on ----------------------------------
 
+    def _load(self, rank: int, now: float) -> None:
+        """A rank that enters the step begins to load its next batch; numbered before all ops."""
+        assert self.processors is not None
+        seconds = self.costs.loading(rank)
+        if seconds > 0:
+            self.processors.load(rank, -1 - rank, seconds, now)
+
     def _compute_over(self, i: int, now: float) -> list[int]:
-        if not self.elastic:
+        if self.processors is None:
             return [i]
-        rank = self.program.columns.rank[self.graph.ops[i][0]]
-        running = self.running.get(rank)
-        if running is None or running.activity != i:
-            return []  # this event is of an earlier speed
-        if running.left - (now - running.since) * running.speed > 1e-12 * max(now, 1e-3):
+        place = i if i < 0 else self.program.columns.rank[self.graph.ops[i][0]]
+        if not self.processors.has_ended(place, i, now):
             return []
-        del self.running[rank]
-        self._retime(rank, now)
-        return [i]
+        if i >= 0:
+            return [i]
+        self.loaded[-1 - i] = now
+        return []
 
     def _count_transfer(self, i: int, by: int, now: float) -> None:
         """A transfer of some ranks begins or ends."""
-        for op in self.graph.ops[i]:
-            rank = self.program.columns.rank[op]
-            before = self.transfers[rank]
-            self.transfers[rank] = before + by
-            if before == 0 or before + by == 0:
-                self._retime(rank, now)
-
-    def _retime(self, rank: int, now: float) -> None:
-        """What computes on a rank's node gets the speed that it has from now on."""
-        near = [r for r in self.neighbours[rank] if r in self.running]
-        for other in near:
-            running = self.running[other]
-            speed = self.costs.speed(len(near), self.transfers[other] > 0)
-            if speed != running.speed:
-                left = max(0.0, running.left - (now - running.since) * running.speed)
-                self.running[other] = _Running(running.activity, left, now, speed)
-                self._push(now + left / speed, 0, running.activity)
+        if self.processors is not None:
+            for op in self.graph.ops[i]:
+                self.processors.transfer(self.program.columns.rank[op], by, now)
 
     # -- transfers ----------------------------------------------------------------------------
 
@@ -288,8 +275,7 @@ class Engine:
         alike: defaultdict[tuple[int, float], list[int]] = defaultdict(list)
         begun, self.starting = self.starting, []
         for i in begun:
-            if self.elastic:
-                self._count_transfer(i, 1, now)
+            self._count_transfer(i, 1, now)
             op = self.graph.ops[i][0]
             if LANE_OF[columns.kind[op]] == REDUCE:
                 self._start_collective(i, op, now)
@@ -334,8 +320,7 @@ class Engine:
         if self.phases.get(i):
             self._next_phase(i, now)
             return False
-        if self.elastic:
-            self._count_transfer(i, -1, now)
+        self._count_transfer(i, -1, now)
         return True
 
     # -- what comes out -----------------------------------------------------------------------
@@ -358,4 +343,5 @@ class Engine:
                 last[rank] = end[i]
             if end[i] > finish[rank]:
                 finish[rank] = end[i]
-        return StepTimes(0, ready, start, end, dict(enumerate(entry)), dict(enumerate(finish)))
+        begin = dict(enumerate(self.entered))
+        return StepTimes(0, ready, start, end, begin, dict(enumerate(finish)))

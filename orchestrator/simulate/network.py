@@ -55,7 +55,7 @@ class Topology:
     def _route(self, i: int, level: Level, source: int, target: int) -> Route:
         port = self.group_sizes[i]
         a, b = source // port, target // port
-        links = []
+        links = self._inner_ports(i, source, target) if level.nested else []
         if level.device_bandwidth < level.bandwidth and port > 1:
             links.append(self._link(("device out", i, source), level.device_bandwidth, 1))
             links.append(self._link(("device in", i, target), level.device_bandwidth, 1))
@@ -70,6 +70,21 @@ class Topology:
         else:
             links += self._around(i, level, a, b, port)
         return tuple(links)
+
+    def _inner_ports(self, i: int, source: int, target: int) -> list[int]:
+        """The two devices' ports of the levels inside level ``i`` that a transfer crosses."""
+        links: list[int] = []
+        while self.cluster.network[i].nested:
+            i -= 1
+            level, port = self.cluster.network[i], self.group_sizes[i]
+            if level.topology == "switch":
+                links.append(self._link(("out", i, source // port), level.bandwidth, port))
+                links.append(self._link(("in", i, target // port), level.bandwidth, port))
+            else:
+                bus = port * level.size
+                for device in (source, target):
+                    links.append(self._link(("bus", i, device // bus), level.bandwidth, bus))
+        return links
 
     def _around(self, i: int, level: Level, a: int, b: int, port: int) -> list[int]:
         """Along a ring of groups, the shorter way; forwards if both are as long."""

@@ -20,6 +20,7 @@ from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.network import Route, Topology
 from orchestrator.simulate.predict import simulate
+from orchestrator.simulate.processors import Sharing
 
 
 class NoNetwork:
@@ -47,14 +48,17 @@ class Given:
     def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
         return (Phase(0.0, 0.0, ()),)
 
-    def is_elastic(self) -> bool:
-        return False
+    def sharing(self) -> Sharing | None:
+        return None
+
+    def alone(self, program: Program, i: int) -> float:
+        raise AssertionError("nothing is shared")
+
+    def loading(self, rank: int) -> float:
+        raise AssertionError("nothing is shared")
 
     def node(self, rank: int) -> int:
         return 0
-
-    def speed(self, busy: int, transferring: bool) -> float:
-        return 1.0
 
 
 def pipeline(stages: int, microbatches: int, schedule: str) -> Program:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +148,18 @@ def test_traffic_between_nodes_takes_the_outer_level() -> None:
     assert {made.capacity[x] for x in within} == {1e9}
     assert {made.capacity[x] for x in across} == {1e8}
     assert made.path(1, 5)[0] == across  # the node's port is shared
+
+
+def test_nested_levels_share_the_ports_of_the_devices() -> None:
+    """One slot a card: what it sends near and far goes through the same port."""
+    outer = replace(level(2, bandwidth=2e9), nested=True)
+    made = Topology(cluster(level(4), outer))
+    near, far = made.path(0, 1)[0], made.path(0, 4)[0]
+    assert near[0] in far
+    assert len(far) == 4  # out of the card, up from its switch, down to the other, into the card
+    assert set(made.path(1, 5)[0]) & set(far) == {x for x in far if made.capacity[x] == 2e9}
+    rates = fair_rates([tuple((x, 1.0) for x in route) for route in (near, far)], made.capacity)
+    assert rates == [5e8, 5e8]
 
 
 @pytest.mark.parametrize("count", range(2, 9))

@@ -1,0 +1,171 @@
+"""What ``calibrate`` has measured, as a cluster: medians, and what follows from them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from orchestrator import __version__
+from orchestrator.simulate.calibration import (
+    Calibration,
+    CollectiveTime,
+    LayerTime,
+    LinkTime,
+    OptimizerTime,
+    shape_key,
+)
+from orchestrator.simulate.cluster import Cluster, Device, Level
+
+if TYPE_CHECKING:
+    from orchestrator.execute.measure import Measured
+
+
+def cluster_of(
+    name: str,
+    models: str,
+    found: Mapping[int, Measured],
+    nodes: Mapping[int, str],
+    threads: int,
+    load_s: Mapping[str, float],
+) -> Cluster:
+    """A cluster of as many devices as workers measured.
+
+    Args:
+        models: names of the models whose layers were measured.
+        found: by rank, its measurements.
+        nodes: by rank, its machine.
+        threads: of each rank.
+        load_s: seconds of loading one image, by data set.
+    """
+    per_node = max(list(nodes.values()).count(n) for n in nodes.values()) if nodes else len(found)
+    node_count = len(found) // per_node
+    calibration = _calibration(models, found, nodes, threads, load_s)
+    copy = 2 * 33_554_432 / median([x for m in found.values() for x in m.copies])
+    rates = _rates(found)
+    peak = max(rates.values())
+    device = Device(
+        name=f"{threads} thread{'s' * (threads > 1)} of {_processor()}",
+        memory_bytes=_memory() // per_node,
+        memory_bandwidth=copy,
+        flops={"float32": peak},
+        efficiency={kind: rate / peak for kind, rate in rates.items()} | {"memory": 1.0},
+    )
+    network = []
+    for level, size in (("node", per_node), ("network", node_count)):
+        if size > 1:
+            points = [(r.bytes, r.seconds) for r in calibration.links if r.level == level]
+            latency = min(points)[1] if points else 1e-6
+            (b0, t0), (b1, t1) = points[-2:] if len(points) > 1 else [(0, 0.0), (1, 1e-9)]
+            bandwidth = (b1 - b0) / max(t1 - t0, 1e-9)
+            network.append(Level(level, size, bandwidth, latency, "switch", bandwidth))
+    return Cluster(
+        name=name, nodes=node_count, devices_per_node=per_node,
+        kinds=((device, len(found)),), network=tuple(network), calibration=calibration,
+        summary=f"{len(found)} ranks on {node_count} machine(s), as measured",
+    )  # fmt: skip
+
+
+def _calibration(
+    models: str,
+    found: Mapping[int, Measured],
+    nodes: Mapping[int, str],
+    threads: int,
+    load_s: Mapping[str, float],
+) -> Calibration:
+    import torch
+
+    merged: defaultdict[tuple[str, str, int, str], list[float]] = defaultdict(list)
+    for measured in found.values():
+        for (part, examples, direction), seconds in measured.layers.items():
+            merged[part.sized.kind, shape_key(part), examples, direction] += seconds
+    relief = _relief(found)
+    links: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+    for (peer, size), seconds in found[0].links.items():
+        level = "node" if nodes.get(peer) == nodes.get(0) else "network"
+        links[level, size] += seconds
+    return Calibration(
+        date=time.strftime("%Y-%m-%d"),
+        hardware=_processor(),
+        model=models,
+        versions={"orchestrator": __version__, "torch": torch.__version__},
+        threads=threads,
+        compute_slowdown=min(0.95, median([m.compute_slowdown for m in found.values()])),
+        load_s=load_s,
+        layers=tuple(
+            LayerTime(
+                kind,
+                shape,
+                "float32",
+                batch,
+                direction,  # type: ignore[arg-type]
+                median(s),
+                median(s) * relief[kind, direction],
+                _spread(s),
+            )
+            for (kind, shape, batch, direction), s in merged.items()
+        ),
+        optimizer=tuple(
+            OptimizerTime(size, median(s), median(s) * relief["optimizer", ""], _spread(s))
+            for size in found[0].optimizer
+            if (s := [x for m in found.values() for x in m.optimizer[size]])
+        ),
+        links=tuple(LinkTime(lv, size, median(s), _spread(s)) for (lv, size), s in links.items()),
+        collectives=tuple(
+            CollectiveTime("ALL_REDUCE", len(found), size, median(s), _spread(s))
+            for size in found[0].reductions
+            if (s := [x for m in found.values() for x in m.reductions[size]])
+        ),
+    )
+
+
+def _relief(found: Mapping[int, Measured]) -> dict[tuple[str, str], float]:
+    """Time of a rank alone over its time among others, by kind of layer and pass; 1 at most.
+
+    Single rows are too few to tell it from noise, so it is the median over all of a kind.
+    """
+    ratios: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for measured in found.values():
+        for key, seconds in measured.layers.items():
+            alone = measured.layers_alone.get(key)
+            ratios[key.part.sized.kind, key.direction].append(
+                median(alone) / median(seconds) if alone else 1.0
+            )
+        for size, seconds in measured.optimizer.items():
+            alone = measured.optimizer_alone[size]
+            ratios["optimizer", ""].append(median(alone) / median(seconds) if alone else 1.0)
+    return {key: min(1.0, median(values)) for key, values in ratios.items()}
+
+
+def _rates(found: Mapping[int, Measured]) -> dict[str, float]:
+    """FLOP a second by kind of layer with weights, median over parts."""
+    rates: defaultdict[str, list[float]] = defaultdict(list)
+    for measured in found.values():
+        for (part, examples, direction), seconds in measured.layers.items():
+            if part.tiles and direction == "forward":
+                flops = 2 * part.macs_per_image * examples
+                rates[part.sized.kind].append(flops / median(seconds))
+    return {kind: median(values) for kind, values in rates.items()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _spread(values: list[float]) -> float:
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return (ordered[-1 - quarter] - ordered[quarter]) / 2 / max(median(values), 1e-12)
