@@ -1,20 +1,26 @@
 """Prediction against measurement on this machine: ``python -m benchmarks.oneself [--quick]``.
 
-Calibrates (layer parts of ``single`` and ``krizhevsky2012`` only), runs eight plans over Ray, one
-thread a rank, and compares each run with its prediction, step by step the same program. Prints
-what was measured, noise included: the spread of the steps stands beside the error.
+Rounds of the same: calibrate (layer parts of ``single`` and ``krizhevsky2012`` only), then run
+eight plans over Ray, one thread a rank. A shared machine changes its speed from minute to minute,
+so rounds alternate; told are the medians over all rounds, and beside them how far single steps
+lie apart. Nothing of the eight runs goes into their prediction.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median
 from typing import Any
+
+from scipy.stats import kendalltau
 
 PLANS: dict[str, tuple[str, ...]] = {
     "single": (),
@@ -26,69 +32,118 @@ PLANS: dict[str, tuple[str, ...]] = {
     "pipeline-interleaved": (),
     "pipeline-zero-bubble": (),
 }
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where commands are run: what stands before them, and what their environment has besides."""
+
+    prefix: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+HERE = Place()
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Calibrate, run, compare."""
-    quick = "--quick" in arguments
-    batch, steps = (32, 4) if quick else (64, 6)
+    rounds, steps = (1, 5) if "--quick" in arguments else (3, 7)
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        cluster = Path(folder) / "here.yaml"
-        sizes = [batch // 8, batch // 2, batch]
+        for number in range(rounds):
+            found.append(one_round(Path(folder) / str(number), list(PLANS.items()), steps, number))
+            print(f"round {number + 1} of {rounds}: {told(found[-1])}", flush=True)
+    print(
+        f"\noneself: batch {BATCH}, {rounds} rounds of {steps - 1} counted steps, one thread a rank"
+    )
+    report(found)
+
+
+def one_round(
+    folder: Path,
+    plans: list[tuple[str, tuple[str, ...]]],
+    steps: int,
+    number: int = 0,
+    place: Place = HERE,
+) -> dict[str, Any]:
+    """Calibrate once, run every plan once; what ``compare --json`` says, with the step times."""
+    folder.mkdir()
+    cluster = folder / "here.yaml"
+    sizes = [word for size in (BATCH // 8, BATCH // 2, BATCH) for word in ("--batch", str(size))]
+    orchestrator(
+        "calibrate", "--out", str(cluster), "--threads", "1", "--seconds", "50", *sizes,
+        place=place,
+    )  # fmt: skip
+    turn = number % len(plans)
+    for name, settings in plans[turn:] + plans[:turn]:
+        options = [f"global_batch_size={BATCH}", *settings]
         orchestrator(
-            "calibrate", "--out", str(cluster), "--threads", "1",
-            *(word for size in sizes for word in ("--batch", str(size))),
+            "run", "--plan", name, "--threads", "1", "--steps", str(steps),
+            "--out", str(folder / name), "--data", "synthetic",
+            *(word for o in options for word in ("--set", o)),
+            place=place,
         )  # fmt: skip
-        runs = []
-        for name, settings in PLANS.items():
-            out = Path(folder) / name
-            options = [f"global_batch_size={batch}", *settings]
-            orchestrator(
-                "run", "--plan", name, "--threads", "1", "--steps", str(steps), "--out", str(out),
-                "--data", "synthetic", *(word for o in options for word in ("--set", o)),
-            )  # fmt: skip
-            runs.append(out)
-        found = json.loads(
-            orchestrator("compare", *map(str, runs), "--cluster", str(cluster), "--json")
-        )
-        report(found, {run.name: spread(run) for run in runs}, batch, steps)
+    runs = [folder / name for name, _ in plans]
+    text = orchestrator("compare", *map(str, runs), "--cluster", str(cluster), "--json")
+    compared: dict[str, Any] = json.loads(text)
+    for item, run in zip(compared["items"], runs, strict=True):
+        rows = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+        item["step_times"] = [row["step_time_s"] for row in rows[1:]]
+    return compared
 
 
-def orchestrator(*arguments: str) -> str:
+def orchestrator(*arguments: str, place: Place = HERE) -> str:
     """Run one command of ours; what it printed."""
-    command = [sys.executable, "-m", "orchestrator", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [*place.prefix, sys.executable, "-m", "orchestrator", *arguments]
+    environment = {**os.environ, **place.environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
-def spread(run: Path) -> float:
-    """Half the distance between the quartiles of the step times, over their median."""
-    rows = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
-    times = [row["step_time_s"] for row in rows[1:]]
-    low, _, high = quantiles(times, n=4)
-    return float((high - low) / 2 / median(times))
+def told(compared: dict[str, Any]) -> str:
+    """One round in a line."""
+    rows = (f"{item['name']} {item['error_ratio']:+.0%}" for item in compared["items"])
+    return ", ".join(rows)
 
 
-def report(found: dict[str, Any], spreads: dict[str, float], batch: int, steps: int) -> None:
-    """The table."""
-    print(f"oneself: batch {batch}, {steps} steps, the one with the median time; one thread a rank")
-    print("| plan | measured s | spread | predicted s | error | exposed | memory |")
-    print("|---|---|---|---|---|---|---|")
-    for item in found["items"]:
-        name, measured, predicted = item["name"], item["measured"], item["predicted"]
-        errors = item["errors"]
+def report(rounds: Sequence[dict[str, Any]]) -> None:
+    """The table: medians over all rounds."""
+    items: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for compared in rounds:
+        for item in compared["items"]:
+            items[item["name"]].append(item)
+    print("| plan | measured s | single steps | predicted s | error | exposed s | predicted "
+          "| memory MB | predicted |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    errors, pairs = [], []
+    for name, found in items.items():
+        steps = sorted(t for item in found for t in item["step_times"])
+        measured = median(steps)
+        predicted = median(item["predicted"]["step_time_s"] for item in found)
+        errors.append(predicted / measured - 1)
+        pairs.append((predicted, measured))
+        exposed = [middle(found, source, "exposed_communication_time_s") for source in SOURCES]
+        memory = [middle(found, source, "peak_memory_bytes") / 1e6 for source in SOURCES]
         print(
-            f"| {name} | {measured['step_time_s']:.3f} | {spreads[name]:.1%} "
-            f"| {predicted['step_time_s']:.3f} | {item['error_ratio']:+.1%} "
-            f"| {errors['exposed_communication_time_s']:+.1%} of the step "
-            f"| {errors.get('peak_memory_bytes', float('nan')):+.1%} |"
+            f"| {name} | {measured:.3f} | {steps[0]:.2f} to {steps[-1]:.2f} | {predicted:.3f} "
+            f"| {errors[-1]:+.1%} | {exposed[0]:.3f} | {exposed[1]:.3f} "
+            f"| {memory[0]:,.0f} | {memory[1]:,.0f} ({memory[1] / memory[0] - 1:+.0%}) |"
         )
     print(
-        f"mean absolute error {found['mean_absolute_error_ratio']:.1%}, worst "
-        f"{found['worst_error_ratio']:.1%}, Kendall's tau {found['kendall_tau']:.2f}"
+        f"mean absolute error {mean(map(abs, errors)):.1%}, worst {max(map(abs, errors)):.1%}, "
+        f"Kendall's tau {kendalltau(*zip(*pairs, strict=True)).statistic:.2f}"
     )
+
+
+SOURCES = ("measured", "predicted")
+
+
+def middle(items: Sequence[dict[str, Any]], source: str, quantity: str) -> float:
+    """Median over the rounds."""
+    return float(median(item[source][quantity] for item in items))
 
 
 if __name__ == "__main__":

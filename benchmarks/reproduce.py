@@ -14,14 +14,17 @@ from typing import Any
 
 import yaml
 
+from orchestrator.models import Linear, Model
 from orchestrator.plan import load_plan
-from orchestrator.program.ops import ALL_REDUCE
+from orchestrator.plan.load import read_plan
+from orchestrator.program.ops import ALL_REDUCE, B, F
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.collectives import Collectives
 from orchestrator.simulate.network import Topology
 from orchestrator.simulate.predict import IMAGENET_2012, daly_interval, simulate
 
+GPIPE_LAYERS = 48
 SCHEME = "one-weird-trick-broadcast"  # of the three schemes of the paper
 
 
@@ -32,6 +35,8 @@ def main(arguments: Sequence[str] = ()) -> None:
         "one_weird_trick": one_weird_trick,
         "nccl_all_reduce": nccl_all_reduce,
         "two_columns": two_columns,
+        "titan_black": titan_black,
+        "gpipe": gpipe,
         "daly": daly,
     }
     names = [a for a in arguments if not a.startswith("-")] or list(tables)
@@ -134,6 +139,59 @@ def two_columns(table: dict[str, Any]) -> None:
     print(f"{table['epochs']} epochs: published {low} to {high} days, predicted {days:.2f}")
     half = found["krizhevsky2012-half"]["step_time_s"]
     print(f"two columns over half net: published slightly below 1, predicted {step / half:.3f}")
+
+
+def titan_black(table: dict[str, Any]) -> None:
+    """One device: the total calibrates, the parts are judged. No update, as in the benchmark."""
+    plan = load_plan("single", ["model={name: alexnet2014}"])
+    model = model_of(plan)
+
+    def parts(cluster: Cluster) -> tuple[float, float]:
+        prediction = simulate(plan, model, cluster)
+        times = prediction.times
+        took = [end - start for start, end in zip(times.start, times.end, strict=True)]
+        kinds = prediction.program.columns.kind
+        forward, backward = (
+            sum(t for t, k in zip(took, kinds, strict=True) if k == kind) for kind in (F, B)
+        )
+        return forward, backward
+
+    cluster = load_cluster(table["cluster"])
+    cluster = fitted(cluster, lambda c: sum(parts(c)), table["total_ms"] / 1e3)
+    forward, backward = parts(cluster)
+    print(HEAD)
+    total = (forward + backward) * 1e3
+    print(row("forward and backward", table["total_ms"], total, "ms", calibrates=True))
+    print(row("forward", table["forward_ms"], forward * 1e3, "ms", calibrates=False))
+    print(row("backward", table["backward_ms"], backward * 1e3, "ms", calibrates=False))
+
+
+def gpipe(table: dict[str, Any]) -> None:
+    """Equal stages, recomputed, images a second over those of two stages and one microbatch."""
+
+    def rate(stages: int, microbatches: int) -> float:
+        each = GPIPE_LAYERS // stages
+        entries = "".join(
+            f"  - {{layers: fc{i * each}..fc{i * each + each - 1}, ranks: [{i}], split: none}}\n"
+            for i in range(stages)
+        )
+        plan = read_plan(
+            f"schema_version: 1\nname: gpipe\nmodel: {{name: alexnet2012}}\n"
+            f"global_batch_size: {8 * microbatches}\nn_microbatches: {microbatches}\n"
+            f"schedule: GPipe\nactivation_checkpoint: always\nplacement:\n{entries}",
+            "gpipe",
+        )
+        layers = [Linear(name=f"fc{i}", features=1024) for i in range(GPIPE_LAYERS)]
+        model = Model("equal", (1024,), layers)
+        cluster = load_cluster("dgx-h100", ["network.0.GBps=1000000", "network.0.latency_us=0.001"])
+        return float(simulate(plan, model, cluster).summary["images_per_s"])
+
+    base = rate(2, 1)
+    print(HEAD)
+    for r in table["rows"]:
+        what = f"{r['stages']} stages, {r['microbatches']} microbatches"
+        predicted = rate(r["stages"], r["microbatches"]) / base
+        print(row(what, r["throughput"], predicted, "x", calibrates=False))
 
 
 def daly(table: dict[str, Any]) -> None:

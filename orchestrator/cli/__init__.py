@@ -19,6 +19,7 @@ _VERBS = {
     "simulate": "predict a step on a cluster that need not exist",
     "compare": "plans against each other, runs against their prediction",
     "calibrate": "measure this machine or a Ray cluster, and write a cluster file",
+    "dashboards": "watch runs in Grafana and Prometheus",
 }
 
 

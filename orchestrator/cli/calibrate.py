@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from orchestrator.cli.calibrated import cluster_of
 from orchestrator.cli.options import positive
@@ -24,6 +24,8 @@ from orchestrator.simulate.cluster_write import cluster_yaml
 if TYPE_CHECKING:
     from orchestrator.execute.measure import Measured
     from orchestrator.models.model import Model
+
+_AROUND_S = 40.0  # start, messages and all-reduces, for the progress bar
 
 # Any program over all ranks serves to connect them.
 _SMALL = ("model.width=0.0625", "model.image_size=64", "model.classes=16")
@@ -41,8 +43,8 @@ _SMALL = ("model.width=0.0625", "model.image_size=64", "model.classes=16")
     help="Examples at once; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=float, default=8.0, show_default=True,
-    help="Time for one plan's layers at one batch size.",
+    "--seconds", type=float, default=90.0, show_default=True,
+    help="Time for the layers, about; messages and all-reduces take some seconds more.",
 )  # fmt: skip
 @click.option("--threads", type=int, help="Threads of a rank; by default its share of the cores.")
 def command(
@@ -105,26 +107,24 @@ def _measure(
 
     found: dict[int, Any] = {}
     nodes: dict[int, str] = {}
-    steps = len(programs) + 4
     bar = Progress(
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+        BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
 
     def on_event(rank: int, kind: str, payload: Any) -> None:
-        if kind == "status":
-            bar.update(task, description=payload)
-        elif kind == "progress":
-            bar.update(task, description=payload, advance=1)
+        if kind in ("status", "progress"):
+            bar.update(task, description=payload, completed=time.perf_counter() - begun)
             if bar.disable:
-                console.print(f"[{bar.tasks[task].completed:.0f}/{steps}] {payload}")
+                console.print(payload)
         elif kind == "node":
             nodes[rank] = payload
         elif kind == "measured":
             found[rank] = payload
 
     with bar:
-        task = bar.add_task("starting", total=steps, completed=0)
+        begun = time.perf_counter()
+        task = bar.add_task("starting", total=seconds + _AROUND_S)
         launch(
             measure, MeasureJob(programs, link, seconds), world_size=count, on_event=on_event,
             threads_per_worker=threads,

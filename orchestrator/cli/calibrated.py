@@ -7,6 +7,8 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import combinations
+from math import log
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -84,7 +86,10 @@ def _calibration(
     for measured in found.values():
         for (part, examples, direction), seconds in measured.layers.items():
             merged[part.sized.kind, shape_key(part), examples, direction] += seconds
-    relief = _relief(found)
+    reliefs: defaultdict[tuple[str, str, int, str], list[float]] = defaultdict(list)
+    for measured in found.values():
+        for (part, examples, direction), ratios in measured.layers_relief.items():
+            reliefs[part.sized.kind, shape_key(part), examples, direction] += ratios
     links: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for (peer, size), seconds in found[0].links.items():
         level = "node" if nodes.get(peer) == nodes.get(0) else "network"
@@ -96,6 +101,7 @@ def _calibration(
         versions={"orchestrator": __version__, "torch": torch.__version__},
         threads=threads,
         compute_slowdown=min(0.95, median([m.compute_slowdown for m in found.values()])),
+        jitter=_jitter(found),
         load_s=load_s,
         layers=tuple(
             LayerTime(
@@ -105,15 +111,16 @@ def _calibration(
                 batch,
                 direction,  # type: ignore[arg-type]
                 median(s),
-                median(s) * relief[kind, direction],
+                median(s) * _relief(reliefs[kind, shape, batch, direction]),
                 _spread(s),
             )
             for (kind, shape, batch, direction), s in merged.items()
         ),
         optimizer=tuple(
-            OptimizerTime(size, median(s), median(s) * relief["optimizer", ""], _spread(s))
+            OptimizerTime(size, median(times), median(times) * _relief(relief), _spread(times))
             for size in found[0].optimizer
-            if (s := [x for m in found.values() for x in m.optimizer[size]])
+            for times in [[x for m in found.values() for x in m.optimizer[size]]]
+            for relief in [[x for m in found.values() for x in m.optimizer_relief[size]]]
         ),
         links=tuple(LinkTime(lv, size, median(s), _spread(s)) for (lv, size), s in links.items()),
         collectives=tuple(
@@ -124,22 +131,30 @@ def _calibration(
     )
 
 
-def _relief(found: Mapping[int, Measured]) -> dict[tuple[str, str], float]:
-    """Time of a rank alone over its time among others, by kind of layer and pass; 1 at most.
+def _relief(ratios: list[float]) -> float:
+    """Time alone over time among others: 1 at most, for company never helps."""
+    return min(1.0, median(ratios)) if ratios else 1.0
 
-    Single rows are too few to tell it from noise, so it is the median over all of a kind.
+
+def _jitter(found: Mapping[int, Measured]) -> float:
+    """Relative standard deviation of a rank's computation about that of others at the same time.
+
+    From passes over a whole network that all ranks make at once: what changes the speed of the
+    machine as a whole changes it for all of them. Robust: 1.4826 times the median deviation.
     """
-    ratios: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for measured in found.values():
-        for key, seconds in measured.layers.items():
-            alone = measured.layers_alone.get(key)
-            ratios[key.part.sized.kind, key.direction].append(
-                median(alone) / median(seconds) if alone else 1.0
-            )
-        for size, seconds in measured.optimizer.items():
-            alone = measured.optimizer_alone[size]
-            ratios["optimizer", ""].append(median(alone) / median(seconds) if alone else 1.0)
-    return {key: min(1.0, median(values)) for key, values in ratios.items()}
+    rounds: defaultdict[tuple[int, str, int], dict[int, float]] = defaultdict(dict)
+    for rank, measured in found.items():
+        for (part, examples, direction), seconds in measured.layers.items():
+            if all(any(key.part == part for key in m.layers) for m in found.values()):
+                for i, value in enumerate(seconds):
+                    sums = rounds[examples, direction, i]
+                    sums[rank] = sums.get(rank, 0.0) + value
+    deviations = [
+        abs(log(one) - log(other)) / 2**0.5
+        for sums in rounds.values()
+        for one, other in combinations(sums.values(), 2)
+    ]
+    return 1.4826 * median(deviations) if deviations else 0.0
 
 
 def _rates(found: Mapping[int, Measured]) -> dict[str, float]:

@@ -7,17 +7,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
+from orchestrator.cli.metrics_options import check, giving_out, metrics_options
 from orchestrator.cli.options import overrides, positive, split_overrides
 from orchestrator.cli.run_view import BarView, LineView, shares_table
 from orchestrator.errors import InputError
+from orchestrator.observe.metrics_options import MetricsOptions
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.program import Program
     from orchestrator.train.run import Outcome
+    from orchestrator.train.run_folder import RunFolder
     from orchestrator.train.worker import Job
 
 
@@ -63,6 +66,8 @@ if TYPE_CHECKING:
     help="One GPU for each rank (NCCL), or processors (gloo).",
 )  # fmt: skip
 @click.option("--cluster", "cluster_source", help="Say what the simulator predicts for it.")
+@metrics_options
+@click.option("--no-metrics", is_flag=True, help="Serve no metrics.")
 @overrides
 def command(
     plan_source: str,
@@ -77,6 +82,11 @@ def command(
     threads: int | None,
     device: str,
     cluster_source: str | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    metrics_linger_s: float | None,
+    pushgateway: str | None,
+    no_metrics: bool,
     overrides: tuple[str, ...],
 ) -> int:
     """Train as a plan says, and leave a run folder.
@@ -91,6 +101,10 @@ def command(
         raise InputError("--steps and --epochs both say how long", "--epochs", "leave one out")
     if not (timeout_s > 0 and math.isfinite(timeout_s)):
         raise InputError(f"{timeout_s} is not a number of seconds to wait", "--timeout", "60")
+    check(metrics_host, metrics_linger_s, pushgateway)
+    metrics = MetricsOptions(
+        not no_metrics, metrics_host, metrics_port or 0, metrics_linger_s, pushgateway
+    )
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
     model = model_of(plan)
@@ -109,7 +123,7 @@ def command(
             "--data imagefolder:PATH to train for real"
         )
     asked = _Asked(data, steps, epochs, out, resume, launcher, checkpoint_every, timeout_s, threads,
-                   {"auto": None, "gpu": True, "cpu": False}[device])  # fmt: skip
+                   {"auto": None, "gpu": True, "cpu": False}[device], metrics)  # fmt: skip
     return _run(plan, model, program, console, asked, cluster)
 
 
@@ -127,6 +141,7 @@ class _Asked:
     timeout_s: float
     threads: int | None
     use_gpu: bool | None
+    metrics: MetricsOptions
 
 
 def _run(
@@ -135,6 +150,8 @@ def _run(
 ) -> int:  # fmt: skip
     with _interrupts_wait():
         from orchestrator.execute.worker_context import WorkerFailed
+        from orchestrator.observe.metrics import RunLabels
+        from orchestrator.observe.metrics_run import RunMetrics
         from orchestrator.train.run import run
         from orchestrator.train.run_folder import RunFolder
 
@@ -148,25 +165,33 @@ def _run(
     )
     fresh = Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = resume if goes_on and resume else out or fresh
-    folder = RunFolder(path, plan, keep_before=job.start if goes_on else None)
-    view = (BarView if console.is_terminal else LineView)(console, job.start, job.stop)
-    try:
-        with view:
-            outcome = run(
-                plan, program, job, folder, view,
-                launcher=asked.launcher, timeout_s=asked.timeout_s, threads=asked.threads,
-                use_gpu=asked.use_gpu,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        kept = f"{path} holds the steps that ended" if path.exists() else "no step had ended"
-        console.print(f"interrupted; {kept}")
-        raise
-    except WorkerFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        if path.exists():
-            print(f"  {path} holds the steps that ended", file=sys.stderr)
-        return 1
-    return _tell(console, path, outcome, _predicted(plan, model, cluster))
+    metrics = None
+    if asked.metrics.wanted:
+        labels = RunLabels(path.resolve().name, plan.name, "measured")
+        metrics = RunMetrics(program, labels, asked.metrics)
+        metrics.run.restarts = int(goes_on)
+        if asked.metrics.serve:
+            job = replace(job, metrics=labels, metrics_host=asked.metrics.host)
+    with giving_out(metrics, console.print) if metrics else nullcontext():
+        folder = RunFolder(path, plan, keep_before=job.start if goes_on else None)
+        view = (BarView if console.is_terminal else LineView)(console, job.start, job.stop)
+        try:
+            with view:
+                outcome = run(
+                    plan, program, job, folder, view,
+                    launcher=asked.launcher, timeout_s=asked.timeout_s, threads=asked.threads,
+                    use_gpu=asked.use_gpu, metrics=metrics,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            kept = f"{path} holds the steps that ended" if path.exists() else "no step had ended"
+            console.print(f"interrupted; {kept}")
+            raise
+        except WorkerFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            if path.exists():
+                print(f"  {path} holds the steps that ended", file=sys.stderr)
+            return 1
+        return _tell(console, path, outcome, _predicted(program, cluster, folder, outcome))
 
 
 def _tell(console: Console, path: Path, outcome: Outcome, predicted: dict[str, Any] | None) -> int:
@@ -188,13 +213,20 @@ def _tell(console: Console, path: Path, outcome: Outcome, predicted: dict[str, A
     return 1 if outcome.problems else 0
 
 
-def _predicted(plan: Plan, model: Model, cluster: Cluster | None) -> dict[str, Any] | None:
-    """The same step on the simulator's clock."""
+def _predicted(
+    program: Program, cluster: Cluster | None, folder: RunFolder, outcome: Outcome
+) -> dict[str, Any] | None:
+    """The same step on the simulator's clock, put beside the measured ones in the run's trace."""
     if cluster is None:
         return None
-    from orchestrator.simulate.predict import simulate
+    from orchestrator.observe import trace
+    from orchestrator.simulate.predict import simulate_program
+    from orchestrator.simulate.trace_source import trace_source
 
-    return {"cluster": cluster.name, **simulate(plan, model, cluster).summary}
+    prediction = simulate_program(program, cluster)
+    with folder.replacing("trace.json") as file:
+        trace.write(file, outcome.measured, trace_source(prediction))
+    return {"cluster": cluster.name, **prediction.summary}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides, split_overrides
+from orchestrator.errors import InputError
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import (
@@ -31,10 +33,18 @@ from orchestrator.simulate.memory import peak_memory
 @click.command("show")
 @click.argument("plan_source", metavar="PLAN")
 @click.option("--cluster", "cluster_source", help="Say whether the plan fits its memory.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path),
+    help="Draw it as figure 2 of the 2012 paper: a file that ends in .svg or .png.",
+)  # fmt: skip
 @overrides
 @as_json
 def command(
-    plan_source: str, cluster_source: str | None, overrides: tuple[str, ...], as_json: bool
+    plan_source: str,
+    cluster_source: str | None,
+    picture: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """What each rank of PLAN holds, computes and sends, layer by layer.
 
@@ -52,6 +62,8 @@ def command(
         cluster.check_room(plan.world_size, plan.place(("placement",)))
         ranks = fits(cluster, peak_memory(program))
         found["cluster"], found["fits"] = cluster.name, all(rank.fits for rank in ranks)
+    if picture is not None:
+        _draw(program, picture)
     if as_json:
         click.echo(json.dumps(found))
     else:
@@ -101,6 +113,16 @@ def describe(plan: Plan, program: Program) -> dict[str, Any]:
         "edges": _edges(traffic, gradients=False),
         "gradient_edges": _edges(traffic, gradients=True),
     }
+
+
+def _draw(program: Program, path: Path) -> None:
+    from orchestrator.observe.picture import draw_program  # matplotlib takes its time
+
+    try:
+        draw_program(program, path)
+    except OSError as error:
+        message = f"cannot write to {path}: {error.strerror or error}"
+        raise InputError(message, "--picture", "a file in a folder where you may write") from error
 
 
 def _ranks(program: Program, traffic: Counter[Edge]) -> list[dict[str, Any]]:

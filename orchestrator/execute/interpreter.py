@@ -184,6 +184,16 @@ class RankInterpreter:
         """What the host does now belongs to no step: the next one begins when it is called."""
         self.number = -2
 
+    def state_bytes(self) -> int:
+        """Bytes that stay from step to step: weights, velocities and flat gradients."""
+        storages = {}
+        for parameters in self.parameters.values():
+            flats = [t for t in (parameters.flat, parameters.flat_gradient) if t is not None]
+            for tensor in [*parameters.weights, *parameters.velocities, *flats]:
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        return sum(storages.values())
+
     def unread(self) -> Unread:
         """The last step's times and loss, to be read when convenient."""
         return Unread(

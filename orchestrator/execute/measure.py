@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.execute.distributed import connect
+from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot, sgd
 from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
@@ -28,8 +29,6 @@ from orchestrator.models.model import Recipe
 from orchestrator.models.torch_layers import Draw, apply_layer, loss_sum
 from orchestrator.program.ops import ALL_REDUCE, Program
 from orchestrator.program.segments import LayerPart
-
-T = TypeVar("T")
 
 MESSAGE_BYTES = (4096, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432)
 REDUCED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
@@ -53,7 +52,7 @@ class MeasureJob:
         chains: programs whose ranks' layer parts are timed; a rank takes the part of the program's
             rank of its number, round and round.
         link: a program over all ranks with an all-reduce over all of them.
-        seconds: to spend on one chain, about; it is repeated two times at least.
+        seconds: to spend on all computations, about; each is repeated two times at least.
     """
 
     chains: tuple[Program, ...]
@@ -66,17 +65,18 @@ class Measured:
     """One rank's measurements: by what was measured, the seconds of every repeat.
 
     Args:
-        layers, optimizer: while all ranks compute.
-        layers_alone, optimizer_alone: while the others wait.
+        layers, optimizer: while all ranks do the same.
+        layers_relief, optimizer_relief: the time while the others rest, over that just before it
+            while all did the same.
         links: by peer and bytes; of rank 0 only.
         reductions: by bytes.
         compute_slowdown: seconds that a computation loses for each second of a transfer.
     """
 
     layers: dict[Layer, list[float]]
-    layers_alone: dict[Layer, list[float]]
+    layers_relief: dict[Layer, list[float]]
     optimizer: dict[int, list[float]]
-    optimizer_alone: dict[int, list[float]]
+    optimizer_relief: dict[int, list[float]]
     links: dict[tuple[int, int], list[float]]
     reductions: dict[int, list[float]]
     copies: list[float]
@@ -91,20 +91,14 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
             context.emit("progress", what)
 
     context.emit("node", context.node)
+    keep_freed_memory()  # as a run's workers do
     transport = connect(job.link, context.rank, None)
-    layers: defaultdict[Layer, list[float]] = defaultdict(list)
-    layers_alone: defaultdict[Layer, list[float]] = defaultdict(list)
-    for program in job.chains:
-        tell(f"layers of {program.name}, batch {program.global_batch}")
-        chain = Chain(program, context.rank % program.world_size)
-        together, alone = _in_turns(context, chain.round, job.seconds)
-        for found, rounds in ((layers, together), (layers_alone, alone)):
-            for key, seconds in (row for rows in rounds for row in rows):
-                found[key].append(seconds)
-        del chain, together, alone
-    tell("optimizer and memory")
-    updates = {n: _in_turns(context, _update(n), 0.6, least=4) for n in UPDATED_BYTES}
-    copies, _ = _in_turns(context, _copy(), 0.3, least=4)
+    chains = [Chain(program, context.rank % program.world_size) for program in job.chains]
+    updates = [_timed(_update(size)) for size in UPDATED_BYTES]
+    jobs = [*(chain.round for chain in chains), *updates, _timed(_copy())]
+    together, pairs = _in_turns(context, jobs, job.seconds, tell)
+    count = len(chains)
+    del chains, updates, jobs
     tell("messages")
     links = {}
     for peer in range(1, context.world_size):
@@ -119,35 +113,67 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
     tell("computation under transfers")
     slowdown = _slowdown(group, transport, reductions) if several else 0.0
     measured = Measured(
-        dict(layers), dict(layers_alone), {n: both[0] for n, both in updates.items()},
-        {n: both[1] for n, both in updates.items()}, links, reductions, copies, slowdown,
-    )  # fmt: skip
+        layers=_by_layer(together[:count]),
+        layers_relief=_by_layer(
+            [
+                [[(k, a / t) for (k, t), (_, a) in zip(*pair, strict=True)] for pair in of_chain]
+                for of_chain in pairs[:count]
+            ]
+        ),
+        optimizer=dict(zip(UPDATED_BYTES, together[count:], strict=False)),
+        optimizer_relief={
+            size: [a / t for t, a in found]
+            for size, found in zip(UPDATED_BYTES, pairs[count:], strict=False)
+        },
+        links=links,
+        reductions=reductions,
+        copies=together[-1],
+        compute_slowdown=slowdown,
+    )
     context.emit("measured", measured)
 
 
 def _in_turns(
-    context: WorkerContext, once: Callable[[], T], seconds: float, least: int = 2
-) -> tuple[list[T], list[T]]:
-    """What ``once`` gives while all ranks do it, and while this one does and the others wait.
+    context: WorkerContext,
+    jobs: Sequence[Callable[[], Any]],
+    seconds: float,
+    tell: Callable[[str], None],
+) -> tuple[list[list[Any]], list[list[tuple[Any, Any]]]]:
+    """What every job gives while all ranks do it; and pairs of that with what it gives right
+    behind, while this rank does it and the others wait.
 
-    In turns, so that a machine whose own speed changes gives both the same; one call before is not
-    counted. Goes on for about so many seconds, as rank 0 has it, and for ``least`` rounds.
+    All jobs in turn, again and again, so that a machine whose own speed changes gives the same to
+    all of them. Two rounds at least, and for about so many seconds, as rank 0 has it; a round
+    before, in which memory is taken and caches fill, is not counted.
     """
-    once()
-    together: list[T] = []
-    alone: list[T] = []
-    begun = time.perf_counter()
+    together: list[list[Any]] = [[] for _ in jobs]
+    pairs: list[list[tuple[Any, Any]]] = [[] for _ in jobs]
+    tell("layers, optimizer, memory: warming up")
+    for once in jobs:
+        once()
+    begun, rounds = time.perf_counter(), 0
     while True:
-        goes_on = torch.tensor(len(together) < least or time.perf_counter() - begun < seconds)
-        dist.broadcast(goes_on, 0)  # and nobody is still at work
+        goes_on = torch.tensor(rounds < 2 or time.perf_counter() - begun < seconds)
+        dist.broadcast(goes_on, 0)
         if not goes_on:
-            return together, alone
-        together.append(once())
-        if context.world_size > 1:
+            return together, pairs
+        rounds += 1
+        tell(f"layers, optimizer, memory: round {rounds}")
+        for job, once in enumerate(jobs):
             dist.barrier()
-            if len(together) % context.world_size == context.rank:
-                alone.append(once())
-            dist.barrier()
+            together[job].append(once())
+            dist.barrier()  # nobody is still at work
+            if context.world_size > 1 and rounds % context.world_size == context.rank:
+                pairs[job].append((together[job][-1], once()))
+
+
+def _by_layer(rounds: list[list[list[tuple[Layer, float]]]]) -> dict[Layer, list[float]]:
+    found: defaultdict[Layer, list[float]] = defaultdict(list)
+    for chain in rounds:
+        for rows in chain:
+            for key, seconds in rows:
+                found[key].append(seconds)
+    return dict(found)
 
 
 # -- layers ---------------------------------------------------------------------------------------
@@ -212,6 +238,7 @@ class Chain:
             inputs = [x] if x.requires_grad else []
             found: tuple[Tensor, ...] = ()
             for direction, wanted in _passes(inputs, weights).items():
+                del found  # its memory is used again, as in a run
                 begun = time.perf_counter()
                 found = torch.autograd.grad(y, wanted, gradient, retain_graph=bool(weights))
                 yield Layer(layer, examples, direction), time.perf_counter() - begun
@@ -248,15 +275,15 @@ def _shape_in(layer: LayerPart) -> tuple[int, ...]:
 # -- the rest of a device -------------------------------------------------------------------------
 
 
-def _update(bytes_: int) -> Callable[[], float]:
+def _update(bytes_: int) -> Callable[[], object]:
     weight, velocity, gradient = (torch.randn(bytes_ // 4) for _ in range(3))
     weight.requires_grad_().grad = gradient
-    return _timed(sgd([weight], [velocity], [True], Recipe()).step)
+    return sgd([weight], [velocity], [True], Recipe()).step
 
 
-def _copy() -> Callable[[], float]:
+def _copy() -> Callable[[], object]:
     source, target = torch.randn(COPIED_BYTES // 4), torch.empty(COPIED_BYTES // 4)
-    return _timed(lambda: target.copy_(source))
+    return lambda: target.copy_(source)
 
 
 def _timed(act: Callable[[], object]) -> Callable[[], float]:

@@ -1,41 +1,70 @@
-"""How much memory a rank really needed: the GPU allocator's peak, or the growth of the process."""
+"""How much memory a rank's tensors need: the allocator's peak, on a GPU as on a processor."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 
 from orchestrator.execute.device import Cuda
 
 
 class MemoryMeter:
-    """Counts from its creation on.
+    """On a GPU, what torch has allocated at most since the meter was made.
 
-    On a GPU what torch has allocated at most. On Linux the process's largest resident size since
-    then, less its size then (which leaves out Python and the libraries); elsewhere 0, not known.
+    On a processor torch keeps no such count, so one step is recorded by its profiler: what was
+    there before it, and the most that it has added.
     """
 
     def __init__(self, device: Cuda | None) -> None:
         self.device = device
+        self.largest = 0
         if device is not None:
             torch.cuda.reset_peak_memory_stats(device.torch)
-            return
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far; see proc(5)
-        self.start = _status("VmRSS")
 
     def peak_bytes(self) -> int:
-        """Peak since the start, in bytes."""
+        """Peak so far, in bytes; 0 on a processor before a step was watched."""
         if self.device is not None:
             return torch.cuda.max_memory_allocated(self.device.torch)
-        return max(0, _status("VmHWM") - self.start)
+        return self.largest
+
+    @contextmanager
+    def watching(self, held: int) -> Iterator[None]:
+        """A step, which recording makes slower on a processor; ``held``: bytes alive before it."""
+        if self.device is not None:
+            yield
+            return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of every start and stop
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            yield
+        self.largest = max(self.largest, held + most_added(recorded))
 
 
-def _status(key: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
+def most_added(recorded: profile) -> int:
+    """The most bytes of tensors that were alive at once, of those made under the profiler."""
+    changes: list[tuple[int, int, int]] = []  # when, address, bytes (negative: released)
+    assert recorded.profiler is not None
+    results = recorded.profiler.kineto_results
+    assert results is not None
+    pending = list(results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.tag == _EventType.Allocation:
+            fields: Any = event.extra_fields
+            changes.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    alive: dict[int, int] = {}
+    now = most = 0
+    for _, address, amount in sorted(changes):
+        if amount > 0:
+            alive[address] = amount
+            now += amount
+            most = max(most, now)
+        else:
+            now -= alive.pop(address, 0)  # 0: it was there before
+    return most

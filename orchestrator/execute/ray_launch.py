@@ -102,7 +102,8 @@ def launch(
         argument: its second argument; cloudpickled once.
         world_size: number of ranks.
         on_event: called as (rank, kind, payload) in the calling thread while the run goes on;
-            rank -1 for the driver's own ``("status", text)``.
+            rank -1 for the driver's own ``("status", text)`` and, before any of a worker's,
+            ``("tell", function)``: `WorkerLines.tell`, to hand a worker something.
         use_gpu: one GPU per rank; None: if the cluster has GPUs and torch here sees CUDA.
         timeout_s: how long a rank waits for a peer in torch.distributed, in seconds.
         threads_per_worker: CPU threads of a rank; None: its node's cores over its node's ranks.
@@ -142,6 +143,7 @@ def launch(
         ) as storage:
             fit = _Fit(job, world_size, timeout_s, storage)
             try:
+                on_event(DRIVER, "tell", lines.tell)
                 watch = _Watch(lines, fit, world_size, on_event)
                 tell(f"waiting for {world_size} worker{'s' * (world_size > 1)}")
                 watch.until_the_end(start_timeout_s, stop_when)
@@ -348,6 +350,7 @@ def _run_worker(job: _Job) -> None:
                 device=device,
                 emit=line.emit,
                 stop_requested=line.stop_requested,
+                listen=line.listen,
             ),
             argument,
         )

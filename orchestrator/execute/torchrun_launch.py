@@ -61,6 +61,7 @@ def run_under_torchrun(
                 device=device,
                 emit=lambda kind, payload: on_event(rank, kind, payload),
                 stop_requested=lambda: False,
+                listen=lambda hear: None,
             ),
             argument,
         )

@@ -2,7 +2,8 @@
 
     worker                                     driver
     emit ─► queue ─► sender thread ══ TCP ══► receiver thread ─► queue ─► next() (main thread)
-    stop_requested() ◄── reader thread ◄═════ stop(), abort()
+    stop_requested() ◄── reader thread ◄═════ sender thread ◄─ queue ◄─── stop(), abort()
+    listen(callback) ◄──────┘                                       └──── tell(rank, payload)
 
 The kernel closes the socket of a process that dies, so a killed worker is known in milliseconds
 and without polling; and a worker told to abort leaves at once, even in the middle of a collective.
@@ -29,6 +30,7 @@ from multiprocessing.connection import (
     answer_challenge,
     deliver_challenge,
 )
+from typing import Any
 
 from orchestrator.errors import InputError
 
@@ -54,6 +56,9 @@ class WorkerContext:
         emit: sends (kind, payload) to the driver; in order, never waits for the network.
             The payload is pickled in the call, so it may be changed afterwards.
         stop_requested: true once the driver has asked the workers to end early; costs nothing.
+        listen: give it a function, to be called with what the driver tells this rank from then on,
+            in a thread of its own; what it told before is lost. Where no driver tells anything
+            the function is never called.
     """
 
     rank: int
@@ -63,6 +68,7 @@ class WorkerContext:
     device: str
     emit: Callable[[str, object], None]
     stop_requested: Callable[[], bool]
+    listen: Callable[[Callable[[Any], None]], None]
 
 
 class WorkerFailed(RuntimeError):
@@ -205,6 +211,7 @@ class DriverLine:
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._ended = False
+        self._hear: Callable[[Any], None] = lambda payload: None
         self._sender = threading.Thread(target=self._send, daemon=True, name="driver-line-out")
         self._reader = threading.Thread(target=self._read, daemon=True, name="driver-line-in")
         self._put(hello)
@@ -218,6 +225,10 @@ class DriverLine:
     def stop_requested(self) -> bool:
         """Whether the driver has asked to end early."""
         return self._stop.is_set()
+
+    def listen(self, hear: Callable[[Any], None]) -> None:
+        """Calls `hear` with what the driver tells; see `WorkerContext.listen`."""
+        self._hear = hear
 
     def end(self, last: Failure | WorkerDone, patience_s: float = 60.0) -> None:
         """Sends what is queued and the last message; returns when the driver has it all."""
@@ -243,7 +254,10 @@ class DriverLine:
                 order = self._connection.recv_bytes()
                 if order == _ABORT:
                     os._exit(ABORTED_EXIT_CODE)
-                self._stop.set()
+                if order == _STOP:
+                    self._stop.set()
+                else:
+                    self._hear(pickle.loads(order))
         except (EOFError, OSError):
             if not self._ended:  # the driver is gone, and with it all who would read our results
                 os._exit(ABORTED_EXIT_CODE)
@@ -263,7 +277,7 @@ class WorkerLines:
         self._listener = Listener((host, 0), backlog=256)
         self.address: tuple[str, int] = self._listener.address
         self._incoming: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._connections: set[Connection] = set()
+        self._lines: dict[int, _Line] = {}  # by rank
         self._lock = threading.Lock()
         self._order: bytes | None = None
         self._closed = False
@@ -279,31 +293,41 @@ class WorkerLines:
     def open_lines(self) -> int:
         """How many workers are connected."""
         with self._lock:
-            return len(self._connections)
+            return len(self._lines)
+
+    def tell(self, rank: int, payload: object) -> None:
+        """Hands a worker something (see `WorkerContext.listen`); dropped where it has gone.
+
+        Never waits for the network. The payload is pickled in the call.
+        """
+        with self._lock:
+            line = self._lines.get(rank)
+        if line is not None:
+            line.put(pickle.dumps(payload))
 
     def stop(self) -> None:
         """Asks the workers to end early; they see it in `stop_requested`."""
-        self._tell(_STOP)
+        self._order_all(_STOP)
 
     def abort(self) -> None:
         """Ends every worker's process at once, also of those that come up later."""
-        self._tell(_ABORT)
+        self._order_all(_ABORT)
 
     def close(self) -> None:
         """Closes all lines; workers still there end."""
         self._closed = True
         self._listener.close()
         with self._lock:
-            connections = list(self._connections)
-            self._connections.clear()
-        for connection in connections:
-            connection.close()
+            lines = list(self._lines.values())
+            self._lines.clear()
+        for line in lines:
+            line.close()
 
-    def _tell(self, order: bytes) -> None:
+    def _order_all(self, order: bytes) -> None:
         with self._lock:
             self._order = order
-            for connection in self._connections:
-                _send_quietly(connection, order)
+            for line in self._lines.values():
+                line.put(order)
 
     def _accept(self) -> None:
         while not self._closed:
@@ -326,16 +350,17 @@ class WorkerLines:
         except Exception:  # not one of ours, or it died in the middle of the greeting
             connection.close()
             return
+        line = _Line(connection)
         with self._lock:
-            self._connections.add(connection)
+            self._lines[hello.rank] = line
             if self._order is not None:
-                _send_quietly(connection, self._order)
+                line.put(self._order)
         self._incoming.put(hello)
         last = self._read_to_the_end(connection, hello)
         with self._lock:
-            self._connections.discard(connection)
+            self._lines.pop(hello.rank, None)
             self._incoming.put(last)  # inside the lock: no open lines means all was delivered
-        connection.close()
+        line.close()
 
     def _read_to_the_end(self, connection: Connection, hello: WorkerUp) -> Failure | WorkerDone:
         try:
@@ -355,6 +380,22 @@ class WorkerLines:
             return failure_from(hello.rank, error)
 
 
-def _send_quietly(connection: Connection, order: bytes) -> None:
-    with contextlib.suppress(OSError):  # its receiver thread tells of it
-        connection.send_bytes(order)
+class _Line:
+    """Sends to one worker from a thread of its own, so that a stuck worker holds up nobody."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=self._send, daemon=True, name="worker-line-out").start()
+
+    def put(self, order: bytes) -> None:
+        self._outgoing.put(order)
+
+    def close(self) -> None:
+        self._outgoing.put(None)
+        self._connection.close()
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # the receiver thread tells of it
+            while (order := self._outgoing.get()) is not None:
+                self._connection.send_bytes(order)

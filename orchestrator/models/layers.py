@@ -16,6 +16,7 @@ A layer with weights is a list of *terms*: output channels that read the same in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, prod
 from typing import ClassVar
 
@@ -347,28 +348,15 @@ class SizedLayer:
 
     def reads(self, out: Ranges) -> Ranges:
         """Input channels that the output channels ``out`` need."""
-        return self.layer.reads(self.input_shape, out)
+        return _reads(self.layer, self.input_shape, out)
 
     def terms(self, out: Ranges, reads: Ranges) -> tuple[Term, ...]:
         """The terms that compute ``out`` from input channels ``reads`` only."""
-        found = []
-        for term in self.layer.terms(self.input_shape):
-            for part in intersect((term.out,), out):
-                inside = intersect(term.reads, reads)
-                for fan in local(inside, term.reads):
-                    found.append(Term(part, fan, at(fan, term.reads)))
-        return tuple(found)
+        return _terms(self.layer, self.input_shape, out, reads)
 
     def tiles(self, out: Ranges, reads: Ranges) -> tuple[Tile, ...]:
         """The rectangles of the weight behind ``terms(out, reads)``, joined where they touch."""
-        tiles: list[Tile] = []
-        for term in self.terms(out, reads):
-            last = tiles[-1] if tiles else None
-            if last and last.fan == term.fan and last.out[1] == term.out[0]:
-                tiles[-1] = Tile((last.out[0], term.out[1]), last.fan)
-            else:
-                tiles.append(Tile(term.out, term.fan))
-        return tuple(tiles)
+        return _tiles(self.layer, self.input_shape, out, reads)
 
     def weights(self, tiles: tuple[Tile, ...]) -> int:
         """Weight values in ``tiles``."""
@@ -393,6 +381,35 @@ class SizedLayer:
 def same_size_as_ceil(size_in: int, kernel: int, stride: int) -> int:
     """Zeros to add after one side so that the last window, reaching over the edge, counts."""
     return (ceil((size_in - kernel) / stride)) * stride + kernel - size_in
+
+
+# Every rank of every plan asks a layer the same few questions, so the answers are kept.
+@lru_cache(maxsize=65_536)
+def _reads(layer: Layer, input_shape: Shape, out: Ranges) -> Ranges:
+    return layer.reads(input_shape, out)
+
+
+@lru_cache(maxsize=65_536)
+def _terms(layer: Layer, input_shape: Shape, out: Ranges, reads: Ranges) -> tuple[Term, ...]:
+    found = []
+    for term in layer.terms(input_shape):
+        for part in intersect((term.out,), out):
+            inside = intersect(term.reads, reads)
+            for fan in local(inside, term.reads):
+                found.append(Term(part, fan, at(fan, term.reads)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=65_536)
+def _tiles(layer: Layer, input_shape: Shape, out: Ranges, reads: Ranges) -> tuple[Tile, ...]:
+    tiles: list[Tile] = []
+    for term in _terms(layer, input_shape, out, reads):
+        last = tiles[-1] if tiles else None
+        if last and last.fan == term.fan and last.out[1] == term.out[0]:
+            tiles[-1] = Tile((last.out[0], term.out[1]), last.fan)
+        else:
+            tiles.append(Tile(term.out, term.fan))
+    return tuple(tiles)
 
 
 def _reads_of_terms(terms: tuple[Term, ...], out: Ranges) -> Ranges:

@@ -49,6 +49,7 @@ class Model:
         object.__setattr__(self, "input_shape", tuple(input_shape))
         object.__setattr__(self, "chain", tuple(chain))
         object.__setattr__(self, "recipe", recipe or Recipe())
+        hash(self.chain)  # layers are values, and keys of memos: a list in one fails here
         names = [layer.name for layer in self.chain]
         twice = {n for n in names if names.count(n) > 1}
         if twice or "loss" in names or not names:

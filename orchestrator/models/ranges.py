@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 Range = tuple[int, int]
 Ranges = tuple[Range, ...]
@@ -21,13 +22,18 @@ def normalise(ranges: Iterable[Range]) -> Ranges:
 
 def size(ranges: Ranges) -> int:
     """How many integers the ranges hold."""
-    return sum(stop - start for start, stop in ranges)
+    total = 0
+    for start, stop in ranges:
+        total += stop - start
+    return total
 
 
 def intersect(a: Ranges, b: Ranges) -> Ranges:
     """The integers that are in both."""
     if len(a) == 1 and len(b) == 1:  # by far the most frequent case
-        start, stop = max(a[0][0], b[0][0]), min(a[0][1], b[0][1])
+        (x,), (y,) = a, b
+        start = x[0] if x[0] > y[0] else y[0]
+        stop = x[1] if x[1] < y[1] else y[1]
         return ((start, stop),) if start < stop else ()
     found = []
     for x in a:
@@ -40,9 +46,10 @@ def intersect(a: Ranges, b: Ranges) -> Ranges:
 
 def shift(ranges: Ranges, by: int) -> Ranges:
     """Every range moved by ``by``."""
-    return tuple((start + by, stop + by) for start, stop in ranges)
+    return tuple((start + by, stop + by) for start, stop in ranges) if by else ranges
 
 
+@lru_cache(maxsize=65_536)
 def local(inner: Ranges, outer: Ranges) -> Ranges:
     """Where ``inner`` lies inside a tensor that holds the integers of ``outer`` one after another.
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from orchestrator.observe.timeline import StepTimes
 from orchestrator.program.ledger import by_sender, edges, total_bytes
-from orchestrator.program.ops import COMPUTE, LANE_OF, Program
+from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Program
 
 Interval = tuple[float, float]
 
@@ -63,8 +64,9 @@ class Accountant:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        kinds = program.columns.kind
-        self.is_compute = [LANE_OF[kind] == COMPUTE for kind in kinds]
+        self.is_compute = [LANE_OF[kind] == COMPUTE for kind in program.columns.kind]
+        stages = [segment.stage for segment in program.segments]
+        self.opens_stage = [a != b for a, b in zip(stages, [stages[0], *stages], strict=False)]
         self.compute: dict[int, list[int]] = {}
         self.transfers: dict[int, list[int]] = {}
         for rank in program.ranks:
@@ -88,7 +90,10 @@ class Accountant:
         return Account(times.step, seconds, ranks)
 
     def _rank(self, rank: int, times: StepTimes, begin: float, finish: float) -> Shares:
-        busy = merge((times.start[i], times.end[i]) for i in self.transfers[rank])
+        mine = self.transfers[rank]
+        # most transfers of an exchange start and end together: each interval once
+        starts, ends = map(times.start.__getitem__, mine), map(times.end.__getitem__, mine)
+        busy = merge(set(zip(starts, ends, strict=True)))
         computed = exposed = wait = bubble = other = 0.0
         at = begin
         for op in self.compute[rank]:
@@ -111,21 +116,25 @@ class Accountant:
     ) -> tuple[float, float, float, float]:
         """(exposed, wait, bubble, other) of a time without computation, before an op with needs."""
         exposed = length(busy, a, b)
-        late: list[Interval] = []
-        empty: list[Interval] = []
+        late: set[Interval] = set()
+        empty: set[Interval] = set()
         for need in needs:
             if self.is_compute[need]:
                 continue
-            low, high = max(a, times.ready[need]), min(b, times.start[need])
-            if low < high:
-                crosses = self.program.is_interstage(self.program.op(need))
-                (empty if crosses else late).append((low, high))
+            low, high = times.ready[need], times.start[need]
+            if high > a and low < b and low < high:
+                between = empty if self._is_interstage(need) else late
+                between.add((max(a, low), min(b, high)))
         if not late and not empty:
             return exposed, 0.0, 0.0, (b - a) - exposed
         free = subtract([(a, b)], busy)
         waited = overlap(merge(late), free)
-        either = overlap(merge([*late, *empty]), free)
+        either = overlap(merge(late | empty), free)
         return exposed, waited, either - waited, (b - a) - exposed - either
+
+    def _is_interstage(self, i: int) -> bool:
+        columns = self.program.columns
+        return self.opens_stage[columns.segment[i]] and LANE_OF[columns.kind[i]] != REDUCE
 
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:
@@ -171,12 +180,18 @@ def overlap(merged: Sequence[Interval], other: Sequence[Interval]) -> float:
 
 
 def summarise(
-    accountant: Accountant, accounts: Sequence[Account], peaks: dict[int, int]
-) -> dict[str, object]:
+    accountant: Accountant,
+    accounts: Sequence[Account],
+    peaks: dict[int, int],
+    mean: Shares | None = None,
+) -> dict[str, Any]:
     """CONTRACT's timing names, as totals and by rank, of the step with the median time.
 
     Times of the totals are means over the ranks, so they add up to the step time; bytes are sums,
     memory is the largest.
+
+    Args:
+        mean: over all ranks, where more are known than those listed.
     """
     ordered = sorted(accounts, key=lambda account: account.step_time_s)
     median = ordered[(len(ordered) - 1) // 2]
@@ -192,7 +207,7 @@ def summarise(
             "peak_memory_bytes": peak,
         }
 
-    total = row(median.mean, accountant.total_bytes, max(peaks.values(), default=0))
+    total = row(mean or median.mean, accountant.total_bytes, max(peaks.values(), default=0))
     ranks = [
         {"rank": r, **row(shares, sent[r], peaks.get(r, 0))} for r, shares in median.ranks.items()
     ]

@@ -1,15 +1,17 @@
-"""Reads a run folder back: its plan, its summary, and how long every op took."""
+"""Reads a run folder back: its plan, its summary, how long every op took, and one step of it."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from orchestrator.errors import InputError
+from orchestrator.observe.timeline import StepTimes, from_zero
 from orchestrator.plan import Plan, load_plan
 
 READS_SCHEMA = 1
@@ -22,12 +24,17 @@ class RunRecord:
     Args:
         op_seconds: by op id, the median time between its start and its end; empty if the run
             recorded no timeline.
+        step: the recorded step with the median length, on a clock that starts at 0; None if the
+            run recorded no timeline.
+        ended: when its summary was written, by the clock and the time zone of this machine.
     """
 
     folder: Path
     plan: Plan
     summary: dict[str, Any]
     op_seconds: dict[int, float]
+    step: StepTimes | None
+    ended: datetime
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -55,7 +62,9 @@ def read_run(folder: Path) -> RunRecord:
     if "step_time_s" not in summary:
         raise InputError("the run ended before its first step did", str(folder))
     plan = load_plan(folder / "plan.yaml")
-    return RunRecord(folder, plan, summary, _op_seconds(folder / "timeline.jsonl"))
+    steps = _timeline(folder / "timeline.jsonl")
+    ended = datetime.fromtimestamp((folder / "summary.json").stat().st_mtime).astimezone()
+    return RunRecord(folder, plan, summary, _op_seconds(steps), _median_step(steps), ended)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -68,16 +77,55 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _op_seconds(path: Path) -> dict[int, float]:
-    durations: defaultdict[int, list[float]] = defaultdict(list)
-    first: int | None = None
+@dataclass(frozen=True)
+class _Row:
+    """A line of the timeline."""
+
+    op: int
+    rank: int
+    ready: float
+    start: float
+    end: float
+
+
+def _timeline(path: Path) -> dict[int, list[_Row]]:
+    """Rows by step, without the very first step of a run, which warms up, if there are others."""
+    steps: defaultdict[int, list[_Row]] = defaultdict(list)
     try:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
-                first = row["step"] if first is None else first
-                if row["step"] != first or first > 0:  # the very first step of a run warms up
-                    durations[row["op"]].append(row["end"] - row["start"])
+                times = (float(row[key]) for key in ("ready", "start", "end"))
+                steps[int(row["step"])].append(_Row(int(row["op"]), int(row["rank"]), *times))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"a broken line: {error}", str(path)) from error
+    if len(steps) > 1:
+        steps.pop(0, None)
+    return dict(steps)
+
+
+def _op_seconds(steps: dict[int, list[_Row]]) -> dict[int, float]:
+    durations: defaultdict[int, list[float]] = defaultdict(list)
+    for rows in steps.values():
+        for row in rows:
+            durations[row.op].append(row.end - row.start)
     return {op: median(values) for op, values in durations.items()}
+
+
+def _median_step(steps: dict[int, list[_Row]]) -> StepTimes | None:
+    """The step of median length; a rank is in it from its first op's ready to its last op's end."""
+    if not steps:
+        return None
+
+    def seconds(step: int) -> float:
+        return max(row.end for row in steps[step]) - min(row.ready for row in steps[step])
+
+    step = sorted(steps, key=seconds)[(len(steps) - 1) // 2]
+    rows = sorted(steps[step], key=lambda row: row.op)
+    begin: dict[int, float] = {}
+    finish: dict[int, float] = {}
+    for row in rows:
+        begin[row.rank] = min(row.ready, begin.get(row.rank, row.ready))
+        finish[row.rank] = max(row.end, finish.get(row.rank, row.end))
+    ready, start, end = ([getattr(r, name) for r in rows] for name in ("ready", "start", "end"))
+    return from_zero(StepTimes(step, ready, start, end, begin, finish))

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.program.ops import LANE_OF, RECEIVE, REDUCE, SEND, Program
+from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
 
 
 @dataclass
@@ -67,6 +67,45 @@ def join(program: Program, records: Iterable[RankTimes], offsets: dict[int, floa
             times.ready[op], times.start[op], times.end[op] = ready + by, start + by, end + by
     meet(program, times)
     return times
+
+
+def from_activities(
+    program: Program,
+    activity: Sequence[int],
+    start: Sequence[float],
+    end: Sequence[float],
+    begin: Sequence[float],
+    entry: Sequence[float] = (),
+) -> StepTimes:
+    """The times of every op from those of what its sides do together.
+
+    Args:
+        activity: by op, the computation, message or collective that it is a side of.
+        start, end: by activity.
+        begin: by rank, when it enters the step.
+        entry: by rank, when it can do its first op, if that is later.
+    """
+    entry = entry or begin
+    columns = program.columns
+    starts = [start[a] for a in activity]
+    ends = [end[a] for a in activity]
+    last, finish = list(entry), list(entry)
+    ready = []
+    for rank, kind, needs, ended in zip(
+        columns.rank, columns.kind, columns.needs, ends, strict=True
+    ):
+        if len(needs) == 1:
+            at = ends[needs[0]]
+        else:
+            at = max([ends[n] for n in needs]) if needs else entry[rank]
+        if LANE_OF[kind] == COMPUTE:
+            if at < last[rank]:
+                at = last[rank]
+            last[rank] = ended
+        if ended > finish[rank]:
+            finish[rank] = ended
+        ready.append(at)
+    return StepTimes(0, ready, starts, ends, dict(enumerate(begin)), dict(enumerate(finish)))
 
 
 def from_zero(times: StepTimes) -> StepTimes:

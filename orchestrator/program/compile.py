@@ -40,7 +40,15 @@ from orchestrator.program.schedule import (
     Action,
     linearise,
 )
-from orchestrator.program.segments import Boundary, Bucket, Segment, boundaries, buckets, cut
+from orchestrator.program.segments import (
+    Boundary,
+    Bucket,
+    Segment,
+    SegmentPart,
+    boundaries,
+    buckets,
+    cut,
+)
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
 
@@ -138,6 +146,15 @@ def _global_order(plan: Plan, placement: Placement) -> list[Action]:
     return linearise(BUILDERS[plan.schedule](groups, count, microbatches), count)
 
 
+def _input_gradient_flops(part: SegmentPart, needed: bool) -> int:
+    """Of all layers, but not of the very first with weights, whose input is the image."""
+    macs = part.macs_per_image
+    if not needed:
+        first = next((x for x in part.layers if x.tiles), None)
+        macs -= first.macs_per_image if first else 0
+    return 2 * macs * part.examples
+
+
 class _Emitter:
     """Turns the global order of actions into ops, once for every listed replica."""
 
@@ -163,6 +180,15 @@ class _Emitter:
         weighted = [any(p.parameters for p in s.parts.values()) for s in segments]
         self.has_weights = weighted
         self.needs_input_gradient = [any(weighted[:i]) for i in range(len(segments))]
+        # by segment and rank within a replica, of one chunk
+        self.forward_flops = [
+            {rank: 2 * part.macs_per_image * part.examples for rank, part in s.parts.items()}
+            for s in segments
+        ]
+        self.input_gradient_flops = [
+            {rank: _input_gradient_flops(part, needed) for rank, part in s.parts.items()}
+            for s, needed in zip(segments, self.needs_input_gradient, strict=True)
+        ]
         # from here on segments work in turns, forward and backward of each before the next
         self.turning = next(
             (s.index for s in segments if s.chunk < segments[0].chunk or s.update_chunks),
@@ -236,30 +262,24 @@ class _Emitter:
     # -- computation --------------------------------------------------------------------------
 
     def compute_forward(self, s: int, chunk: int) -> None:
-        segment = self.segments[s]
         for offset in self.offsets:
-            for local_rank, part in segment.parts.items():
+            for local_rank, flops in self.forward_flops[s].items():
                 rank = offset + local_rank
                 needs = self.arrived_f.pop((s, chunk, rank), [])
                 if (s, rank) in self.gathered:  # weights updated within the step, on shards
                     needs = [*needs, self.gathered.pop((s, rank))]
-                flops = 2 * part.macs_per_image * part.examples
                 self.forward[s, chunk, rank] = self.compute(rank, F, s, chunk, flops, needs)
 
     def backwards(self, s: int, chunk: int, kind: str) -> None:
         """B or I of one chunk on every rank, then its gradients sent back, then reductions."""
         if not (self.has_weights[s] or self.needs_input_gradient[s]):
             return
-        segment = self.segments[s]
+        forwards = (kind == B) + self.recomputed(s, chunk)  # as much work as so many
         for offset in self.offsets:
-            for local_rank, part in segment.parts.items():
+            for local_rank, forward in self.forward_flops[s].items():
                 rank = offset + local_rank
                 needs = [self.forward[s, chunk, rank], *self.arrived_b.pop((s, chunk, rank), [])]
-                flops = self.input_gradient_flops(s, local_rank)
-                if kind == B:
-                    flops += 2 * part.macs_per_image * part.examples
-                if self.recomputed(s, chunk):
-                    flops += 2 * part.macs_per_image * part.examples
+                flops = self.input_gradient_flops[s][local_rank] + forwards * forward
                 self.backward[s, chunk, rank] = self.compute(rank, kind, s, chunk, flops, needs)
         if self.needs_input_gradient[s]:
             self.send_backward(s, chunk)
@@ -272,21 +292,11 @@ class _Emitter:
             return
         ids = {}
         for offset in self.offsets:
-            for local_rank, part in self.segments[s].parts.items():
+            for local_rank, flops in self.forward_flops[s].items():
                 rank = offset + local_rank
-                flops = 2 * part.macs_per_image * part.examples
                 needs = [self.backward[s, chunk, rank]]
                 ids[s, chunk, rank] = self.compute(rank, W, s, chunk, flops, needs)
         self.count_gradients(s, ids, chunk)
-
-    def input_gradient_flops(self, s: int, local_rank: int) -> int:
-        """Of all layers but the very first with weights, whose input is the image."""
-        part = self.segments[s].parts[local_rank]
-        macs = part.macs_per_image
-        if not self.needs_input_gradient[s]:
-            first = next((x for x in part.layers if x.tiles), None)
-            macs -= first.macs_per_image if first else 0
-        return 2 * macs * part.examples
 
     def recomputed(self, s: int, chunk: int) -> bool:
         return chunk // (self.segments[s].chunks // self.n_microbatches) < self.recompute
@@ -304,9 +314,9 @@ class _Emitter:
                 if source == target:
                     self.arrived_f[s, chunk, target].append(made)
                     continue
-                needs = {made, self.compute_ids[source][-1]} if gated else {made}
+                needs = sorted({made, self.compute_ids[source][-1]}) if gated else [made]
                 size = message.values * self.itemsize
-                self.post(source, SEND_F, s, chunk, (target,), size, sorted(needs))
+                self.post(source, SEND_F, s, chunk, (target,), size, needs)
                 received = self.post_receive(target, RECV_F, s, chunk, source, size)
                 self.arrived_f[s, chunk, target].append(received)
 
@@ -353,11 +363,12 @@ class _Emitter:
     def step(self, s: int, reduced: list[tuple[int, int]]) -> None:
         """The update of one segment's parameters on every rank that holds them."""
         bucket_of = {r: b for b in self.buckets[s] for r in b.ranks}
+        groups = {b: self.group(b) for b in self.buckets[s]}
         gathers = []
         chunk = self.columns.microbatch[reduced[0][1]]
         for rank, need in reduced:
             bucket = bucket_of[rank % self.ranks_per_replica]
-            group = self.group(bucket)
+            group = groups[bucket]
             sharded = self.sharded and len(group) > 1
             padded = self.padded(bucket, len(group))
             values = padded // len(group) if sharded else bucket.parameters

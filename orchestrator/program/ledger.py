@@ -9,8 +9,9 @@ sends to the next one of the group.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from orchestrator.program.ops import (
     ALL_GATHER,
@@ -24,8 +25,7 @@ from orchestrator.program.ops import (
 )
 
 
-@dataclass(frozen=True, order=True)
-class Edge:
+class Edge(NamedTuple):
     """One kind of traffic between two ranks.
 
     Args:
@@ -42,28 +42,35 @@ class Edge:
 
 def edges(program: Program) -> Counter[Edge]:
     """Bytes per step on every edge, those of folded replicas left out."""
-    columns = program.columns
-    sums: defaultdict[tuple[str, int, int, tuple[int, ...]], int] = defaultdict(int)
-    for i, kind in enumerate(columns.kind):
-        lane = LANE_OF[kind]
-        if lane in (SEND, REDUCE):
-            rank, peers = columns.rank[i], columns.peers[i]
-            size = columns.bytes[i]
-            if lane == REDUCE:
-                place = peers.index(rank)
-                values = size // program.itemsize
-                size = ring_bytes(kind, values, len(peers), place) * program.itemsize
-            sums[kind, columns.segment[i], rank, peers] += size
-    found: Counter[Edge] = Counter()
-    for (kind, segment, rank, peers), size in sums.items():
-        layer = program.segments[segment].reader
-        if LANE_OF[kind] == SEND:
-            direction = "forward" if kind == SEND_F else "backward"
-            found[Edge(rank, peers[0], layer, direction)] += size
-        else:
-            following = peers[(peers.index(rank) + 1) % len(peers)]
-            found[Edge(rank, following, layer, "gradient")] += size
+    found: dict[Edge, int] = {}
+    for edge, _, size in _sent(program):
+        found[edge] = found.get(edge, 0) + size
+    return Counter(found)
+
+
+def edges_by_kind(program: Program) -> Counter[tuple[Edge, str]]:
+    """The same by the kind of op, too."""
+    found: Counter[tuple[Edge, str]] = Counter()
+    for edge, kind, size in _sent(program):
+        found[edge, kind] += size
     return found
+
+
+def _sent(program: Program) -> Iterator[tuple[Edge, str, int]]:
+    """Edge, kind and bytes; ops that are alike but for their microbatch are put together."""
+    c = program.columns
+    alike = Counter(zip(c.kind, c.segment, c.rank, c.peers, c.bytes, strict=True))
+    readers = [segment.reader for segment in program.segments]
+    for (kind, segment, rank, peers, size), times in alike.items():
+        lane = LANE_OF[kind]
+        if lane == SEND:
+            direction = "forward" if kind == SEND_F else "backward"
+            yield Edge(rank, peers[0], readers[segment], direction), kind, size * times
+        elif lane == REDUCE:
+            place = peers.index(rank)
+            following = peers[(place + 1) % len(peers)]
+            sent = ring_bytes(kind, size // program.itemsize, len(peers), place) * program.itemsize
+            yield Edge(rank, following, readers[segment], "gradient"), kind, sent * times
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ less behind an exchange that goes in turns or in layers that update in smaller b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NoReturn
 
@@ -89,21 +90,23 @@ def place(plan: Plan, model: Model) -> Placement:
     chunks = _chunks(plan, model, entry_of, updates, microbatch)
     strided = any(entry.exchange == "scatter" for entry in plan.placement)
     placed: list[PlacedLayer] = []
+    cutters: dict[tuple[int, int], _Cutter] = {}
     for i, sized in enumerate(model.layers):
-        number = entry_of[min(i, len(entry_of) - 1)]
-        pieces = chunks[i] // chunks[-1] if strided else 1
-        cutter = _Cutter(plan, number, sized, chunks[i], pieces)
-        parts = cutter.parts()
-        partial = cutter.is_partial
+        number, chunk = entry_of[min(i, len(entry_of) - 1)], chunks[i]
+        if (number, chunk) not in cutters:
+            pieces = chunk // chunks[-1] if strided else 1
+            cutters[number, chunk] = _Cutter(plan, number, sized, chunk, pieces)
+        cutter = cutters[number, chunk]
+        partial = cutter.is_partial(sized)
         stage = stage_of[number]
         update = updates.get(model.layers[min(i, len(entry_of) - 1)].name, 0)
-        placed.append(PlacedLayer(sized, number, stage, chunks[i], update, partial, parts))
+        parts = cutter.parts(sized)
+        placed.append(PlacedLayer(sized, number, stage, chunk, update, partial, parts))
         if partial:
-            total = SizedLayer(
-                Sum(name=f"{sized.name}.sum"), sized.output_shape, sized.output_shape
-            )
-            parts = _Cutter(plan, number, total, chunks[i], pieces).parts()
-            placed.append(PlacedLayer(total, number, stage, chunks[i], update, False, parts))
+            shape = sized.output_shape
+            total = SizedLayer(Sum(name=f"{sized.name}.sum"), shape, shape)
+            parts = cutter.parts(total)
+            placed.append(PlacedLayer(total, number, stage, chunk, update, False, parts))
     ranks = [
         tuple(
             sorted({r for n, e in enumerate(plan.placement) if stage_of[n] == s for r in e.ranks})
@@ -255,25 +258,37 @@ def _finer(now: int, wanted: int, rest: int, plan: Plan, number: int, why: str) 
 
 
 class _Cutter:
-    """Cuts one layer's output over the ranks of its entry."""
+    """Cuts the outputs of one entry's layers over its ranks.
 
-    def __init__(self, plan: Plan, number: int, sized: SizedLayer, chunk: int, pieces: int) -> None:
-        self.plan, self.number, self.sized = plan, number, sized
-        self.chunk, self.pieces = chunk, pieces
+    Args:
+        first: the first of these layers, for messages.
+        chunk: examples at once.
+        pieces: equal runs of examples of which every rank has its share.
+    """
+
+    def __init__(self, plan: Plan, number: int, first: SizedLayer, chunk: int, pieces: int) -> None:
+        self.plan, self.number = plan, number
         self.entry: Entry = plan.placement[number]
         self.axes = self.entry.grid.axes
+        self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
+        self.batches = [self._batch(at, first, chunk, pieces) for at in self.places]
 
-    @property
-    def is_partial(self) -> bool:
-        return self.sized.has_weights and dict(self.axes).get("input", 1) > 1
+    def is_partial(self, sized: SizedLayer) -> bool:
+        """Whether the ranks' outputs are partial sums."""
+        return sized.has_weights and dict(self.axes).get("input", 1) > 1
 
-    def parts(self) -> dict[int, Part]:
-        """By rank; ranks that get no example are left out."""
+    def parts(self, sized: SizedLayer) -> dict[int, Part]:
+        """By rank, ascending; ranks that get no example are left out."""
         found = {}
-        for position, rank in enumerate(self.entry.ranks):
-            part = self._part(self._coordinates(position))
-            if part.batch and part.out:
-                found[rank] = part
+        channels: dict[int, tuple[Ranges, Ranges]] = {}  # by place along the channels' axis
+        for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
+            place = at.get("channel", at.get("input", 0))
+            if place not in channels:
+                channels[place] = self._channels(sized, at)
+            out, reads = channels[place]
+            mine = self._loss_batch(batch, at) if sized.kind == "loss" else batch
+            if mine and out:
+                found[rank] = Part(mine, out, reads)
         return dict(sorted(found.items()))
 
     def _coordinates(self, position: int) -> dict[Axis, int]:
@@ -283,32 +298,29 @@ class _Cutter:
             position, found[axis] = divmod(position, count)
         return found
 
-    def _part(self, at: dict[Axis, int]) -> Part:
-        sized = self.sized
+    def _channels(self, sized: SizedLayer, at: dict[Axis, int]) -> tuple[Ranges, Ranges]:
+        """Output channels that a rank computes, input channels that it needs for them."""
         everything = ((0, sized.out_channels),)
-        batch = self._batch(at)
-        if sized.kind == "loss":
-            return Part(self._loss_batch(batch, at), everything, sized.reads(everything))
         out: Ranges = everything
-        reads: Ranges | None = None
+        if sized.kind == "loss":
+            return out, sized.reads(out)
         if "channel" in at:
-            out = (
-                self._cut("channel", sized.out_channels, strict=sized.has_weights)[at["channel"]],
-            )
+            out = self._share(sized, "channel", sized.out_channels, at, strict=sized.has_weights)
         elif "input" in at and sized.has_weights:
-            reads = (self._cut("input", sized.in_channels, strict=True)[at["input"]],)
-            out = normalise(t.out for t in sized.terms(everything, reads))
+            reads = self._share(sized, "input", sized.in_channels, at, strict=True)
+            return normalise(t.out for t in sized.terms(everything, reads)), reads
         elif "input" in at:
-            out = (self._cut("input", sized.out_channels, strict=False)[at["input"]],)
-        return Part(batch, normalise(out), sized.reads(out) if reads is None else reads)
+            out = self._share(sized, "input", sized.out_channels, at, strict=False)
+        out = normalise(out)
+        return out, sized.reads(out)
 
-    def _batch(self, at: dict[Axis, int]) -> Ranges:
-        """This rank's examples, in ``pieces`` equal runs where an exchange goes by scatter."""
+    def _batch(self, at: dict[Axis, int], first: SizedLayer, chunk: int, pieces: int) -> Ranges:
+        """A rank's examples, in ``pieces`` equal runs where an exchange goes by scatter."""
         if "batch" not in at:
-            return ((0, self.chunk),)
-        run = self.chunk // self.pieces
-        start, stop = self._cut("batch", run, strict=True)[at["batch"]]
-        return normalise(r for p in range(self.pieces) for r in shift(((start, stop),), p * run))
+            return ((0, chunk),)
+        run = chunk // pieces
+        share = self._share(first, "batch", run, at, strict=True)
+        return normalise(r for p in range(pieces) for r in shift(share, p * run))
 
     def _loss_batch(self, batch: Ranges, at: dict[Axis, int]) -> Ranges:
         """The loss of each example is computed once: ranks that share a batch share it out."""
@@ -322,19 +334,19 @@ class _Cutter:
         bounds = [low + (high - low) * i // count for i in range(count + 1)]
         return normalise([(bounds[index], bounds[index + 1])])
 
-    def _cut(self, axis: Axis, total: int, *, strict: bool) -> list[tuple[int, int]]:
-        count = dict(self.axes)[axis]
-        shares = self.entry.shares or (1,) * count
+    def _share(
+        self, sized: SizedLayer, axis: Axis, total: int, at: dict[Axis, int], *, strict: bool
+    ) -> Ranges:
+        """What a rank has of ``total`` things; with ``strict`` they must divide exactly."""
+        shares = self.entry.shares or (1,) * dict(self.axes)[axis]
         whole = sum(shares)
-        if strict and any(total * share % whole for share in shares):
-            self._refuse(axis, total, shares)
-        bounds, taken = [0], 0
-        for share in shares:
-            taken += share
-            bounds.append(total * taken // whole)
-        return list(pairwise(bounds))
+        if strict and total % whole and any(total * share % whole for share in shares):
+            self._refuse(sized, axis, total, shares)
+        return (_in_shares(total, shares)[at[axis]],)
 
-    def _refuse(self, axis: Axis, total: int, shares: tuple[int, ...]) -> NoReturn:
+    def _refuse(
+        self, sized: SizedLayer, axis: Axis, total: int, shares: tuple[int, ...]
+    ) -> NoReturn:
         count = len(shares)
         what = {"batch": "examples", "channel": "output channels", "input": "input channels"}[axis]
         low = total // count
@@ -346,8 +358,18 @@ class _Cutter:
             else f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
         )
         raise InputError(
-            f"{self.sized.name}: {total} {what} do not divide over {count} ranks"
+            f"{sized.name}: {total} {what} do not divide over {count} ranks"
             + (f" in shares {list(shares)}" if self.entry.shares else ""),
             self.plan.place(("placement", self.number, key)),
             remedy,
         )
+
+
+@lru_cache(maxsize=4096)
+def _in_shares(total: int, shares: tuple[int, ...]) -> Ranges:
+    """``total`` things given out in these shares, rounded down; some may be empty."""
+    whole, taken, bounds = sum(shares), 0, [0]
+    for share in shares:
+        taken += share
+        bounds.append(total * taken // whole)
+    return tuple(pairwise(bounds))

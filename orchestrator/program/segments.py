@@ -12,6 +12,7 @@ on. Between two segments lies a *boundary* with its messages:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,12 +98,12 @@ class SegmentPart:
     @cached_property
     def parameters(self) -> int:
         """Weight and bias values held."""
-        return sum(layer.parameters for layer in self.layers)
+        return sum(layer.parameters for layer in self.layers if layer.tiles)
 
     @cached_property
     def macs_per_image(self) -> int:
         """Multiply-adds for one image, forward."""
-        return sum(layer.macs_per_image for layer in self.layers)
+        return sum(layer.macs_per_image for layer in self.layers if layer.tiles)
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,12 @@ def _segment_parts(run: list[PlacedLayer]) -> dict[int, SegmentPart]:
         layers = []
         for layer in run:
             sized, part = layer.sized, layer.parts[rank]
-            tiles = sized.tiles(part.out, part.reads) if sized.has_weights else ()
-            terms = sized.terms(part.out, part.reads)
-            bias = normalise(term.out for term in terms if term.fan[0] == 0)
+            tiles: tuple[Tile, ...] = ()
+            bias: Ranges = ()
+            if sized.has_weights:
+                tiles = sized.tiles(part.out, part.reads)
+                terms = sized.terms(part.out, part.reads)
+                bias = normalise(term.out for term in terms if term.fan[0] == 0)
             layers.append(LayerPart(sized, part, tiles, bias))
         found[rank] = SegmentPart(tuple(layers))
     return found
@@ -289,21 +293,23 @@ def _messages(before: Segment, after: Segment, turn: int) -> list[Message]:
 
     A sender goes round its peers starting behind itself, so that nobody is everybody's first.
     """
-    offset = turn * after.chunk
     values = after.layers[0].in_values
-    count = max(*before.parts, *after.parts) + 1
+    targets = sorted(after.parts)
+    needs = {
+        target: (shift(need.batch, turn * after.chunk), need.reads)
+        for target, need in after.parts.items()
+    }
     found = []
-    for source, have in before.parts.items():
-        for target in sorted(after.parts, key=lambda r: (r - source - 1) % count):
-            need = after.parts[target]
-            batch = intersect(have.batch, shift(need.batch, offset))
-            channels = intersect(have.out, need.reads)
-            if batch and channels:
-                taken = (local(batch, have.batch), local(channels, have.out))
-                given = (
-                    local(shift(batch, -offset), need.batch),
-                    local(channels, need.reads),
-                )
+    for source, part in before.parts.items():
+        has_batch, has_channels = part.batch, part.out
+        behind = bisect_right(targets, source)
+        for target in targets[behind:] + targets[:behind]:
+            wants_batch, wants_channels = needs[target]
+            batch = intersect(has_batch, wants_batch)
+            channels = batch and intersect(has_channels, wants_channels)
+            if channels:
+                taken = (local(batch, has_batch), local(channels, has_channels))
+                given = (local(batch, wants_batch), local(channels, wants_channels))
                 number = size(batch) * size(channels) * values
                 found.append(Message(turn, source, target, taken, given, number))
     return found
@@ -316,7 +322,7 @@ def buckets(segments: tuple[Segment, ...]) -> tuple[tuple[Bucket, ...], ...]:
         groups: dict[tuple[tuple[tuple[Tile, ...], Ranges], ...], list[int]] = {}
         for rank, part in segment.parts.items():
             if part.parameters:
-                key = tuple((layer.tiles, layer.bias) for layer in part.layers)
+                key = tuple((x.tiles, x.bias) for x in part.layers if x.sized.has_weights)
                 groups.setdefault(key, []).append(rank)
         found.append(
             tuple(

@@ -43,7 +43,7 @@ class LayerTime:
         shape: :func:`shape_key` of the part.
         batch: images at once.
         direction: which pass (``pass`` in the file).
-        seconds: median over the repeats, while all ranks of the machine compute.
+        seconds: median over the repeats, while all ranks of the machine do the same.
         alone: the same while the others rest; 0: not measured, as above.
         spread: half the distance between the quartiles, as a fraction of the median.
     """
@@ -97,6 +97,7 @@ class Calibration:
         threads: of each rank on a processor.
         dispatch_s: seconds that the executor adds to every computation.
         compute_slowdown: fraction of its speed that computation loses under a transfer.
+        jitter: relative standard deviation of a rank's computation about other ranks'.
         load_s: seconds of loading one image, by what ``run --data`` names.
     """
 
@@ -107,6 +108,7 @@ class Calibration:
     threads: int = 0
     dispatch_s: float = 0.0
     compute_slowdown: float = 0.0
+    jitter: float = 0.0
     load_s: Mapping[str, float] = field(default_factory=dict)
     layers: tuple[LayerTime, ...] = ()
     optimizer: tuple[OptimizerTime, ...] = ()

@@ -39,6 +39,7 @@ from orchestrator.simulate.cluster_schema import (
 from orchestrator.simulate.figure import Figure, Provenance, provenances, unsourced
 
 GIB, GIGA, TERA, MICRO, HOUR = 2**30, 1e9, 1e12, 1e-6, 3600.0
+MOST_SLOWDOWN = 0.99  # what stands still for good would never end
 _FILE = FileKind("cluster", "cluster", "gtx580x2", "nodes=2")
 _FORMAT = Format("cluster", ClusterFile, REMEDIES)
 
@@ -54,6 +55,7 @@ class Device:
         efficiency: fraction of the peak by layer kind: of ``flops`` for conv and linear, of
             ``memory_bandwidth`` for ``memory`` (all the rest) and kinds that are named.
         kernel_overhead_s: lost for each layer.
+        transfer_slowdown: fraction of its speed that computation loses under a transfer.
         update_accesses: reads and writes of memory for each weight that an update changes.
         power_w: watts; None if unknown, as is the price.
     """
@@ -65,6 +67,7 @@ class Device:
     efficiency: Mapping[str, float] = field(default_factory=dict)
     reserved_bytes: int = 0
     kernel_overhead_s: float = 0.0
+    transfer_slowdown: float = 0.0
     update_accesses: float = 5.0
     power_w: float | None = None
     dollars_per_hour: float | None = None
@@ -251,6 +254,7 @@ def _device(file: DeviceFile) -> Device:
         flops={name: value * TERA for name, value in _named(file.tflops).items()},
         efficiency=_named(file.efficiency),
         kernel_overhead_s=_value(file.kernel_overhead_us) * MICRO,
+        transfer_slowdown=min(_value(file.transfer_slowdown), MOST_SLOWDOWN),
         update_accesses=file.update_accesses.value if file.update_accesses else 5.0,
         power_w=file.power_W.value if file.power_W else None,
         dollars_per_hour=file.dollars_per_hour.value if file.dollars_per_hour else None,
@@ -278,6 +282,7 @@ def _calibration(file: CalibrationFile) -> Calibration:
         threads=file.threads,
         dispatch_s=file.dispatch_s,
         compute_slowdown=file.compute_slowdown,
+        jitter=file.jitter,
         load_s=dict(file.load_s),
         layers=tuple(LayerTime(**dict(row)) for row in file.layers),
         optimizer=tuple(OptimizerTime(**dict(row)) for row in file.optimizer),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from orchestrator.plan.problem import Problem, found, refusal
-from orchestrator.simulate.figure import Block, Fraction, NotNegative, Part, Positive
+from orchestrator.simulate.figure import Block, Fraction, NotNegative, Part, Positive, Share
 
 SCHEMA_VERSION = 1
 MOST_DEVICES = 2**20
@@ -136,6 +136,12 @@ class DeviceFile(Block):
     )
     kernel_overhead_us: NotNegative | None = Field(
         default=None, description="Time lost for each layer, microseconds.", examples=[10]
+    )
+    transfer_slowdown: Share | None = Field(
+        default=None,
+        description="Fraction of its speed that computation loses while a transfer of its device "
+        "is under way; without it none.",
+        examples=[0.1],
     )
     update_accesses: Positive | None = Field(
         default=None,
@@ -277,6 +283,11 @@ class CalibrationFile(Part):
         default=0.0,
         description="Fraction of its speed that computation loses under a transfer.",
         examples=[0.1],
+    )
+    jitter: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="Relative standard deviation of a rank's computation about other ranks'.",
+        examples=[0.02],
     )
     load_s: dict[str, Seconds] = Field(
         default_factory=dict,

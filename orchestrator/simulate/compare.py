@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from orchestrator.errors import InputError
 from orchestrator.models.model import Model
+from orchestrator.observe.palette import SHARE_NAMES
 from orchestrator.plan import Plan
-from orchestrator.program.ops import COMPUTE, LANE_OF
+from orchestrator.program.ops import COMPUTE, LANE_OF, Program
 from orchestrator.simulate.cluster import Cluster
-from orchestrator.simulate.predict import Prediction, simulate
+from orchestrator.simulate.predict import Prediction
+from orchestrator.simulate.sweep import BANDWIDTH, BATCH, POWERS, Axis, Sweep
 
 QUANTITIES = (
     "step_time_s", "compute_time_s", "communication_time_s", "exposed_communication_time_s",
     "wait_time_s", "bubble_time_s", "other_time_s", "overlap_ratio", "bytes_sent", "images_per_s",
     "peak_memory_bytes",
 )  # fmt: skip
-PARTS = {
-    "compute_time_s": "computation",
-    "exposed_communication_time_s": "exposed communication",
-    "wait_time_s": "waiting for peers",
-    "bubble_time_s": "pipeline bubble",
-    "other_time_s": "other",
-}
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,9 @@ class Item:
 
     Args:
         measured: a run's summary; None for a plan that was only simulated.
-        op_seconds: a run's median duration by op id.
+        op_seconds: a run's median duration by op id of ``program``.
+        program: what the run interpreted, every replica's ops listed; None for a plan, and for a
+            run of which no op is known.
     """
 
     name: str
@@ -44,6 +40,7 @@ class Item:
     prediction: Prediction | None = None
     measured: Mapping[str, Any] | None = None
     op_seconds: Mapping[int, float] = field(default_factory=dict)
+    program: Program | None = None
 
     @property
     def best(self) -> Mapping[str, Any]:
@@ -78,8 +75,16 @@ def error_ratios(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> d
     return found
 
 
-def compare(items: Sequence[Item], cluster: Cluster | None) -> dict[str, Any]:
-    """CONTRACT's JSON of ``compare``: ranking, winner, why, errors where both are known."""
+def compare(
+    items: Sequence[Item], cluster: Cluster | None, sweep: Sweep | None = None
+) -> dict[str, Any]:
+    """CONTRACT's JSON of ``compare``: ranking, winner, why, errors where both are known.
+
+    Args:
+        sweep: what it has simulated already is used, and what is simulated here stays in it.
+    """
+    if sweep is None and cluster is not None:
+        sweep = Sweep(cluster)
     rows, errors = [], []
     for item in items:
         predicted = item.prediction.summary if item.prediction else None
@@ -103,7 +108,7 @@ def compare(items: Sequence[Item], cluster: Cluster | None) -> dict[str, Any]:
         "items": rows,
         "ranking": [item.name for item in ranking],
         "winner": ranking[0].name,
-        "because": because(ranking, cluster),
+        "because": because(ranking, sweep),
         "mean_absolute_error_ratio": sum(errors) / len(errors) if errors else None,
         "worst_error_ratio": max(errors) if errors else None,
         "kendall_tau": kendall_tau(both) if len(both) > 1 else None,
@@ -128,15 +133,30 @@ def kendall_tau(items: Sequence[Item]) -> float:
     return score / pairs
 
 
+def paired_ops(item: Item) -> Iterator[tuple[int, float, float]]:
+    """(id in the predicted program, predicted, measured seconds) of every op known both ways.
+
+    The prediction lists the first replica's ops alone, so ids differ; a rank's ops are the same in
+    the same order.
+    """
+    assert item.prediction is not None
+    if item.program is None:
+        return
+    times = item.prediction.times
+    for predicted, measured in zip(item.prediction.program.order, item.program.order, strict=False):
+        for i, run_id in zip(sorted(predicted), sorted(measured), strict=True):
+            if run_id in item.op_seconds:
+                yield i, times.end[i] - times.start[i], item.op_seconds[run_id]
+
+
 def op_kinds(item: Item) -> list[dict[str, Any]]:
     """Predicted beside measured seconds by kind of op, summed over the step and all ranks."""
     assert item.prediction is not None
-    program, times = item.prediction.program, item.prediction.times
+    kinds = item.prediction.program.columns.kind
     sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for i, kind in enumerate(program.columns.kind):
-        if i in item.op_seconds:
-            sums[kind][0] += times.end[i] - times.start[i]
-            sums[kind][1] += item.op_seconds[i]
+    for i, predicted, measured in paired_ops(item):
+        sums[kinds[i]][0] += predicted
+        sums[kinds[i]][1] += measured
     return [
         {"kind": k, "predicted_s": p, "measured_s": m, "error_ratio": (p - m) / m if m else None}
         for k, (p, m) in sums.items()
@@ -146,16 +166,16 @@ def op_kinds(item: Item) -> list[dict[str, Any]]:
 def worst_layers(item: Item, most: int = 5) -> list[dict[str, Any]]:
     """The segments and edges whose predicted seconds are furthest off, by seconds."""
     assert item.prediction is not None
-    program, times = item.prediction.program, item.prediction.times
+    program = item.prediction.program
     sums: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for i, kind in enumerate(program.columns.kind):
-        if i in item.op_seconds:
-            segment = program.segments[program.columns.segment[i]]
-            what = "computation" if LANE_OF[kind] == COMPUTE else "transfer"
-            last = segment.layers[-1].name if what == "computation" else segment.reader
-            name = segment.reader if last == segment.reader else f"{segment.reader}..{last}"
-            sums[name, what][0] += times.end[i] - times.start[i]
-            sums[name, what][1] += item.op_seconds[i]
+    for i, predicted, measured in paired_ops(item):
+        segment = program.segments[program.columns.segment[i]]
+        is_compute = LANE_OF[program.columns.kind[i]] == COMPUTE
+        what = "computation" if is_compute else "transfer"
+        last = segment.layers[-1].name if is_compute else segment.reader
+        name = segment.reader if last == segment.reader else f"{segment.reader}..{last}"
+        sums[name, what][0] += predicted
+        sums[name, what][1] += measured
     ordered = sorted(sums.items(), key=lambda pair: -abs(pair[1][0] - pair[1][1]))
     return [
         {"layers": name, "what": what, "predicted_s": p, "measured_s": m}
@@ -166,28 +186,34 @@ def worst_layers(item: Item, most: int = 5) -> list[dict[str, Any]]:
 # -- why ------------------------------------------------------------------------------------------
 
 
-def because(ranking: Sequence[Item], cluster: Cluster | None) -> list[str]:
+def because(ranking: Sequence[Item], sweep: Sweep | None) -> list[str]:
     """Why the winner wins: the deciding quantity, where it arises, what would turn the order."""
     if len(ranking) < 2:
         return []
     first, second = ranking[0], ranking[1]
+    names = [item.name for item in (first, second)]
+    if (first.measured is None) != (second.measured is None):  # say so, they are not alike
+        names = [
+            f"{x.name} ({'predicted' if x.measured is None else 'measured'})" for x in ranking[:2]
+        ]
     factor = first.rate / second.rate
     a, b = _per_image(first), _per_image(second)
-    deciding = max(PARTS, key=lambda name: b[name] - a[name])
+    deciding = max(SHARE_NAMES, key=lambda name: b[name] - a[name])
     more = (b[deciding] - a[deciding]) * 1e3
+    shown = f"{factor:.2f}" if factor >= 1.05 else f"{factor:.4f}"
     lines = [
-        f"{first.name} does {factor:.2f} times the images of {second.name} in a second",
-        f"what decides is {PARTS[deciding]}: {second.name} spends {more:.3g} ms more of it an image"
-        + _where(second, deciding),
+        f"{names[0]} does {shown} times the images of {names[1]} in a second",
+        f"what decides is {SHARE_NAMES[deciding]}: {second.name} spends {more:.3g} ms more of it "
+        "an image" + _where(second, deciding),
     ]
-    if cluster is not None and first.prediction and second.prediction:
-        lines += _turning_points(first, second, cluster)
+    if sweep is not None and first.prediction and second.prediction:
+        lines += _turning_points(first, second, sweep)
     return lines
 
 
 def _per_image(item: Item) -> dict[str, float]:
     batch = item.plan.global_batch_size
-    return {name: float(item.best[name]) / batch for name in PARTS}
+    return {name: float(item.best[name]) / batch for name in SHARE_NAMES}
 
 
 def _where(item: Item, quantity: str) -> str:
@@ -209,65 +235,33 @@ def _where(item: Item, quantity: str) -> str:
     return f", most of it {'from' if wants_compute else 'before'} {name} on"
 
 
-def _turning_points(first: Item, second: Item, cluster: Cluster) -> list[str]:
+def _turning_points(first: Item, second: Item, sweep: Sweep) -> list[str]:
     """Batch sizes and bandwidths at which the simulated order turns, between 1/64 and 64 times."""
 
-    def wins(scale_batch: float, scale_bandwidth: float) -> bool | None:
-        changed = _with_bandwidth(cluster, scale_bandwidth)
-        rates = []
-        for item in (first, second):
-            size = round(item.plan.global_batch_size * scale_batch)
-            if size < 1:
-                return None
-            plan = item.plan.model_copy(update={"global_batch_size": size})
-            try:
-                rates.append(simulate(plan, item.model, changed).summary["images_per_s"])
-            except InputError:
-                return None
-        return bool(rates[0] >= rates[1])
+    def wins(axis: Axis, power: int) -> bool | None:
+        a, b = (sweep.images_per_s(item, axis, power) for item in (first, second))
+        return None if a is None or b is None else a >= b
 
-    now = wins(1, 1)
+    now = wins(BATCH, 0)
     if now is None:
         return []
     lines = []
     batch = first.plan.global_batch_size
-    for what in ("batch", "bandwidth"):
-        is_batch = what == "batch"
-        found = [
-            _first_turn(lambda x, b=is_batch: wins(x, 1) if b else wins(1, x), now, up)  # type: ignore[misc]
-            for up in (True, False)
-        ]
-        told = [
-            f"a batch of {round(batch * x)}" if is_batch else f"{x:g} times the bandwidth"
-            for x in found
-            if x is not None
-        ]
+    for axis in (BATCH, BANDWIDTH):
+        told = []
+        for nearest_first in (POWERS[7:], POWERS[5::-1]):  # upwards, downwards
+            power = next((p for p in nearest_first if wins(axis, p) is (not now)), None)
+            if power is not None:
+                times = f"{2**power} times" if power > 0 else f"1/{2**-power} of"
+                is_batch = axis == BATCH
+                told.append(
+                    f"a batch of {round(batch * 2.0**power)}"
+                    if is_batch
+                    else f"{times} the bandwidth"
+                )
         lines.append(
             f"the order turns at {' and at '.join(told)} (simulated)"
             if told
-            else f"no {what} between 1/64 and 64 times this one turns the order (simulated)"
+            else f"no {axis} between 1/64 and 64 times this one turns the order (simulated)"
         )
     return lines
-
-
-def _first_turn(test: Callable[[float], bool | None], now: bool, up: bool) -> float | None:
-    """The first power of two in one direction at which the answer is another."""
-    for power in range(1, 7):
-        scale = 2.0**power if up else 0.5**power
-        answer = test(scale)
-        if answer is not None and answer != now:
-            return scale
-    return None
-
-
-def _with_bandwidth(cluster: Cluster, scale: float) -> Cluster:
-    if scale == 1:
-        return cluster
-    levels = tuple(
-        replace(x, bandwidth=x.bandwidth * scale, device_bandwidth=x.device_bandwidth * scale)
-        for x in cluster.network
-    )
-    calibration = cluster.calibration
-    if calibration is not None:  # measured messages hold for the measured links only
-        calibration = replace(calibration, links=(), collectives=())
-    return replace(cluster, network=levels, calibration=calibration)

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from math import prod
 
+from orchestrator import __version__
 from orchestrator.errors import InputError
 from orchestrator.models.ranges import size
 from orchestrator.program.ops import STEP, B, F, I, Program, W
@@ -44,8 +45,46 @@ class CostModel:
         self._works: dict[tuple[int, str, int, bool, int], Work] = {}
         self._latencies: dict[tuple[int, int, int], float | None] = {}
         self._phases: dict[tuple[str, int, tuple[int, ...]], tuple[Phase, ...] | None] = {}
+        self._check_calibration()
         weighted = [any(p.parameters for p in s.parts.values()) for s in program.segments]
         self._trained_before = [any(weighted[:i]) for i in range(len(weighted))]
+
+    def _check_calibration(self) -> None:
+        """Measured times hold for what was measured: the release, and the layers' sizes.
+
+        Raises:
+            InputError: another release measured, or no layer with weights of this program was.
+        """
+        c, program = self.calibration, self.program
+        if c is None:
+            return
+        remedy = (
+            f"measure again: orchestrator calibrate --plan {program.name} --out ...; or --set "
+            "cluster.calibration=null for the file's peaks and efficiencies"
+        )
+        release = c.versions.get("orchestrator", __version__)
+        if release.split(".")[:2] != __version__.split(".")[:2]:
+            raise InputError(
+                f"its calibration was made by release {release}; this is {__version__}",
+                self.cluster.label,
+                remedy,
+            )
+        layers = [
+            layer
+            for segment in program.segments
+            for part in segment.parts.values()
+            for layer in part.layers
+            if layer.tiles
+        ]
+        if c.layers and not any(
+            c.rows(layer.sized.kind, shape_key(layer), program.dtype, "forward") for layer in layers
+        ):
+            raise InputError(
+                f"its calibration measured layers of {c.model}; none of them is one of "
+                f"{program.model.name} as {program.name} splits it, in {program.dtype}",
+                self.cluster.label,
+                remedy,
+            )
 
     # -- computation --------------------------------------------------------------------------
 
@@ -228,11 +267,13 @@ class CostModel:
         return self._phases[key]
 
     def sharing(self) -> Sharing | None:
-        """How a machine's ranks disturb each other, where a calibration has seen it."""
-        c = self.calibration
-        if c is None or not c.threads:
-            return None
-        return Sharing(self.cluster.devices_per_node, c.threads, c.compute_slowdown)
+        """What disturbs computations: on processors other ranks and transfers, as a calibration
+        has seen it; on other devices transfers, where the cluster says so."""
+        c, ranks = self.calibration, self.cluster.devices_per_node
+        if c is not None and c.threads:
+            return Sharing(ranks, c.threads, c.compute_slowdown)
+        slowdown = max(device.transfer_slowdown for device, _ in self.cluster.kinds)
+        return Sharing(ranks, 1, slowdown) if slowdown else None
 
     def loading(self, rank: int) -> float:
         """Seconds of loading a rank's images of a step."""

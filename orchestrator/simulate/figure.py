@@ -153,6 +153,11 @@ NotNegative = Annotated[
     PlainValidator(_reader(lambda x: x >= 0, "a finite number, 0 or more")),
     WithJsonSchema(_schema({"minimum": 0})),
 ]
+Share = Annotated[
+    Figure,
+    PlainValidator(_reader(lambda x: 0 <= x <= 1, "a share, 0 to 1")),
+    WithJsonSchema(_schema({"minimum": 0, "maximum": 1})),
+]
 # More than 1 is no mistake: F(4x4, 3x3) computes a quarter of the multiplications that are counted
 # (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, section 4).
 Fraction = Annotated[

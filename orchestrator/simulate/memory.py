@@ -22,7 +22,7 @@ and labels before they reach the device, and weights while they are drawn, are t
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -128,23 +128,23 @@ class _Exchanges:
                 continue
             layers = tuple((x.parameters, x.tiles == (), len(x.tiles)) for x in part.layers)
             shapes = (part.input_shape, part.output_shape, layers)
-            turns = range(len(program.boundaries[segment.index].messages))
-            arriving = tuple(
-                (m.values, m.source == local_rank, m.given)
-                for turn in turns
+            arriving = [
+                (m.values, _is_view(m.given, size(part.reads)))
+                for turn in range(len(program.boundaries[segment.index].messages))
                 for m in self.arriving(segment.index, turn, local_rank)
-            )
+                if m.source != local_rank
+            ]
             following = segment.index + 1
-            leaving: tuple[object, ...] = ()
+            leaving: list[tuple[object, ...]] = []
             if following < len(program.segments):
-                leaving = tuple(
-                    (m.values, m.target == local_rank, m.taken)
+                leaving = [
+                    (m.turn, m.values, _is_view(m.taken, size(part.out)), m.target == local_rank)
                     for m in self.leaving(following, local_rank)
-                )
-            parts.append((shapes, frozenset(Counter(arriving).items()), leaving))
+                ]
+            parts.append((shapes, tuple(arriving), tuple(leaving)))
         ops = tuple(
-            (columns.kind[i], columns.segment[i], columns.microbatch[i], columns.bytes[i])
-            for i in ids
+            tuple(map(column.__getitem__, ids))
+            for column in (columns.kind, columns.segment, columns.microbatch, columns.bytes)
         )
         return (tuple(parts), ops)
 
@@ -243,7 +243,7 @@ class _Walk:
     def _hold_parameters(self) -> None:
         program = self.program
         item = program.itemsize
-        split = any(program.columns.kind[i] == W for i in program.order[self.rank])
+        split = W in map(program.columns.kind.__getitem__, program.order[self.rank])
         trained_before = False
         for segment, buckets in zip(program.segments, program.buckets, strict=True):
             part = segment.parts.get(self.local_rank)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import InputError
 from orchestrator.models.model import Model
 from orchestrator.observe.accounting import Account, Accountant, summarise
 from orchestrator.observe.timeline import StepTimes, from_zero
@@ -16,6 +17,7 @@ from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.memory import RankMemory, peak_memory
 from orchestrator.simulate.network import Topology
+from orchestrator.simulate.replicas import classes, smallest_device
 
 IMAGENET_2012 = 1_281_167  # training images
 # Ranks leave a step at different times and run on into the next, so the first step, which all enter
@@ -40,26 +42,49 @@ class Prediction:
     notes: tuple[str, ...]
 
 
-def simulate(plan: Plan, model: Model, cluster: Cluster, steps: int = STEADY) -> Prediction:
+def simulate(
+    plan: Plan,
+    model: Model,
+    cluster: Cluster,
+    steps: int = STEADY,
+    *,
+    jitter: float = 0.0,
+    seed: int = 0,
+) -> Prediction:
     """Compile a plan and run some steps of it on the simulator's clock.
 
     Args:
         steps: how many; the last one is what is told of.
+        jitter: standard deviation of every computation's time over its mean.
+        seed: of the jitter; the same one gives the same times.
 
     Raises:
-        InputError: the plan is wrong, or needs more ranks than the cluster has.
+        InputError: the plan is wrong, or needs more ranks than the cluster has; a jitter that is
+            no fraction.
     """
     begun = time.perf_counter()
     cluster.check_room(plan.world_size, plan.place(("placement",)))
     dtype = plan.training.dtype or "float32"
     program = compile_plan(plan, model, dtype=dtype, fold=True)
-    return simulate_program(program, cluster, begun, steps)
+    return simulate_program(program, cluster, begun, steps, jitter=jitter, seed=seed)
 
 
 def simulate_program(
-    program: Program, cluster: Cluster, begun: float | None = None, steps: int = STEADY
+    program: Program,
+    cluster: Cluster,
+    begun: float | None = None,
+    steps: int = STEADY,
+    *,
+    jitter: float = 0.0,
+    seed: int = 0,
 ) -> Prediction:
-    """Run some steps of a compiled program on the simulator's clock."""
+    """Run some steps of a compiled program on the simulator's clock; see :func:`simulate`."""
+    if not 0 <= jitter <= 10 or not 0 <= seed < 2**64:
+        raise InputError(
+            f"found jitter {jitter}, seed {seed}; allowed: a relative standard deviation from 0 "
+            "to 10, and a whole number from 0 to 2^64 - 1",
+            remedy="--jitter 0.02 --seed 0",
+        )
     begun = time.perf_counter() if begun is None else begun
     shared_by = program.ranks_per_replica if program.folded else 0
     topology = Topology(cluster, shared_by)
@@ -69,14 +94,25 @@ def simulate_program(
     for step in range(1, steps):
         times = engine.run([times.finish[rank] for rank in program.ranks])
         times.step = step
-    times = from_zero(times)
     accountant = Accountant(program)
-    account = accountant.account(times)
+    mean, of_replicas = None, {}
+    if jitter or len(set(classes(program, cluster))) > 1:
+        from orchestrator.simulate.unequal import Jitter, run_unequal  # numpy takes 0.1 s to import
+
+        how = Jitter(jitter, seed)
+        unequal = run_unequal(program, engine.graph, times, costs, accountant, steps, how)
+        times, account = from_zero(unequal.times), unequal.account
+        mean, of_replicas = unequal.mean, unequal.summary()
+    else:
+        times = from_zero(times)
+        account = accountant.account(times)
     memory = tuple(peak_memory(program))
     peaks = {m.rank: m.peak_bytes for m in memory}
-    summary = summarise(accountant, [account], peaks)
-    summary |= _prices(program, cluster, account.step_time_s)
-    summary["fits"] = all(m.peak_bytes <= cluster.device(m.rank).usable_bytes for m in memory)
+    summary = summarise(accountant, [account], peaks, mean)
+    summary |= _prices(program, cluster, summary["step_time_s"]) | of_replicas
+    summary["fits"] = all(
+        m.peak_bytes <= smallest_device(program, cluster, m.rank).usable_bytes for m in memory
+    )
     summary["simulate_wall_s"] = time.perf_counter() - begun
     return Prediction(program, times, account, memory, summary, tuple(costs.notes))
 

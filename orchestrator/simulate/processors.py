@@ -2,9 +2,12 @@
 
 On processors, ranks share caches and memory, transfers are carried by the cores that compute, and
 the next batch is loaded meanwhile. A calibration measures a computation while all ranks of a
-machine compute and while the others rest; between the two the time is interpolated:
+machine do the same, and while the others rest. How much longer the former takes is the
+computation's *pressure* on memory. Two that run at once each take as much longer as the geometric
+mean of their pressures, so what needs no memory neither disturbs nor is disturbed:
 
-    seconds = (alone + (together - alone) * others that compute / others) * crowding
+    seconds = alone * (1 + mean over the other ranks of sqrt(pressure * theirs)) * crowding
+    pressure = together / alone - 1, theirs 0 for one that rests
     crowding = threads that run / cores, if more than one
 
 and a rank whose transfer is under way loses a measured fraction of its speed.
@@ -34,10 +37,15 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Work:
-    """A computation: its seconds while all ranks of the machine compute, and while none other."""
+    """A computation: its seconds while all ranks do the same, and while the others rest."""
 
     together: float
     alone: float
+
+    @property
+    def pressure(self) -> float:
+        """On the memory that ranks share."""
+        return max(0.0, self.together / self.alone - 1) if self.alone > 0 else 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(self.together + other.together, self.alone + other.alone)
@@ -114,15 +122,16 @@ class Processors:
         sharing = self.sharing
         cores = sharing.ranks * sharing.threads
         crowding = max(1.0, (busy * sharing.threads + len(places) - busy) / cores)
-        others = sharing.ranks - 1
-        share = max(0, busy - 1) / others if others else 0.0
+        others = max(1, sharing.ranks - 1)
+        roots = {p: self.running[p].work.pressure ** 0.5 for p in places if p >= 0}
+        total = sum(roots.values())
         for place in places:
             running = self.running[place]
-            together, alone = running.work.together, running.work.alone
-            seconds = (alone + (together - alone) * min(1.0, share)) * crowding
+            root = roots.get(place, 0.0)
+            seconds = running.work.alone * (1 + root * (total - root) / others) * crowding
             if place >= 0 and self.transfers[place]:
                 seconds /= 1 - sharing.slowdown
-            speed = 1 / seconds
+            speed = 1 / max(seconds, 1e-12)
             if speed != running.speed:
                 left = max(0.0, running.left - (now - running.since) * running.speed)
                 self.running[place] = running._replace(left=left, since=now, speed=speed)

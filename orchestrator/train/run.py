@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,19 +16,24 @@ import torch
 
 import orchestrator
 from orchestrator.errors import InputError
+from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.local import LocalExecutor
 from orchestrator.execute.parameters import TORCH_DTYPE
 from orchestrator.models.model import Model, Recipe
 from orchestrator.observe import timeline, trace
 from orchestrator.observe.accounting import Account, Accountant, summarise
+from orchestrator.observe.metrics import Info
+from orchestrator.observe.metrics_parts import Part
+from orchestrator.observe.metrics_run import RunMetrics
 from orchestrator.plan import Plan
 from orchestrator.program import Program, find_deadlock, grid
 from orchestrator.program.ledger import Edge, edges
 from orchestrator.train import checkpoint
 from orchestrator.train.run_folder import SCHEMA_VERSION, RunFolder
-from orchestrator.train.worker import Job, LateFeed, StepReport, data_feed, report, train
+from orchestrator.train.worker import Job, LateFeed, StepReport, data_feed, ended, report, train
 
 KEPT_TIMELINES = 50  # the last steps whose every op is written down
+TRACED = 3  # of them, in the trace
 
 
 class Observer(Protocol):
@@ -48,11 +54,13 @@ class Outcome:
         summary: what ``summary.json`` holds.
         problems: one line each; empty if every loss is a number and the bytes that the workers
             counted are those that the plan predicts.
+        measured: the last steps, as ``trace.json`` shows them.
     """
 
     folder: Path
     summary: dict[str, Any]
     problems: tuple[str, ...]
+    measured: trace.Source
 
 
 @dataclass
@@ -63,6 +71,8 @@ class Collector:
     folder: RunFolder
     observer: Observer
     accountant: Accountant
+    metrics: RunMetrics | None = None
+    ray: str = ""  # its version, where it starts the workers
     offsets: dict[int, float] = field(default_factory=dict)
     waiting: defaultdict[int, dict[int, StepReport]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -74,6 +84,9 @@ class Collector:
     given: Counter[int] = field(default_factory=Counter)
     sent: Counter[Edge] = field(default_factory=Counter)
     peaks: dict[int, int] = field(default_factory=dict)
+    devices: dict[int, tuple[str, str]] = field(default_factory=dict)  # backend and name
+    tell: Callable[[int, Part], None] | None = None  # hands a worker its part of a step
+    writing: dict[int, float] = field(default_factory=dict)  # by step, since when a checkpoint is
     started: float = field(default_factory=time.perf_counter)
     zero: float | None = None  # when the first step began, on rank 0's clock
 
@@ -88,13 +101,30 @@ class Collector:
         elif kind == "checkpoint":
             self._checkpoint(*payload)
         elif kind == "end":
-            sent, self.peaks[rank] = payload
-            self.sent.update(sent)
+            self.peaks[rank] = payload
+            if self.metrics is not None:
+                self.metrics.peaks[rank] = payload
+        elif kind == "tell":
+            self.tell = payload
+        elif kind == "device":
+            self._device(rank, *payload)
+        elif kind == "metrics" and self.metrics is not None:
+            self.metrics.register(rank, payload)
+
+    def _device(self, rank: int, backend: str, name: str) -> None:
+        self.devices[rank] = (backend, name)
+        if self.metrics is not None and len(self.devices) == self.job.program.world_size:
+            columns = zip(*self.devices.values(), strict=True)
+            backends, names = (", ".join(sorted(set(column))) for column in columns)
+            self.metrics.run.info = Info(
+                orchestrator.__version__, torch.__version__, self.ray, backends, names
+            )
 
     def _step(self, rank: int, report: StepReport) -> None:
         step = report.times.step
         reports = self.waiting[step]
         reports[rank] = report
+        self.sent.update(report.sent)
         program = self.job.program
         if len(reports) < program.world_size:
             return
@@ -114,11 +144,23 @@ class Collector:
         rate = program.global_batch / account.step_time_s
         row = {"step": step, "loss": _number(loss), "lr": self.job.recipe.lr, "images_per_s": rate}
         self.folder.add_step({**row, **asdict(mean)})
+        if self.metrics is not None:
+            sent = {r: reports[r].sent for r in ranks}
+            self._count(self.metrics.add_step(times, account, sent), loss)
         self.observer.step(step, loss, account, rate)
+
+    def _count(self, parts: list[Part], loss: float) -> None:
+        assert self.metrics is not None
+        program = self.job.program
+        self.metrics.run.add_step(program.global_batch, loss, self.job.recipe.lr)
+        if self.tell is not None:
+            for part in parts:
+                self.tell(part.rank, part)
 
     def _checkpoint(self, step: int, piece: checkpoint.Piece | None) -> None:
         program = self.job.program
         if step not in self.states:
+            self.writing[step] = time.perf_counter()
             dtype = TORCH_DTYPE[program.dtype]
             recipe = self.job.recipe
             self.states[step] = checkpoint.State.empty(
@@ -130,6 +172,13 @@ class Collector:
         self.given[step] += 1
         if self.given[step] == program.world_size:
             self.states.pop(step).save(self.folder.checkpoint(step))
+            took = time.perf_counter() - self.writing.pop(step)
+            if self.metrics is not None:
+                self.metrics.run.checkpoint_s = took
+
+    def measured(self) -> trace.Source:
+        """The last steps as a trace shows them."""
+        return trace.Source("measured", self.job.program, self.timelines[-TRACED:])
 
     def problems(self) -> tuple[str, ...]:
         """What is wrong with a run that came to its end."""
@@ -215,6 +264,7 @@ def run(
     timeout_s: float = 60.0,
     threads: int | None = None,
     use_gpu: bool | None = None,
+    metrics: RunMetrics | None = None,
 ) -> Outcome:
     """Train, and leave a complete run folder.
 
@@ -223,13 +273,16 @@ def run(
         timeout_s: how long a rank waits for a peer.
         threads: of each rank on a processor; None for its share of the cores.
         use_gpu: a GPU for each rank, or none for any; None: where the cluster has GPUs.
+        metrics: counts the run; the caller closes it. The folder's ``metrics.json`` tells where
+            it serves.
 
     Raises:
         InputError, WorkerFailed: as the launch raises them; KeyboardInterrupt: the workers are
             gone and the folder tells how far the run came. Of bad input that is found before a
             step has ended, no folder is left.
     """
-    collector = Collector(job, folder, observer, Accountant(program))
+    ray = version("ray") if launcher == "ray" else ""
+    collector = Collector(job, folder, observer, Accountant(program), metrics, ray)
     launch = _launcher(launcher, program, timeout_s, threads, use_gpu)
 
     def write_down(*, interrupted: bool) -> dict[str, Any]:
@@ -238,9 +291,11 @@ def run(
         with folder.replacing("timeline.jsonl") as file:
             timeline.write(file, program, collector.timelines)
         with folder.replacing("trace.json") as file:
-            trace.write(file, program, collector.timelines[-3:], "measured")
+            trace.write(file, collector.measured())
         return summary
 
+    if metrics is not None:
+        metrics.on_change(lambda where: folder.write_json("metrics.json", where))
     try:
         deadlock = find_deadlock(program)
         if deadlock:
@@ -251,8 +306,13 @@ def run(
             folder.discard()  # no step has ended: there is nothing to keep or to resume
         else:
             write_down(interrupted=True)
+            if metrics is not None:
+                metrics.take_over()
         raise
-    return Outcome(folder.path, write_down(interrupted=False), collector.problems())
+    if metrics is not None:
+        metrics.take_over()
+    summary = write_down(interrupted=False)
+    return Outcome(folder.path, summary, collector.problems(), collector.measured())
 
 
 def _launcher(
@@ -277,6 +337,7 @@ def _launcher(
 
 def _run_locally(job: Job, collector: Collector) -> None:
     """Every rank in this process, in lockstep."""
+    keep_freed_memory()
     feed = LateFeed()
     executor = LocalExecutor(job.program, feed, job.recipe)
     if job.resume is not None:
@@ -284,15 +345,19 @@ def _run_locally(job: Job, collector: Collector) -> None:
         for rank in executor.ranks:
             checkpoint.restore(rank, state)
     emit = collector.event
+    if collector.metrics is not None:
+        collector.metrics.take_over()
+    for rank in executor.ranks:
+        emit(rank.rank, "device", ("in process", "cpu"))
     with data_feed(job, executor.ranks) as feed.real:
         for step in range(job.start, job.stop):
             executor.step(step)
             for rank in executor.ranks:
-                emit(rank.rank, "step", report(rank.unread()))
+                emit(rank.rank, "step", report(ended(rank)))
             if job.checkpoint_after(step):
                 for rank in executor.ranks:
                     for piece in checkpoint.pieces(rank):
                         emit(rank.rank, "checkpoint", (step + 1, piece))
                     emit(rank.rank, "checkpoint", (step + 1, None))
     for rank in executor.ranks:
-        emit(rank.rank, "end", (rank.sent, 0))
+        emit(rank.rank, "end", 0)

@@ -1,6 +1,6 @@
 """The folder that a run leaves behind. Every file in it is whole at any moment.
 
-    plan.yaml  summary.json  steps.jsonl  timeline.jsonl  trace.json  checkpoints/
+    plan.yaml  metrics.json  summary.json  steps.jsonl  timeline.jsonl  trace.json  checkpoints/
 
 Lines are appended in one write; other files are written aside and renamed.
 """
@@ -34,7 +34,7 @@ class RunFolder:
     def __init__(self, path: Path, plan: Plan, *, keep_before: int | None = None) -> None:
         self.path = path
         self._steps = path / "steps.jsonl"
-        self._before: dict[str, str] | None = None  # what a run in place found
+        self._before: dict[str, str | None] | None = None  # what a run in place found
         self._made: list[Path] | None = None  # folders, the innermost first
         try:
             self._open(plan, keep_before)
@@ -56,11 +56,10 @@ class RunFolder:
                 f"another folder, or --resume {path} to go on with it",
             )
         if keep_before is not None:
-            names = ("plan.yaml", "steps.jsonl")
+            names = ("plan.yaml", "steps.jsonl", "metrics.json")
             self._before = {
-                name: (path / name).read_text(encoding="utf-8")
+                name: (path / name).read_text(encoding="utf-8") if (path / name).exists() else None
                 for name in names
-                if (path / name).exists()
             }
         self._made = [p for p in (path, *path.parents) if not p.exists()]
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -71,7 +70,10 @@ class RunFolder:
         """Leave all as it was before a run that never began."""
         if self._before is not None:
             for name, text in self._before.items():
-                self.write(name, text)
+                if text is None:
+                    (self.path / name).unlink(missing_ok=True)
+                else:
+                    self.write(name, text)
         elif self._made is not None:  # the folder was ours to fill
             with suppress(OSError):  # it could not be made
                 for child in self.path.iterdir():

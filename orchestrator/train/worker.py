@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.execute.device import Cpu, Cuda
 from orchestrator.execute.distributed import clock_offsets, connect
+from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.interpreter import RankInterpreter, Unread
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.model import Recipe
+from orchestrator.observe.metrics import Page, RankTotals, RunLabels, stage_of
+from orchestrator.observe.metrics_options import LOOPBACK
+from orchestrator.observe.metrics_parts import Parts
+from orchestrator.observe.metrics_server import METRICS, PageServer, application
 from orchestrator.observe.timeline import RankTimes
+from orchestrator.program.ledger import Edge
 from orchestrator.program.ops import Program
 from orchestrator.train import checkpoint
 from orchestrator.train.data import SampleOrder, open_dataset
@@ -33,6 +43,8 @@ class Job:
         resume: checkpoint file to take the weights from.
         checkpoint_every: steps between checkpoints; 0 for one at the end only.
         timed: record every op's times.
+        metrics: what the workers' metrics are labelled with, None for none.
+        metrics_host: address at which each worker serves them.
     """
 
     program: Program
@@ -43,6 +55,8 @@ class Job:
     resume: Path | None = None
     checkpoint_every: int = 0
     timed: bool = True
+    metrics: RunLabels | None = None
+    metrics_host: str = LOOPBACK
 
     def checkpoint_after(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""
@@ -58,57 +72,101 @@ class StepReport:
 
     Args:
         loss: this rank's part of the mean loss.
+        sent: the bytes that it handed to its transport.
     """
 
     loss: float
     times: RankTimes
+    sent: Counter[Edge]
 
 
 def train(context: WorkerContext, job: Job) -> None:
-    """Run one rank of a job. Emits ``offsets`` (rank 0), ``step``, ``checkpoint``, ``end``."""
+    """Run one rank of a job.
+
+    Emits ``offsets`` (rank 0), ``device``, ``metrics``, ``step``, ``checkpoint`` and ``end``.
+    """
     program, recipe = job.program, job.recipe
     device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
+    if device is None:
+        keep_freed_memory()
     transport = connect(program, context.rank, device)
     offsets = clock_offsets(context.rank, context.world_size)
     if offsets:
         context.emit("offsets", offsets)
     meter = MemoryMeter(device)
+    name = torch.cuda.get_device_name(device.torch) if device else "cpu"
+    context.emit("device", (dist.get_backend(), name))
     wholes: dict[str, Tensor] = {}
 
     def value(slot: Slot) -> Tensor:
         return initial_value(slot, recipe.seed, wholes)
 
     feed = LateFeed()
-    interpreter = RankInterpreter(
-        program, context.rank, transport, feed, recipe, device or Cpu(), value
-    )
-    wholes.clear()
-    if job.resume is not None:
-        checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
-    gc.collect()
-    with data_feed(job, [interpreter]) as feed.real:
-        context.emit("ready", None)
-        unread: Unread | None = None
-        for step in range(job.start, job.stop):
+    with serving_metrics(context, job, meter):
+        interpreter = RankInterpreter(
+            program, context.rank, transport, feed, recipe, device or Cpu(), value
+        )
+        wholes.clear()
+        if job.resume is not None:
+            checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
+        gc.collect()
+        with data_feed(job, [interpreter]) as feed.real:
+            context.emit("ready", None)
+            train_steps(context, job, interpreter, meter)
+    context.emit("end", meter.peak_bytes())
+
+
+def train_steps(
+    context: WorkerContext, job: Job, interpreter: RankInterpreter, meter: MemoryMeter
+) -> None:
+    """Train and report, step after step."""
+    unread: Ended | None = None
+    for step in range(job.start, job.stop):
+        watched = meter.watching(interpreter.state_bytes()) if step == job.start else nullcontext()
+        with watched:
             drive(interpreter, step)
-            if unread is not None:
-                context.emit("step", report(unread))
-            unread = interpreter.unread()
-            saves = job.checkpoint_after(step)
-            if device is None or saves or step + 1 == job.stop:
-                context.emit("step", report(unread))  # reading waits for a GPU, not for a CPU
-                unread = None
-            if saves:
-                for piece in checkpoint.pieces(interpreter):
-                    context.emit("checkpoint", (step + 1, piece))
-                context.emit("checkpoint", (step + 1, None))
-                interpreter.rest()
-    context.emit("end", (interpreter.sent, meter.peak_bytes()))
+        if unread is not None:
+            context.emit("step", report(unread))
+        unread = ended(interpreter)
+        saves = job.checkpoint_after(step)
+        if context.device == "cpu" or saves or step + 1 == job.stop:
+            context.emit("step", report(unread))  # reading waits for a GPU, not for a CPU
+            unread = None
+        if saves:
+            for piece in checkpoint.pieces(interpreter):
+                context.emit("checkpoint", (step + 1, piece))
+            context.emit("checkpoint", (step + 1, None))
+            interpreter.rest()
 
 
-def report(unread: Unread) -> StepReport:
+@contextmanager
+def serving_metrics(context: WorkerContext, job: Job, meter: MemoryMeter) -> Iterator[None]:
+    """Serve this rank's metrics. The driver tells them, so a step does nothing for it."""
+    if job.metrics is None:
+        yield
+        return
+    zero = Parts(job.program).zero(context.rank)
+    totals = RankTotals(stage_of(job.program, context.rank), zero, meter.peak_bytes)
+    page = application(Page(job.metrics, [totals]))
+    with PageServer(job.metrics_host, 0, {METRICS: page}.get, context.node) as server:
+        context.listen(totals.add)
+        context.emit("metrics", server.url + METRICS)
+        yield
+
+
+Ended = tuple[Unread, "Counter[Edge]"]
+
+
+def ended(interpreter: RankInterpreter) -> Ended:
+    """The step that has just ended: what is left to be read of it, and the bytes it sent."""
+    sent, interpreter.sent = interpreter.sent, Counter()
+    return interpreter.unread(), sent
+
+
+def report(step: Ended) -> StepReport:
     """Read a step's loss and times; waits for a GPU."""
-    return StepReport(float(unread.loss), unread.read())
+    unread, sent = step
+    return StepReport(float(unread.loss), unread.read(), sent)
 
 
 def drive(interpreter: RankInterpreter, step: int) -> None:

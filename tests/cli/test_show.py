@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.plan import shipped_names
-from tests.cli.command import command
+from tests.cli.command import command, refused
 
 KEYS = {
     "name", "model", "world_size", "parameters", "macs_forward_per_image", "bytes_per_step",
@@ -156,3 +159,39 @@ def test_with_a_cluster_it_says_whether_the_plan_fits() -> None:
     room = command("show", "krizhevsky2012", "--cluster", "gtx580x2", "--set", "replicas=2")
     assert room.code == 2
     assert "needs 4 ranks" in room.err
+
+
+@pytest.mark.parametrize("name", ["k.svg", "k.png"])
+def test_a_picture_is_drawn_beside_the_usual_answer(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    ended = command("show", "krizhevsky2012", "--json", "--picture", str(file))
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out) == shown("krizhevsky2012")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["k.pdf", "k", "k.svg.gz", ".svg"])
+def test_a_picture_is_svg_or_png(name: str, tmp_path: Path) -> None:
+    message = refused("show", "krizhevsky2012", "--picture", str(tmp_path / name))
+    assert "a picture is .svg or .png" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_needs_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.svg").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for path in ("none/k.svg", "file/k.png", "folder.svg"):
+        message = refused("show", "krizhevsky2012", "--picture", str(tmp_path / path))
+        assert f"cannot write to {tmp_path / path}: " in message
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_a_picture_its_library_is_not_loaded() -> None:
+    code = (
+        "import sys; from orchestrator.cli import main\n"
+        "try: main(['show', 'krizhevsky2012', '--json'])\n"
+        "except SystemExit: print(*{'matplotlib', 'torch'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""

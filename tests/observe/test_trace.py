@@ -1,13 +1,10 @@
-"""The trace as Perfetto reads it: every op a slice that it will not drop, every transfer an arrow.
-
-Perfetto's rules are those of its slice tracker (src/trace_processor/importers/common, v49): slices
-of a track nest or lie apart, else they are dropped; a slice is over at the moment of its end.
-"""
+"""The trace as Perfetto reads it: its own trace processor loads each and is asked in SQL."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,88 +14,146 @@ from orchestrator.execute.local import LocalExecutor
 from orchestrator.execute.verify import RandomFeed
 from orchestrator.models.model import Recipe
 from orchestrator.observe import trace
-from orchestrator.observe.timeline import StepTimes
+from orchestrator.observe.timeline import StepTimes, meetings
+from orchestrator.observe.trace import Source
 from orchestrator.program import Program
-from orchestrator.program.ops import SEND
+from orchestrator.program.ops import SEND, STEP
+from orchestrator.simulate.cluster import load_cluster
+from orchestrator.simulate.memory import peak_memory
+from orchestrator.simulate.predict import simulate_program
+from orchestrator.simulate.trace_source import trace_source
+from tests.observe.perfetto_engine import TraceProcessor
 from tests.observe.timelines import PROGRAMS
 from tests.program.small import LINEAR, small_program
 
-Event = dict[str, Any]
+SLICES = """
+select slice.id, slice.name, slice.category, ts, dur, process.name as source,
+  thread.name as track,
+  extract_arg(slice.arg_set_id, 'args.op') as op,
+  extract_arg(slice.arg_set_id, 'args.step') as step,
+  extract_arg(slice.arg_set_id, 'args.bytes') as bytes,
+  extract_arg(slice.arg_set_id, 'args.flops') as flops,
+  extract_arg(slice.arg_set_id, 'args.peers') as peers
+from slice join thread_track on slice.track_id = thread_track.id
+join thread using (utid) join process using (upid)
+"""
+COUNTERS = """
+select process.name as source, track.name as name, ts, value
+from counter join process_counter_track as track on counter.track_id = track.id
+join process using (upid) order by ts
+"""
 
 
-def executed(program: Program, steps: int) -> list[StepTimes]:
+def executed(program: Program, steps: int) -> Source:
+    """Steps of the local executor."""
     executor = LocalExecutor(program, RandomFeed(program.model, program.global_batch), Recipe())
     found = []
     for step in range(steps):
         executor.step(step)
         found.append(executor.times())
-    return found
+    return Source("measured", program, found)
 
 
-def written(program: Program, steps: list[StepTimes], file: Path) -> list[Event]:
-    trace.write(file, program, steps, "measured")
-    whole = json.loads(file.read_text())
-    assert whole["displayTimeUnit"] == "ms"
-    events: list[Event] = whole["traceEvents"]
-    return events
+def predicted(program: Program) -> Source:
+    return trace_source(simulate_program(program, load_cluster("k20x8")))
 
 
-def nanoseconds(event: Event) -> tuple[int, int]:
-    """Start and end as Perfetto counts them."""
-    start = round(event["ts"] * 1000)
-    return start, start + round(event["dur"] * 1000)
+@pytest.fixture(scope="module", params=PROGRAMS)
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Program, dict[str, Source], TraceProcessor]]:
+    """Two measured steps and a simulated one in one trace, loaded."""
+    program = PROGRAMS[request.param]
+    sources = (executed(program, 2), predicted(program))
+    file = tmp_path_factory.mktemp("trace") / "trace.json"
+    trace.write(file, *sources)
+    with TraceProcessor(file) as perfetto:
+        yield program, {source.name: source for source in sources}, perfetto
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_every_op_of_every_step_is_one_slice_on_its_ranks_track(name: str, tmp_path: Path) -> None:
-    program = PROGRAMS[name]
-    events = written(program, executed(program, 2), tmp_path / "trace.json")
-    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    slices = [e for e in events if e["ph"] == "X"]
-    expected = [(step, op.id) for step in (0, 1) for op in program.ops()]
-    assert [(e["args"]["step"], e["args"]["op"]) for e in slices] == expected
-    for event in slices:
-        op = program.op(event["args"]["op"])
-        assert (event["name"], event["cat"]) == (str(op), op.kind)
-        assert names[event["tid"]].startswith(f"rank {op.rank} {op.lane}")
-        assert (event["args"]["bytes"], event["args"]["peers"]) == (op.bytes, list(op.peers))
-        assert event["ts"] >= 0
-        assert event["dur"] >= 0
-    (process,) = (e for e in events if e["name"] == "process_name")
-    assert process["args"]["name"] == "measured"
-    assert {e["pid"] for e in events} == {process["pid"]}
+Both = tuple[Program, dict[str, Source], TraceProcessor]
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_every_send_has_an_arrow_to_its_receive(name: str, tmp_path: Path) -> None:
-    program = PROGRAMS[name]
-    events = written(program, executed(program, 2), tmp_path / "trace.json")
-    flows: defaultdict[str, dict[str, Event]] = defaultdict(dict)
-    for event in events:
-        if event["ph"] in "sf":
-            assert event["ph"] not in flows[event["id"]], "an id of its own for every arrow"
-            flows[event["id"]][event["ph"]] = event
-    sends = [op for op in program.ops() if op.lane == SEND]
-    assert len(flows) == 2 * len(sends)
-    ends: Counter[tuple[str, str]] = Counter()
-    for ends_of in flows.values():
-        source, target = (slice_at(events, ends_of[phase]) for phase in "sf")
-        assert ends_of["s"]["ts"] <= ends_of["f"]["ts"]
-        assert source["cat"][:4] == "SEND"
-        assert target["cat"] == source["cat"].replace("SEND", "RECV")
-        assert source["args"]["step"] == target["args"]["step"]
-        ends[source["name"], target["name"]] += 1
-    assert all(a.replace("SEND", "RECV") == b for a, b in ends)
+def test_perfetto_finds_every_op_with_its_duration(both: Both) -> None:
+    program, sources, perfetto = both
+    assert perfetto.problems() == {}
+    found = perfetto.query(SLICES)
+    by_op = {(row["source"], row["step"], row["op"]): row for row in found}
+    assert len(by_op) == len(found) == 3 * len(program.columns)
+    for name, source in sources.items():
+        zero = min(source.steps[0].begin.values())
+        for times in source.steps:
+            for op in program.ops():
+                row = by_op[name, times.step, op.id]
+                assert (row["name"], row["category"]) == (str(op), op.kind)
+                assert row["track"].startswith(f"rank {op.rank} {op.lane}")
+                assert (row["bytes"] or 0, row["flops"] or 0) == (op.bytes, op.flops)
+                assert (row["peers"] or "") == ",".join(map(str, op.peers))
+                start, end = times.start[op.id] - zero, times.end[op.id] - zero
+                assert row["ts"] == pytest.approx(start * 1e9, abs=1)
+                assert row["dur"] == pytest.approx((end - start) * 1e9, abs=2)
 
 
-def slice_at(events: list[Event], flow: Event) -> Event:
-    """The slice to which Perfetto binds an end of an arrow: begun last on its track by then."""
-    track = [e for e in events if e["ph"] == "X" and e["tid"] == flow["tid"]]
-    last = max((e for e in track if e["ts"] <= flow["ts"]), key=lambda e: float(e["ts"]))
-    start, end = nanoseconds(last)
-    assert start <= round(flow["ts"] * 1000)
-    assert round(flow["ts"] * 1000) < end or start == end
-    return last
+def test_both_sources_have_the_same_tracks(both: Both) -> None:
+    program, sources, perfetto = both
+    tracks = defaultdict(set)
+    for row in perfetto.query(
+        "select process.name as source, thread.name as track from thread join process using (upid)"
+        " where process.name is not null and thread.name is not null"
+    ):
+        tracks[row["source"]].add(row["track"])
+    assert tracks.keys() == sources.keys()
+    lanes = {f"rank {rank} {lane}" for rank in program.ranks for lane in trace.LANES}
+    assert all(lanes <= found for found in tracks.values())
+    # A track that it takes for a main thread would be put first, whatever its rank and lane.
+    assert perfetto.query("select name from thread where is_main_thread and name is not null") == []
+
+
+def test_perfetto_draws_an_arrow_from_every_send_to_its_receive(both: Both) -> None:
+    program, _, perfetto = both
+    rows = {row["id"]: row for row in perfetto.query(SLICES)}
+    arrows = [
+        (rows[flow["slice_out"]], rows[flow["slice_in"]])
+        for flow in perfetto.query("select slice_out, slice_in from flow")
+    ]
+    transfers = [ids for ids in meetings(program) if program.op(ids[0]).lane == SEND]
+    assert {row["source"] for ends in arrows for row in ends} <= {"measured", "simulated"}
+    assert all(a["source"] == b["source"] and a["step"] == b["step"] for a, b in arrows)
+    found = sorted((a["op"], b["op"]) for a, b in arrows)
+    assert found == sorted(3 * [(a, b) for a, b in transfers])
+
+
+def test_perfetto_counts_the_simulated_memory(both: Both) -> None:
+    program, _, perfetto = both
+    rows = perfetto.query(COUNTERS)
+    assert {row["source"] for row in rows} == {"simulated"}, "measured runs have no series"
+    for memory in peak_memory(program):
+        name = f"rank {memory.rank} memory bytes"
+        values = [row["value"] for row in rows if row["name"] == name]
+        assert max(values) == memory.peak_bytes
+        assert all(a != b for a, b in zip(values, values[1:], strict=False)), "only changes"
+
+
+def test_memory_stands_at_the_computation_under_which_it_is_held(tmp_path: Path) -> None:
+    """A transfer is posted with the computation before it; what is posted together is one value."""
+    program = PROGRAMS["columns"]
+    order = program.order[0]
+    start = [float(10 + i) for i in range(len(program.columns))]
+    times = StepTimes(0, start, start, start, dict.fromkeys(program.ranks, 10.0), {})
+    series = {0: [(i, 100 + place) for place, i in enumerate(order)]}
+    file = tmp_path / "trace.json"
+    trace.write(file, Source("simulated", program, [times], series))
+    found = [e for e in json.loads(file.read_text())["traceEvents"] if e["ph"] == "C"]
+    # Up to the next computation the largest value holds; before the first one the step's begin.
+    expected: dict[float, int] = {}
+    now = 10.0
+    for place, i in enumerate(order):
+        if program.op(i).lane == "compute":
+            now = start[i]
+        expected[now] = 100 + place
+    assert [(e["ts"], e["args"]["bytes"]) for e in found] == [
+        ((moment - 10) * 1e6, size) for moment, size in expected.items()
+    ]
 
 
 def test_slices_of_a_track_never_cross(tmp_path: Path) -> None:
@@ -114,19 +169,47 @@ def test_slices_of_a_track_never_cross(tmp_path: Path) -> None:
     start = [float(op.rank + max(op.peers, default=0)) for op in program.ops()]
     end = [at + 2 for at in start]
     ranks = dict.fromkeys(program.ranks, 0.0)
-    events = written(program, [StepTimes(0, start, start, end, ranks, ranks)], tmp_path / "t.json")
-    tracks: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for event in events:
-        if event["ph"] == "X":
-            tracks[event["tid"]].append(nanoseconds(event))
+    source = Source("measured", program, [StepTimes(0, start, start, end, ranks, ranks)])
+    trace.write(tmp_path / "t.json", source)
+    with TraceProcessor(tmp_path / "t.json") as perfetto:
+        assert perfetto.problems() == {}
+        rows = perfetto.query(SLICES)
+    assert len(rows) == len(program.columns)
+    assert {"rank 0 send", "rank 0 send 2"} <= {row["track"] for row in rows}
+    tracks: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for row in rows:
+        tracks[row["track"]].append((row["ts"], row["ts"] + row["dur"]))
     for spans in tracks.values():
         spans.sort()
         assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
-    names = [e["args"]["name"] for e in events if e["name"] == "thread_name"]
-    assert len(set(names)) == len(names)
-    assert {"rank 0 send", "rank 0 send 2"} <= set(names)
 
 
-def test_a_run_without_a_step_has_an_empty_trace(tmp_path: Path) -> None:
-    events = written(PROGRAMS["data"], [], tmp_path / "trace.json")
-    assert {e["ph"] for e in events} == {"M"}
+def test_a_slice_tells_its_layers_and_what_it_waited_for(tmp_path: Path) -> None:
+    program = PROGRAMS["columns"]
+    count = len(program.columns)
+    ranks = dict.fromkeys(program.ranks, 0.0)
+    times = StepTimes(7, [1.0] * count, [1.5] * count, [2.0] * count, ranks, ranks)
+    trace.write(tmp_path / "t.json", Source("measured", program, [times]))
+    events: list[dict[str, Any]] = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    for event in (e for e in events if e["ph"] == "X"):
+        op = program.op(event["args"]["op"])
+        layers = [layer.name for layer in program.segments[op.segment].layers]
+        assert event["args"]["layers"] in (layers[0], f"{layers[0]}..{layers[-1]}")
+        assert event["args"]["waited_us"] == 500_000
+        assert ("flops" in event["args"]) == (op.lane == "compute" and op.kind != STEP)
+
+
+def test_a_run_without_a_step_has_a_trace_without_a_slice(tmp_path: Path) -> None:
+    trace.write(tmp_path / "t.json", Source("measured", PROGRAMS["data"], []))
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert {event["ph"] for event in events} == {"M"}
+
+
+def test_an_op_takes_few_bytes(tmp_path: Path) -> None:
+    """64 ranks with 10,000 ops each are 160 MB, which Perfetto loads."""
+    program = small_program(
+        LINEAR, "layers: a..c, ranks: 0..3, split: channel", batch=16,
+        more="replicas: 2\nn_microbatches: 8\n",
+    )  # fmt: skip
+    trace.write(tmp_path / "t.json", predicted(program))
+    assert (tmp_path / "t.json").stat().st_size < 250 * len(program.columns)

@@ -54,18 +54,7 @@ def measured_peaks(program: Program, monkeypatch: pytest.MonkeyPatch) -> list[in
     with profile(activities=activities, profile_memory=True, record_shapes=True) as recorded:
         executor.step(1)
     most = _most_by_rank(recorded, len(executor.ranks))
-    return [held(rank) + most[rank.rank] for rank in executor.ranks]
-
-
-def held(rank: RankInterpreter) -> int:
-    """Bytes of weights, velocities and flat gradients, each storage once."""
-    storages = {}
-    for parameters in rank.parameters.values():
-        flats = [t for t in (parameters.flat, parameters.flat_gradient) if t is not None]
-        for tensor in [*parameters.weights, *parameters.velocities, *flats]:
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    return [rank.state_bytes() + most[rank.rank] for rank in executor.ranks]
 
 
 def _marked(rank: RankInterpreter) -> Any:

@@ -68,6 +68,7 @@ WRONG = [
     ("GBps: 6.0, l", "GBps: {value: 1, why: x}, l", "GBps.why", "unknown key", "remove"),
     ("GBps: 6.0, l", "GBps: {assumed: true}, l", "network[0].GBps", "without value", "value"),
     ("GBps: 6.0, l", "GBps: {value: 1, assumed: false}, l", "assumed", "found false", "true"),
+    ("  power_W", "  transfer_slowdown: 2\n  power_W", "transfer_slowdown", "found 2", "number"),
     ("topology: shared", "topology: shared, nested: true", "nested", "none before it", "leave"),
     ("topology: shared", "topology: mesh", "network[0].topology", "'mesh'", "write it like"),
     ("size: 2", "size: 4", "cluster:15, network[0].size", "levels of 4 = 4", "size: 2"),

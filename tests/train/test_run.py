@@ -48,8 +48,8 @@ def test_the_run_folder(name: str, tmp_path: Path) -> None:
     out = trained(tmp_path, name, 3)
     check_consistent(out)
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoints", "net.py", "plan.yaml", "steps.jsonl", "summary.json", "timeline.jsonl",
-        "trace.json",
+        "checkpoints", "metrics.json", "net.py", "plan.yaml", "steps.jsonl", "summary.json",
+        "timeline.jsonl", "trace.json",
     ]  # fmt: skip
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000003.pt"]
     # Its own plan runs again from any folder, with the model file that was copied along.

@@ -124,6 +124,7 @@ def test_going_on_in_place_can_be_taken_back(tmp_path: Path) -> None:
         folder.add_step({"step": step})
     before = contents(tmp_path)
     other = RunFolder(tmp_path, PLAN.model_copy(update={"name": "other"}), keep_before=3)
+    other.write_json("metrics.json", {})
     assert contents(tmp_path) != before
     other.discard()
     assert contents(tmp_path) == before

@@ -150,9 +150,9 @@ def test_a_run_over_ray_is_the_local_run_to_the_last_bit(
     event = driver.Collector.event
 
     def recorded(self: driver.Collector, rank: int, kind: str, payload: Any) -> None:
-        if kind == "end":
-            assert {edge.from_rank for edge in payload[0]} == {rank}
-            sent.update(payload[0])
+        if kind == "step":
+            assert {edge.from_rank for edge in payload.sent} == {rank}
+            sent.update(payload.sent)
         event(self, rank, kind, payload)
 
     plan, local, over_ray = plan_file(tmp_path, "everything"), tmp_path / "local", tmp_path / "ray"

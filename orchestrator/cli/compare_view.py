@@ -1,0 +1,114 @@
+"""The comparison in a terminal: a table with bars, as wide as the terminal allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.observe.palette import SHARE_COLORS, SHARE_NAMES
+
+# Told apart without colours too, on paper or in a log.
+_LETTERS = {
+    "compute_time_s": "█",
+    "exposed_communication_time_s": "▓",
+    "wait_time_s": "▒",
+    "bubble_time_s": "░",
+    "other_time_s": "·",
+}
+_OTHER_COLUMNS = 39  # widths of the source, the times and the spaces beside a name and a bar
+_SHORTEST_BAR, _WIDEST_BAR = 12, 60
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print CONTRACT's JSON of ``compare``."""
+    console = Console(highlight=False)
+    longest = max(len("plan or run"), *(len(item["name"]) for item in found["items"]))
+    room = console.width - _OTHER_COLUMNS - longest
+    console.print(_table(found, min(_WIDEST_BAR, max(_SHORTEST_BAR, room))))
+    console.print(
+        "  ".join(f"[{SHARE_COLORS[k]}]{s}[/] {SHARE_NAMES[k]}" for k, s in _LETTERS.items())
+    )
+    if len(found["items"]) > 1:
+        console.print(f"\n[bold]{found['winner']}[/] wins")
+    for line in found["because"]:
+        console.print(f"  {line}", markup=False)
+    if agreement := agreement_of(found):
+        console.print(agreement, markup=False)
+    for item in found["items"]:
+        if item.get("ops"):
+            console.print()
+            console.print(_op_table(item))
+
+
+def agreement_of(found: dict[str, Any]) -> str:
+    """How well what was measured had been predicted, in a sentence; "" if nothing was."""
+    if found["mean_absolute_error_ratio"] is None:
+        return ""
+    tau = found["kendall_tau"]
+    return (
+        f"step time predicted with a mean error of {found['mean_absolute_error_ratio']:.1%}, "
+        f"at worst {found['worst_error_ratio']:.1%}"
+        + (f"; order right to Kendall's tau {tau:.2f}" if tau is not None else "")
+    )
+
+
+def _table(found: dict[str, Any], bar_width: int) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("plan or run", overflow="fold")
+    table.add_column("")
+    for name in ("step", "images/s", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("time goes to", no_wrap=True, min_width=bar_width)
+    for item in found["items"]:
+        name = item["name"]
+        for source in ("measured", "predicted"):
+            row = item[source]
+            if row is None:
+                continue
+            error = item["error_ratio"]
+            shown = f"{error:+.1%}" if source == "predicted" and error is not None else ""
+            table.add_row(
+                name, f"[dim]{source}[/]", _seconds(row["step_time_s"]),
+                f"{row['images_per_s']:,.1f}", shown, _bar(row, bar_width),
+            )  # fmt: skip
+            name = ""
+    return table
+
+
+def _bar(row: dict[str, Any], width: int) -> str:
+    """Shares of the step as a bar."""
+    text, done, total = "", 0.0, 0
+    for key, letter in _LETTERS.items():
+        done += max(0.0, row[key]) / row["step_time_s"]
+        cells = round(done * width) - total
+        total += cells
+        if cells > 0:
+            text += f"[{SHARE_COLORS[key]}]{letter * cells}[/]"
+    return text
+
+
+def _op_table(item: dict[str, Any]) -> Table:
+    table = Table(
+        "", box=None, header_style="dim", title=f"{item['name']}: a step, summed over all ranks",
+        title_justify="left", pad_edge=False,
+    )  # fmt: skip
+    for name in ("predicted", "measured", "error"):
+        table.add_column(name, justify="right")
+    for row in item["ops"]:
+        error = row["error_ratio"]
+        table.add_row(
+            row["kind"], _seconds(row["predicted_s"]), _seconds(row["measured_s"]),
+            "" if error is None else f"{error:+.1%}",
+        )  # fmt: skip
+    for row in item["worst_layers"]:
+        table.add_row(
+            f"{row['layers']} ({row['what']})", _seconds(row["predicted_s"]),
+            _seconds(row["measured_s"]), "",
+        )  # fmt: skip
+    return table
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"

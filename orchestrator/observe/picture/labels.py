@@ -1,0 +1,79 @@
+"""The words and numbers of a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from orchestrator.observe.picture.layout import Arrow, Block, Column, Exchange, Reduction, Row
+
+
+def short_bytes(count: float) -> str:
+    """Three figures and a decimal prefix: ``11.1 MB``."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = 0
+    while count >= 999.5 and power < len(units) - 1:
+        count, power = count / 1000, power + 1
+    digits = 0 if power == 0 or count >= 99.95 else 1 if count >= 9.995 else 2
+    return f"{count:.{digits}f} {units[power]}"
+
+
+def block_text(block: Block) -> str:
+    """Height x width x channels, in the paper's order, or features; then images, if they change."""
+    channels, *sides = block.shape
+    lines = ["×".join(map(str, (*sides, channels)))] if block.shape != (1,) else []
+    if block.images:
+        lines.append(f"{block.images} images")
+    return "\n".join(lines)
+
+
+def column_text(column: Column) -> str:
+    """What a column computes, in one line below its name."""
+    if column.kernel:
+        stride = f", stride {column.stride}" if column.stride > 1 else ""
+        return f"{column.kernel}×{column.kernel}{stride}"
+    return {"linear": "dense", "sum": "added up"}.get(column.kind, "")
+
+
+def row_text(row: Row, batch: int) -> str:
+    """A rank, how many do the same, and its share of the batch."""
+    lines = [f"rank {row.rank}"]
+    if row.copies > 1:
+        lines.append(f"and {row.copies - 1} alike")
+    if row.images < batch:
+        lines.append(f"{row.images} of {batch}\nimages")
+    return "\n".join(lines)
+
+
+def alike_text(row: Row) -> str:
+    """How many ranks are left out below a row."""
+    return f"⋮  {row.alike_below} more alike"
+
+
+def arrow_text(arrow: Arrow) -> str:
+    """Bytes forward; and those back, where they are not as many."""
+    forward = short_bytes(arrow.forward)
+    if arrow.backward == arrow.forward:
+        return forward
+    return f"{forward}, back {short_bytes(arrow.backward)}"
+
+
+def is_told_by_arrow(exchange: Exchange) -> bool:
+    """Whether every arrow has its own label; else one stands for all."""
+    if len(exchange.arrows) < len(exchange.sizes):
+        return False
+    return max(Counter(arrow.space for arrow in exchange.arrows).values()) <= 2
+
+
+def exchange_text(exchange: Exchange) -> str:
+    """How many edges, and how much on each."""
+    low, high = short_bytes(exchange.sizes[0]), short_bytes(exchange.sizes[-1])
+    return f"{len(exchange.sizes)} × {low}" + (f" to {high}" if low != high else "")
+
+
+def reduction_text(reduction: Reduction) -> str:
+    """Who sums which gradients, and what each sends for it."""
+    names = reduction.layers
+    layers = names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"
+    return f"gradients of {layers}\nsummed over {reduction.ranks} ranks\n" + (
+        f"each sends {short_bytes(reduction.sent)}"
+    )
