@@ -90,7 +90,8 @@ def _entry(source: str, of_plan: list[str], cluster: Cluster | None) -> Entry:
 def _run_entry(source: str, record: RunRecord, cluster: Cluster | None) -> Entry:
     plan = record.plan
     model = model_of(plan)
-    prediction = simulate(plan, model, cluster) if cluster else None
+    data = str(record.summary.get("data", "digits")).split(":")[0]
+    prediction = simulate(plan, model, cluster, data=data) if cluster else None
     program = compile_plan(plan, model, dtype=record.summary.get("dtype", "float32"))
     # Another release may have compiled the plan to other ops; then ids say nothing here.
     known = program.digest() == record.summary.get("program")

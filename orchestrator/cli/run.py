@@ -223,7 +223,8 @@ def _predicted(
     from orchestrator.simulate.predict import simulate_program
     from orchestrator.simulate.trace_source import trace_source
 
-    prediction = simulate_program(program, cluster)
+    data = str(outcome.summary["data"]).split(":")[0]
+    prediction = simulate_program(program, cluster, data=data)
     with folder.replacing("trace.json") as file:
         trace.write(file, outcome.measured, trace_source(prediction))
     return {"cluster": cluster.name, **prediction.summary}

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides, split_overrides
 from orchestrator.errors import InputError
+from orchestrator.models.model import Model
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import (
@@ -25,7 +26,7 @@ from orchestrator.program.ledger import (
 )
 from orchestrator.program.placement import layer_span
 from orchestrator.program.resolve import model_of
-from orchestrator.simulate.cluster import load_cluster
+from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.fit import RankFit, fits, what_would_fit
 from orchestrator.simulate.memory import peak_memory
 
@@ -72,11 +73,15 @@ def command(
             click.echo(str(rank))
     if cluster is None or found["fits"]:
         return 0
-    click.echo("it does not fit; what would:", err=True)
-    remedies = [str(remedy) for remedy in what_would_fit(plan, model, cluster)]
-    for remedy in remedies or ["nothing that a plan can say"]:
-        click.echo(f"  {remedy}", err=True)
+    click.echo(remedies(plan, model, cluster), err=True)
     return 1
+
+
+def remedies(plan: Plan, model: Model, cluster: Cluster) -> str:
+    """What to change in a plan that does not fit, line by line."""
+    found = [str(remedy) for remedy in what_would_fit(plan, model, cluster)]
+    lines = ["it does not fit; what would:", *(found or ["nothing that a plan can say"])]
+    return "\n  ".join(lines)
 
 
 def describe(plan: Plan, program: Program) -> dict[str, Any]:

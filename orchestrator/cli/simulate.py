@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.table import Table
 from orchestrator.cli.metrics_options import check, giving_out, metrics_options
 from orchestrator.cli.options import as_json, overrides, positive, split_overrides
 from orchestrator.cli.run_view import shares_table
+from orchestrator.cli.show import remedies
 from orchestrator.errors import InputError
 from orchestrator.observe import timeline, trace
 from orchestrator.observe.metrics_options import MetricsOptions
@@ -75,7 +75,8 @@ def command(
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster)
     positive("steps", steps)
-    prediction = simulate(plan, model_of(plan), cluster, steps, jitter=jitter, seed=seed)
+    model = model_of(plan)
+    prediction = simulate(plan, model, cluster, steps, jitter=jitter, seed=seed)
     found = describe(prediction, cluster)
     if out is not None:
         try:
@@ -87,6 +88,9 @@ def command(
         click.echo(json.dumps(found))
     else:
         _print(found, prediction, cluster)
+    if not found["fits"]:
+        _tell_misfit(prediction, cluster)
+        click.echo(remedies(plan, model, cluster), err=True)
     if metrics.wanted:
         _give_out(prediction, cluster, metrics, out)
     return 0 if found["fits"] else 1
@@ -158,18 +162,16 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
     console.print(table)
     for note in found["notes"]:
         console.print(f"note: {note}", markup=False)
-    if not found["fits"]:
-        _print_misfit(prediction, cluster)
 
 
-def _print_misfit(prediction: Prediction, cluster: Cluster) -> None:
+def _tell_misfit(prediction: Prediction, cluster: Cluster) -> None:
     for m in prediction.memory:
         device = smallest_device(prediction.program, cluster, m.rank)
         if m.peak_bytes > device.usable_bytes:
-            print(
+            click.echo(
                 f"does not fit: rank {m.rank} needs {m.peak_bytes / 2**30:.2f} GiB at op "
                 f"{m.peak_op}, {device.name} has {device.usable_bytes / 2**30:.2f} GiB",
-                file=sys.stderr,
+                err=True,
             )
 
 

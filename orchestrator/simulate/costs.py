@@ -42,6 +42,7 @@ class CostModel:
         self.calibration = cluster.calibration
         self.collectives = Collectives(topology, program.ranks)
         self.notes: dict[str, None] = {}  # an ordered set
+        self._parts: dict[tuple[object, ...], Work] = {}
         self._works: dict[tuple[int, str, int, bool, int], Work] = {}
         self._latencies: dict[tuple[int, int, int], float | None] = {}
         self._phases: dict[tuple[str, int, tuple[int, ...]], tuple[Phase, ...] | None] = {}
@@ -147,6 +148,20 @@ class CostModel:
         return moved * program.itemsize
 
     def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
+        """All layers of a part; ranks whose parts are alike in every size share the answer."""
+        sizes = tuple(
+            [
+                (size(x.part.reads), size(x.part.out), x.parameters, len(x.tiles))
+                for x in part.layers
+            ]
+        )
+        groups = tuple(shape_key(x) for x in part.layers) if self.calibration else ()
+        key = (id(device), segment, direction, part.examples, sizes, groups)
+        if key not in self._parts:
+            self._parts[key] = self._part(device, segment, part, direction)
+        return self._parts[key]
+
+    def _part(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
         total = Work(0.0, 0.0)
         needed = self._trained_before[segment]  # whether a layer's input gradient is needed
         for layer in part.layers:
@@ -269,11 +284,11 @@ class CostModel:
     def sharing(self) -> Sharing | None:
         """What disturbs computations: on processors other ranks and transfers, as a calibration
         has seen it; on other devices transfers, where the cluster says so."""
-        c, ranks = self.calibration, self.cluster.devices_per_node
+        c = self.calibration
         if c is not None and c.threads:
-            return Sharing(ranks, c.threads, c.compute_slowdown)
+            return Sharing(self.cluster.devices_per_node, c.threads, c.compute_slowdown)
         slowdown = max(device.transfer_slowdown for device, _ in self.cluster.kinds)
-        return Sharing(ranks, 1, slowdown) if slowdown else None
+        return Sharing(1, 1, slowdown) if slowdown else None
 
     def loading(self, rank: int) -> float:
         """Seconds of loading a rank's images of a step."""
@@ -284,8 +299,14 @@ class CostModel:
         return part.examples * first.chunks * self.calibration.load_s.get(self.data, 0.0)
 
     def node(self, rank: int) -> int:
-        """The machine that a rank runs on."""
-        return self.cluster.node(rank)
+        """The machine whose processors a rank shares; of other devices, the device."""
+        c = self.calibration
+        return self.cluster.node(rank) if c is not None and c.threads else rank
+
+    @property
+    def jitter(self) -> float:
+        """Relative standard deviation of a computation's time, as a calibration has seen it."""
+        return self.calibration.jitter if self.calibration else 0.0
 
     def _interpolate(self, points: Sequence[Point], at: float, what: str) -> float:
         """Straight lines between measured points; beyond them the nearest slope, and a note."""

@@ -12,13 +12,13 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from orchestrator.observe.timeline import StepTimes
+from orchestrator.observe.timeline import StepTimes, from_activities
 from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, SEND, Program
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Load, Network, Route, Topology, bundles
-from orchestrator.simulate.processors import Processors, Sharing, Work
+from orchestrator.simulate.processors import Processors, Sharing, Work, drawn
 
 
 class Costs(Protocol):
@@ -38,6 +38,10 @@ class Costs(Protocol):
 
     def alone(self, program: Program, i: int) -> float:
         """Of a computation while the machine's other ranks rest; asked where there is sharing."""
+
+    @property
+    def jitter(self) -> float:
+        """Relative standard deviation of a computation's time; asked where there is sharing."""
 
     def loading(self, rank: int) -> float:
         """Of the load of a rank's next batch, which runs beside the step; as ``alone``."""
@@ -127,6 +131,14 @@ def _edges(
     return after, missing
 
 
+class _Message(NamedTuple):
+    """A send with its receive: ranks, bytes, seconds before the bytes flow."""
+
+    pair: tuple[int, int]
+    size: int
+    latency: float
+
+
 class Engine:
     """Runs one step of a program on a topology."""
 
@@ -134,7 +146,12 @@ class Engine:
         self.program, self.topology, self.costs = program, topology, costs
         self.collectives = Collectives(topology, program.ranks)
         self.graph = build_graph(program)
+        self.step = -1  # how many were played before this one
         self.loaded = [0.0] * len(program.order)  # when each rank's next images are there
+        kinds = program.columns.kind
+        self.computes = [LANE_OF[kinds[ops[0]]] == COMPUTE for ops in self.graph.ops]
+        self.seconds: dict[int, float] = {}  # by computation
+        self.messages: dict[int, _Message] = {}
         self._shares: dict[tuple[tuple[int, int], ...], list[tuple[Load, list[int]]]] = {}
 
     def run(self, begin: Sequence[float] = ()) -> StepTimes:
@@ -144,6 +161,23 @@ class Engine:
             begin: by rank, when it enters the step, such as when it has left the one before; 0
                 for all if not given.
         """
+        self._play(begin)
+        activity = self.graph.activity
+        return from_activities(
+            self.program, activity, self.start, self.end, self.entered, self.entry
+        )
+
+    def finish(self, begin: Sequence[float] = ()) -> list[float]:
+        """One step, of which only the end matters: by rank, when it has left it."""
+        self._play(begin)
+        ends = [self.end[a] for a in self.graph.activity]
+        return [
+            max(map(ends.__getitem__, ids), default=entered)
+            for ids, entered in zip(self.program.order, self.entry, strict=True)
+        ]
+
+    def _play(self, begin: Sequence[float]) -> None:
+        self.step += 1
         graph = self.graph
         count = len(graph.ops)
         self.start, self.end = [0.0] * count, [0.0] * count
@@ -179,7 +213,6 @@ class Engine:
                 break
             ended += self._advance(now)
         assert ended == count, f"{count - ended} activities never started"
-        return self._times()
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -189,9 +222,9 @@ class Engine:
 
     def _advance(self, now: float) -> int:
         """Everything that happens now; returns how many activities end."""
-        ended = []
+        ended: list[int] = []
         for flow in self.network.take_ended(now):
-            ended += [i for i in flow.members if self._phase_over(i, now)]
+            ended += self._flow_over(flow.members, now)
         while self.heap and self.heap[0][0] <= now:
             _, _, what, which = heapq.heappop(self.heap)
             if what == 0:
@@ -205,7 +238,7 @@ class Engine:
                 if load and size > 0:
                     self.network.add(now, load, size, members)
                 else:
-                    ended += [i for i in members if self._phase_over(i, now)]
+                    ended += self._flow_over(members, now)
         after, missing = self.graph.after, self.missing
         for i in ended:
             self.end[i] = now
@@ -230,15 +263,19 @@ class Engine:
 
     def _begin(self, i: int, now: float) -> None:
         self.start[i] = now
-        op = self.graph.ops[i][0]
-        if len(self.graph.ops[i]) > 1 or LANE_OF[self.program.columns.kind[op]] != COMPUTE:
+        if not self.computes[i]:
             self.starting.append(i)
             return
-        seconds = self.costs.computation(self.program, op)
+        op = self.graph.ops[i][0]
+        seconds = self.seconds.get(i)
+        if seconds is None:
+            seconds = self.seconds[i] = self.costs.computation(self.program, op)
         if self.processors is None:
             self._push(now + seconds, 0, i)
         else:
             work = Work(seconds, self.costs.alone(self.program, op))
+            if self.costs.jitter:
+                work *= drawn(self.step, op, self.costs.jitter)
             self.processors.begin(self.program.columns.rank[op], i, work, now)
 
     # -- computation whose speed depends on what else goes on ----------------------------------
@@ -263,35 +300,42 @@ class Engine:
 
     def _count_transfer(self, i: int, by: int, now: float) -> None:
         """A transfer of some ranks begins or ends."""
-        if self.processors is not None:
-            for op in self.graph.ops[i]:
-                self.processors.transfer(self.program.columns.rank[op], by, now)
+        assert self.processors is not None
+        for op in self.graph.ops[i]:
+            self.processors.transfer(self.program.columns.rank[op], by, now)
 
     # -- transfers ----------------------------------------------------------------------------
 
     def _start_transfers(self, now: float) -> None:
         """Transfers that start at this moment: those of equal size are put together."""
-        columns = self.program.columns
+        kinds = self.program.columns.kind
         alike: defaultdict[tuple[int, float], list[int]] = defaultdict(list)
         begun, self.starting = self.starting, []
         for i in begun:
-            self._count_transfer(i, 1, now)
+            if self.processors is not None:
+                self._count_transfer(i, 1, now)
             op = self.graph.ops[i][0]
-            if LANE_OF[columns.kind[op]] == REDUCE:
+            if LANE_OF[kinds[op]] == REDUCE:
                 self._start_collective(i, op, now)
                 continue
-            source, target, size = columns.rank[op], columns.peers[op][0], columns.bytes[op]
-            latency = self.costs.latency(source, target, size)
-            if latency is None:
-                latency = self.topology.path(source, target)[1]
-            alike[size, latency].append(i)
+            message = self.messages.get(i)
+            if message is None:
+                message = self.messages[i] = self._message(op)
+            alike[message.size, message.latency].append(i)
         for (size, latency), members in alike.items():
             for load, places in self._bundled(members):
                 self._flow(now + latency, load, size, [members[p] for p in places])
 
+    def _message(self, op: int) -> _Message:
+        columns = self.program.columns
+        source, target, size = columns.rank[op], columns.peers[op][0], columns.bytes[op]
+        latency = self.costs.latency(source, target, size)
+        if latency is None:
+            latency = self.topology.path(source, target)[1]
+        return _Message((source, target), size, latency)
+
     def _bundled(self, members: list[int]) -> list[tuple[Load, list[int]]]:
-        columns, ops = self.program.columns, self.graph.ops
-        pairs = tuple((columns.rank[ops[i][0]], columns.peers[ops[i][0]][0]) for i in members)
+        pairs = tuple([self.messages[i].pair for i in members])
         found = self._shares.get(pairs)
         if found is None:
             routes: Sequence[Route] = [self.topology.path(a, b)[0] for a, b in pairs]
@@ -315,33 +359,14 @@ class Engine:
         self.waiting.append((load, size, members))
         self._push(at, 1, len(self.waiting) - 1)
 
-    def _phase_over(self, i: int, now: float) -> bool:
-        """Whether a transfer has ended with its last phase."""
-        if self.phases.get(i):
-            self._next_phase(i, now)
-            return False
-        self._count_transfer(i, -1, now)
-        return True
-
-    # -- what comes out -----------------------------------------------------------------------
-
-    def _times(self) -> StepTimes:
-        columns, activity = self.program.columns, self.graph.activity
-        start = [self.start[a] for a in activity]
-        end = [self.end[a] for a in activity]
-        ranks, entry = columns.rank, self.entry
-        ready = [
-            max([end[n] for n in needs], default=entry[ranks[i]])
-            for i, needs in enumerate(columns.needs)
-        ]
-        last = list(entry)
-        finish = list(entry)
-        for i, kind in enumerate(columns.kind):
-            rank = ranks[i]
-            if LANE_OF[kind] == COMPUTE:
-                ready[i] = max(ready[i], last[rank])
-                last[rank] = end[i]
-            if end[i] > finish[rank]:
-                finish[rank] = end[i]
-        begin = dict(enumerate(self.entered))
-        return StepTimes(0, ready, start, end, begin, dict(enumerate(finish)))
+    def _flow_over(self, members: Sequence[int], now: float) -> list[int]:
+        """The transfers of a flow that have ended, with their last phase."""
+        ended = []
+        for i in members:
+            if self.phases and self.phases.get(i):
+                self._next_phase(i, now)
+                continue
+            if self.processors is not None:
+                self._count_transfer(i, -1, now)
+            ended.append(i)
+        return ended

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import log1p
+from random import Random
 from typing import NamedTuple
 
 
@@ -25,7 +27,7 @@ class Sharing:
     """How the ranks of a machine disturb each other.
 
     Args:
-        ranks: of a machine; each has cores for its threads.
+        ranks: of a machine; each has cores for its threads. 1: no two disturb each other.
         threads: of each rank's computation; what loads its data is one more.
         slowdown: fraction of its speed that computation loses under a transfer.
     """
@@ -52,6 +54,12 @@ class Work:
 
     def __mul__(self, factor: float) -> Work:
         return Work(self.together * factor, self.alone * factor)
+
+
+def drawn(step: int, op: int, relative_std: float) -> float:
+    """A factor of mean 1 for one computation's time: log-normal, the same whenever it is asked."""
+    variance = log1p(relative_std**2)
+    return Random(step << 32 | op).lognormvariate(-variance / 2, variance**0.5)
 
 
 class _Running(NamedTuple):

@@ -54,6 +54,10 @@ class Given:
     def alone(self, program: Program, i: int) -> float:
         raise AssertionError("nothing is shared")
 
+    @property
+    def jitter(self) -> float:
+        raise AssertionError("nothing is shared")
+
     def loading(self, rank: int) -> float:
         raise AssertionError("nothing is shared")
 
