@@ -1,11 +1,9 @@
 """Prediction against measurement on this machine: ``python -m benchmarks.oneself [--quick]``.
 
 Rounds of the same: calibrate (layer parts of ``single`` and ``krizhevsky2012`` only), then run
-eight plans over Ray, one thread a rank. Nothing of the eight runs goes into their prediction.
-
-A shared machine changes its speed from minute to minute. So a fixed piece of work is timed before
-and after the calibration and every run, and a second prediction stands beside the first: scaled by
-the machine's speed around the run over that around the calibration.
+eight plans over Ray, one thread a rank. A shared machine changes its speed from minute to minute,
+so rounds alternate; told are the medians over all rounds, and beside them how far single steps
+lie apart. Nothing of the eight runs goes into their prediction.
 """
 
 from __future__ import annotations
@@ -23,8 +21,6 @@ from statistics import mean, median
 from typing import Any
 
 from scipy.stats import kendalltau
-
-from benchmarks.speed import Probe
 
 PLANS: dict[str, tuple[str, ...]] = {
     "single": (),
@@ -52,12 +48,11 @@ HERE = Place()
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Calibrate, run, compare."""
-    rounds, steps = (1, 5) if "--quick" in arguments else (2, 6)
+    rounds, steps = (1, 5) if "--quick" in arguments else (3, 7)
     found = []
-    with tempfile.TemporaryDirectory() as folder, Probe() as probe:
+    with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            where = Path(folder) / str(number)
-            found.append(one_round(where, list(PLANS.items()), steps, number, probe=probe))
+            found.append(one_round(Path(folder) / str(number), list(PLANS.items()), steps, number))
             print(f"round {number + 1} of {rounds}: {told(found[-1])}", flush=True)
     print(
         f"\noneself: batch {BATCH}, {rounds} rounds of {steps - 1} counted steps, one thread a rank"
@@ -71,23 +66,15 @@ def one_round(
     steps: int,
     number: int = 0,
     place: Place = HERE,
-    *,
-    probe: Probe,
 ) -> dict[str, Any]:
-    """Calibrate once, run every plan once; what ``compare --json`` says, with the step times and
-    how slow the machine was then, over what it was during the calibration.
-    """
+    """Calibrate once, run every plan once; what ``compare --json`` says, with the step times."""
     folder.mkdir()
-    speeds = [probe.seconds()]
     cluster = folder / "here.yaml"
     sizes = [word for size in (BATCH // 8, BATCH // 2, BATCH) for word in ("--batch", str(size))]
     orchestrator(
         "calibrate", "--out", str(cluster), "--threads", "1", "--seconds", "50", *sizes,
         place=place,
     )  # fmt: skip
-    speeds.append(probe.seconds())
-    calibrated = mean(speeds)
-    slowness = {}
     turn = number % len(plans)
     for name, settings in plans[turn:] + plans[:turn]:
         options = [f"global_batch_size={BATCH}", *settings]
@@ -97,15 +84,12 @@ def one_round(
             *(word for o in options for word in ("--set", o)),
             place=place,
         )  # fmt: skip
-        speeds.append(probe.seconds())
-        slowness[name] = mean(speeds[-2:]) / calibrated
     runs = [folder / name for name, _ in plans]
     text = orchestrator("compare", *map(str, runs), "--cluster", str(cluster), "--json")
     compared: dict[str, Any] = json.loads(text)
     for item, run in zip(compared["items"], runs, strict=True):
         rows = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
         item["step_times"] = [row["step_time_s"] for row in rows[1:]]
-        item["slowness"] = slowness[item["name"]]
     return compared
 
 
@@ -121,10 +105,7 @@ def orchestrator(*arguments: str, place: Place = HERE) -> str:
 
 def told(compared: dict[str, Any]) -> str:
     """One round in a line."""
-    rows = (
-        f"{item['name']} {item['error_ratio']:+.0%} (machine {item['slowness']:.2f})"
-        for item in compared["items"]
-    )
+    rows = (f"{item['name']} {item['error_ratio']:+.0%}" for item in compared["items"])
     return ", ".join(rows)
 
 
@@ -134,33 +115,27 @@ def report(rounds: Sequence[dict[str, Any]]) -> None:
     for compared in rounds:
         for item in compared["items"]:
             items[item["name"]].append(item)
-    print("| plan | measured s | single steps | predicted s | error | machine | scaled | error "
-          "| exposed s | predicted | memory MB | predicted |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    pairs: dict[str, list[tuple[float, float]]] = {"as predicted": [], "scaled": []}
+    print("| plan | measured s | single steps | predicted s | error | exposed s | predicted "
+          "| memory MB | predicted |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    errors, pairs = [], []
     for name, found in items.items():
         steps = sorted(t for item in found for t in item["step_times"])
         measured = median(steps)
-        predicted = middle(found, "predicted", "step_time_s")
-        slowness = median(item["slowness"] for item in found)
-        scaled = median(item["predicted"]["step_time_s"] * item["slowness"] for item in found)
-        pairs["as predicted"].append((predicted, measured))
-        pairs["scaled"].append((scaled, measured))
+        predicted = median(item["predicted"]["step_time_s"] for item in found)
+        errors.append(predicted / measured - 1)
+        pairs.append((predicted, measured))
         exposed = [middle(found, source, "exposed_communication_time_s") for source in SOURCES]
         memory = [middle(found, source, "peak_memory_bytes") / 1e6 for source in SOURCES]
         print(
             f"| {name} | {measured:.3f} | {steps[0]:.2f} to {steps[-1]:.2f} | {predicted:.3f} "
-            f"| {predicted / measured - 1:+.1%} | {slowness:.2f} | {scaled:.3f} "
-            f"| {scaled / measured - 1:+.1%} | {exposed[0]:.3f} | {exposed[1]:.3f} "
+            f"| {errors[-1]:+.1%} | {exposed[0]:.3f} | {exposed[1]:.3f} "
             f"| {memory[0]:,.0f} | {memory[1]:,.0f} ({memory[1] / memory[0] - 1:+.0%}) |"
         )
-    for what, found_pairs in pairs.items():
-        errors = [abs(p / m - 1) for p, m in found_pairs]
-        tau = kendalltau(*zip(*found_pairs, strict=True)).statistic
-        print(
-            f"{what}: mean absolute error {mean(errors):.1%}, worst {max(errors):.1%}, "
-            f"Kendall's tau {tau:.2f}"
-        )
+    print(
+        f"mean absolute error {mean(map(abs, errors)):.1%}, worst {max(map(abs, errors)):.1%}, "
+        f"Kendall's tau {kendalltau(*zip(*pairs, strict=True)).statistic:.2f}"
+    )
 
 
 SOURCES = ("measured", "predicted")

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.oneself import BATCH, Place, one_round, report, told
-from benchmarks.speed import Probe
 
 PLANS: dict[str, tuple[str, ...]] = {
     "krizhevsky2012": (),
@@ -39,17 +38,11 @@ def main(arguments: Sequence[str] = ()) -> None:
         return
     rounds, steps = (1, 4) if "--quick" in arguments else (2, 6)
     for megabits in MEGABITS:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            two_hosts(megabits) as place,
-            Probe() as probe,
-        ):
+        with tempfile.TemporaryDirectory() as folder, two_hosts(megabits) as place:
             found = []
             for number in range(rounds):
                 where = Path(folder) / str(number)
-                found.append(
-                    one_round(where, list(PLANS.items()), steps, number, place, probe=probe)
-                )
+                found.append(one_round(where, list(PLANS.items()), steps, number, place))
                 print(f"round {number + 1} of {rounds}: {told(found[-1])}", flush=True)
         print(f"\ntwo hosts, {megabits} Mbit/s between them: batch {BATCH}, {rounds} rounds")
         report(found)
