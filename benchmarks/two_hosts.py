@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,16 +78,16 @@ def two_hosts(megabits: int) -> Iterator[Place]:
 
 @contextmanager
 def ray_node(number: int, host: str, interface: str, folder: Path) -> Iterator[None]:
-    """One Ray node, in the foreground of a process group that ends with it."""
+    """One Ray node; all processes of the host end with it."""
     ray = str(Path(sys.executable).with_name("ray"))
     first = number == 0
-    where = ["--head", f"--port={PORT}"] if first else [f"--address={ADDRESSES[0]}:{PORT}"]
-    temporary = [f"--temp-dir={folder}"] if first else []
+    where = [f"--address={ADDRESSES[0]}:{PORT}"]
+    if first:
+        where = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}"]
     with (folder / f"node-{number}.log").open("w") as log:
         node = subprocess.Popen(
             ["ip", "netns", "exec", host, ray, "start", "--block", "--num-cpus=1",
-             f"--node-ip-address={ADDRESSES[number]}", "--include-dashboard=false", *where,
-             *temporary],
+             f"--node-ip-address={ADDRESSES[number]}", *where],
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, "GLOO_SOCKET_IFNAME": interface, "RAY_AUTH_MODE": "disabled",
                  "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])},
@@ -97,8 +98,12 @@ def ray_node(number: int, host: str, interface: str, folder: Path) -> Iterator[N
             raise SystemExit((folder / f"node-{number}.log").read_text())
         yield
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(node.pid, 15)
+        for number_of_signal in (signal.SIGTERM, signal.SIGKILL):
+            found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True)
+            for pid in found.stdout.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), number_of_signal)
+            time.sleep(2)
         node.wait(30)
 
 
