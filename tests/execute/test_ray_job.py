@@ -51,7 +51,8 @@ def head(environment: dict[str, str]) -> Iterator[str]:
     port, dashboard = free_port(), free_port()
     command = [
         RAY, "start", "--head", "--block", "--num-cpus", "2", "--port", str(port),
-        "--dashboard-port", str(dashboard), "--temp-dir", str(temporary),
+        "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(free_port()),
+        "--temp-dir", str(temporary),
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True,
