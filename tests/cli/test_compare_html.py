@@ -214,7 +214,10 @@ def test_charts_follow_a_change_of_scheme_and_print_on_white(opened: Open, repor
         ".find((m) => m.type == 'Legend').label_text_color"  # fmt: skip
     light = made.page.evaluate(ink)
     made.page.emulate_media(color_scheme="dark")
-    made.page.wait_for_function(f"{ink} != {light!r}")
+    for _ in range(200):  # wait_for_function evaluates a string, which the page forbids
+        if made.page.evaluate(ink) != light:
+            break
+        made.page.wait_for_timeout(50)
     dark = made.page.evaluate(ink)
     made.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert made.page.evaluate(ink) == light
