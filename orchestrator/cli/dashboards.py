@@ -117,10 +117,11 @@ def _write(folder: Path, files: Mapping[str, str], force: bool) -> None:
         for name, text in files.items():
             if here[name] != text:
                 (folder / name).write_text(text, encoding="utf-8")
-            click.echo(f"{'unchanged' if here[name] == text else 'written':<10} {folder / name}")
     except OSError as error:
         message = f"cannot write to {folder}: {error.strerror or error}"
         raise InputError(message, "--out", "a folder where you may write") from error
+    for name, text in files.items():
+        click.echo(f"{'unchanged' if here[name] == text else 'written':<10} {folder / name}")
 
 
 def _text(path: Path) -> str | None:
