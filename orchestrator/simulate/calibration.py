@@ -95,7 +95,6 @@ class Calibration:
 
     Args:
         threads: of each rank on a processor.
-        dispatch_s: seconds that the executor adds to every computation.
         compute_slowdown: fraction of its speed that computation loses under a transfer.
         jitter: relative standard deviation of a rank's computation about other ranks'.
         load_s: seconds of loading one image, by what ``run --data`` names.
@@ -106,7 +105,6 @@ class Calibration:
     model: str
     versions: Mapping[str, str]
     threads: int = 0
-    dispatch_s: float = 0.0
     compute_slowdown: float = 0.0
     jitter: float = 0.0
     load_s: Mapping[str, float] = field(default_factory=dict)

@@ -280,7 +280,6 @@ def _calibration(file: CalibrationFile) -> Calibration:
         model=file.model,
         versions=dict(file.versions),
         threads=file.threads,
-        dispatch_s=file.dispatch_s,
         compute_slowdown=file.compute_slowdown,
         jitter=file.jitter,
         load_s=dict(file.load_s),

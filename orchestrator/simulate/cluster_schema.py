@@ -276,9 +276,6 @@ class CalibrationFile(Part):
     threads: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Threads a rank computed with; 0 for a GPU.", examples=[1]
     )
-    dispatch_s: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="What the executor adds to every computation, s.", examples=[2e-4]
-    )
     compute_slowdown: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="Fraction of its speed that computation loses under a transfer.",

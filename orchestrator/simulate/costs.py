@@ -119,7 +119,7 @@ class CostModel:
         if again:
             work += self._layers(device, segment, part, "forward")
         bandwidth = device.memory_bandwidth * device.efficiency.get("memory", 1.0)
-        own = copied / bandwidth + (self.calibration.dispatch_s if self.calibration else 0.0)
+        own = copied / bandwidth
         return (work + Work(own, own)) * slowness
 
     def _copied(self, segment: int, local_rank: int, kind: str) -> int:

@@ -219,6 +219,7 @@ def test_charts_follow_a_change_of_scheme_and_print_on_white(opened: Open, repor
             break
         made.page.wait_for_timeout(50)
     dark = made.page.evaluate(ink)
+    assert dark != light
     made.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert made.page.evaluate(ink) == light
     made.page.emulate_media(media="print")
