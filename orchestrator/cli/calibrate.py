@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from orchestrator.errors import InputError
 from orchestrator.plan import load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.resolve import model_of
-from orchestrator.simulate.cluster import load_cluster
+from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.cluster_write import cluster_yaml
 
 if TYPE_CHECKING:
@@ -66,15 +67,26 @@ def command(
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
     count = ranks or len(os.sched_getaffinity(0))
-    programs = tuple(_program(p, b, replicas=1) for p in plans for b in batches)
-    link = _program("single", count, replicas=count, options=_SMALL)
+    programs, link = measured_programs(plans, batches, count)
     console = Console(highlight=False)
     begun = time.perf_counter()
-    load_s = _load_seconds(programs[0].model)
+    load_s = load_seconds(programs[0].model)
     found, nodes = _measure(console, programs, link, count, seconds, threads)
     threads = threads or max(1, (os.cpu_count() or 1) // count)
     names = " ".join(dict.fromkeys(program.model.name for program in programs))
     cluster = cluster_of(out.stem, names, found, nodes, threads, load_s)
+    write(cluster, out)
+    rows = len(cluster.calibration.layers) if cluster.calibration else 0
+    console.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
+    return 0
+
+
+def write(cluster: Cluster, out: Path) -> None:
+    """Put a cluster file in place.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     source = f"orchestrator calibrate, {time.strftime('%Y-%m-%d')}"
     temporary = out.with_name(f".{out.name}.part")
     try:
@@ -87,9 +99,14 @@ def command(
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    rows = len(cluster.calibration.layers) if cluster.calibration else 0
-    console.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
-    return 0
+
+
+def measured_programs(
+    plans: Sequence[str], batches: Sequence[int], ranks: int
+) -> tuple[tuple[Program, ...], Program]:
+    """What :class:`MeasureJob` asks for: programs whose layer parts are measured, and the link."""
+    programs = tuple(_program(p, b, replicas=1) for p in plans for b in batches)
+    return programs, _program("single", ranks, replicas=ranks, options=_SMALL)
 
 
 def _program(source: str, batch: int, *, replicas: int, options: tuple[str, ...] = ()) -> Program:
@@ -132,7 +149,7 @@ def _measure(
     return found, nodes
 
 
-def _load_seconds(model: Model) -> dict[str, float]:
+def load_seconds(model: Model) -> dict[str, float]:
     """Seconds of loading one image of each built-in data set."""
     import numpy as np
 

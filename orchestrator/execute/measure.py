@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ class Measured:
 
 
 def measure(context: WorkerContext, job: MeasureJob) -> None:
-    """One worker. Emits ``progress`` (rank 0: what is being measured) and ``measured``."""
+    """One worker. Emits ``node``, ``progress`` (rank 0: what is being measured), ``measured``."""
 
     def tell(what: str) -> None:
         if context.rank == 0:
@@ -92,79 +92,93 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
 
     context.emit("node", context.node)
     keep_freed_memory()  # as a run's workers do
-    transport = connect(job.link, context.rank, None)
-    chains = [Chain(program, context.rank % program.world_size) for program in job.chains]
-    updates = [_timed(_update(size)) for size in UPDATED_BYTES]
-    jobs = [*(chain.round for chain in chains), *updates, _timed(_copy())]
-    together, pairs = _in_turns(context, jobs, job.seconds, tell)
-    count = len(chains)
-    del chains, updates, jobs
-    tell("messages")
-    links = {}
-    for peer in range(1, context.world_size):
-        for size in MESSAGE_BYTES:
-            times = _time_messages(context.rank, peer, size, transport)
-            if context.rank == 0:
-                links[peer, size] = times
-    tell("all-reduce")
-    group = tuple(range(context.world_size))
-    several = context.world_size > 1
-    reductions = {n: _time_reduction(n, group, transport) for n in REDUCED_BYTES if several}
-    tell("computation under transfers")
-    slowdown = _slowdown(group, transport, reductions) if several else 0.0
-    measured = Measured(
-        layers=_by_layer(together[:count]),
-        layers_relief=_by_layer(
-            [
-                [[(k, a / t) for (k, t), (_, a) in zip(*pair, strict=True)] for pair in of_chain]
-                for of_chain in pairs[:count]
-            ]
-        ),
-        optimizer=dict(zip(UPDATED_BYTES, together[count:], strict=False)),
-        optimizer_relief={
-            size: [a / t for t, a in found]
-            for size, found in zip(UPDATED_BYTES, pairs[count:], strict=False)
-        },
-        links=links,
-        reductions=reductions,
-        copies=together[-1],
-        compute_slowdown=slowdown,
-    )
-    context.emit("measured", measured)
-
-
-def _in_turns(
-    context: WorkerContext,
-    jobs: Sequence[Callable[[], Any]],
-    seconds: float,
-    tell: Callable[[str], None],
-) -> tuple[list[list[Any]], list[list[tuple[Any, Any]]]]:
-    """What every job gives while all ranks do it; and pairs of that with what it gives right
-    behind, while this rank does it and the others wait.
-
-    All jobs in turn, again and again, so that a machine whose own speed changes gives the same to
-    all of them. Two rounds at least, and for about so many seconds, as rank 0 has it; a round
-    before, in which memory is taken and caches fill, is not counted.
-    """
-    together: list[list[Any]] = [[] for _ in jobs]
-    pairs: list[list[tuple[Any, Any]]] = [[] for _ in jobs]
+    meter = Meter(context, job, connect(job.link, context.rank, None))
     tell("layers, optimizer, memory: warming up")
-    for once in jobs:
-        once()
-    begun, rounds = time.perf_counter(), 0
+    meter.warm_up()
+    begun = time.perf_counter()
     while True:
-        goes_on = torch.tensor(rounds < 2 or time.perf_counter() - begun < seconds)
-        dist.broadcast(goes_on, 0)
+        goes_on = torch.tensor(meter.rounds < 2 or time.perf_counter() - begun < job.seconds)
+        dist.broadcast(goes_on, 0)  # rank 0's clock counts
         if not goes_on:
-            return together, pairs
-        rounds += 1
-        tell(f"layers, optimizer, memory: round {rounds}")
-        for job, once in enumerate(jobs):
+            break
+        tell(f"layers, optimizer, memory: round {meter.rounds + 1}")
+        meter.round()
+    tell("messages and all-reduces")
+    meter.communicate()
+    context.emit("measured", meter.measured())
+
+
+class Meter:
+    """Measures on one rank; all ranks call the same methods in the same order.
+
+    Computations are measured in rounds: all of them in turn, so that a machine whose own speed
+    changes gives the same to all.
+    """
+
+    def __init__(self, context: WorkerContext, job: MeasureJob, transport: Transport) -> None:
+        self.rank, self.world_size = context.rank, context.world_size
+        self.transport = transport
+        self.rounds = 0
+        chains = [Chain(program, self.rank % program.world_size) for program in job.chains]
+        updates = [_timed(_update(size)) for size in UPDATED_BYTES]
+        self._jobs = [*(chain.round for chain in chains), *updates, _timed(_copy())]
+        self._chains = len(chains)
+        self._together: list[list[Any]] = [[] for _ in self._jobs]
+        self._pairs: list[list[tuple[Any, Any]]] = [[] for _ in self._jobs]
+        self._links: dict[tuple[int, int], list[float]] = {}
+        self._reductions: dict[int, list[float]] = {}
+        self._slowdown = 0.0
+
+    def warm_up(self) -> None:
+        """A round that does not count, in which memory is taken and caches fill."""
+        for once in self._jobs:
+            once()
+
+    def round(self) -> None:
+        """Every computation once on all ranks together, and right behind it once more on one rank
+        while the others wait; on which, goes round."""
+        self.rounds += 1
+        for job, once in enumerate(self._jobs):
             dist.barrier()
-            together[job].append(once())
+            self._together[job].append(once())
             dist.barrier()  # nobody is still at work
-            if context.world_size > 1 and rounds % context.world_size == context.rank:
-                pairs[job].append((together[job][-1], once()))
+            if self.world_size > 1 and self.rounds % self.world_size == self.rank:
+                self._pairs[job].append((self._together[job][-1], once()))
+
+    def communicate(self) -> None:
+        """Messages, all-reduces, and computation under them."""
+        if self.world_size == 1:
+            return
+        for peer in range(1, self.world_size):
+            for size in MESSAGE_BYTES:
+                times = _time_messages(self.rank, peer, size, self.transport)
+                if self.rank == 0:
+                    self._links[peer, size] = times
+        group = tuple(range(self.world_size))
+        self._reductions = {n: _time_reduction(n, group, self.transport) for n in REDUCED_BYTES}
+        self._slowdown = _slowdown(group, self.transport, self._reductions)
+
+    def measured(self) -> Measured:
+        """All that has been measured so far."""
+        count, together = self._chains, self._together
+        return Measured(
+            layers=_by_layer(together[:count]),
+            layers_relief=_by_layer(
+                [
+                    [[(k, a / t) for (k, t), (_, a) in zip(*pair, strict=True)] for pair in pairs]
+                    for pairs in self._pairs[:count]
+                ]
+            ),
+            optimizer=dict(zip(UPDATED_BYTES, together[count:], strict=False)),
+            optimizer_relief={
+                size: [a / t for t, a in pairs]
+                for size, pairs in zip(UPDATED_BYTES, self._pairs[count:], strict=False)
+            },
+            links=self._links,
+            reductions=self._reductions,
+            copies=together[-1],
+            compute_slowdown=self._slowdown,
+        )
 
 
 def _by_layer(rounds: list[list[list[tuple[Layer, float]]]]) -> dict[Layer, list[float]]:

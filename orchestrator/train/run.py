@@ -203,7 +203,17 @@ class Collector:
             if predicted[e] * steps != self.sent[e]
         )
 
-    def summary(self, plan: Plan, launcher: str, data: str, *, interrupted: bool) -> dict[str, Any]:
+    def write_down(self, plan: Plan, launcher: str, *, interrupted: bool) -> dict[str, Any]:
+        """Put what a run leaves into its folder; returns the summary."""
+        summary = self._summary(plan, launcher, interrupted=interrupted)
+        self.folder.write_json("summary.json", summary)
+        with self.folder.replacing("timeline.jsonl") as file:
+            timeline.write(file, self.job.program, self.timelines)
+        with self.folder.replacing("trace.json") as file:
+            trace.write(file, self.measured())
+        return summary
+
+    def _summary(self, plan: Plan, launcher: str, *, interrupted: bool) -> dict[str, Any]:
         """CONTRACT's ``summary.json``."""
         program = self.job.program
         # the first step sets up caches and connections
@@ -217,7 +227,7 @@ class Collector:
             "source": "measured",
             "world_size": program.world_size,
             "global_batch_size": program.global_batch,
-            "data": data,
+            "data": self.job.data,
             "launcher": launcher,
             "dtype": program.dtype,
             "program": program.digest(),
@@ -285,15 +295,6 @@ def run(
     collector = Collector(job, folder, observer, Accountant(program), metrics, ray)
     launch = _launcher(launcher, program, timeout_s, threads, use_gpu)
 
-    def write_down(*, interrupted: bool) -> dict[str, Any]:
-        summary = collector.summary(plan, launcher, job.data, interrupted=interrupted)
-        folder.write_json("summary.json", summary)
-        with folder.replacing("timeline.jsonl") as file:
-            timeline.write(file, program, collector.timelines)
-        with folder.replacing("trace.json") as file:
-            trace.write(file, collector.measured())
-        return summary
-
     if metrics is not None:
         metrics.on_change(lambda where: folder.write_json("metrics.json", where))
     try:
@@ -305,13 +306,13 @@ def run(
         if not collector.accounts:
             folder.discard()  # no step has ended: there is nothing to keep or to resume
         else:
-            write_down(interrupted=True)
+            collector.write_down(plan, launcher, interrupted=True)
             if metrics is not None:
                 metrics.take_over()
         raise
     if metrics is not None:
         metrics.take_over()
-    summary = write_down(interrupted=False)
+    summary = collector.write_down(plan, launcher, interrupted=False)
     return Outcome(folder.path, summary, collector.problems(), collector.measured())
 
 
