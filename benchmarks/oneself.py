@@ -1,38 +1,32 @@
 """Prediction against measurement on this machine: ``python -m benchmarks.oneself [--quick]``.
 
-Rounds of the same: calibrate (layer parts of ``single`` and ``krizhevsky2012`` only), then run
-eight plans over Ray, one thread a rank. A shared machine changes its speed from minute to minute,
-so rounds alternate; told are the medians over all rounds, and beside them how far single steps
-lie apart. Nothing of the eight runs goes into their prediction.
+Eight plans over Ray, one thread a rank, in turns with the calibration that predicts them (see
+``turns``): layer parts of ``single`` and ``krizhevsky2012`` are measured, and nothing of the runs
+themselves. ``--out FOLDER`` keeps the run folders and the calibrated cluster.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, quantiles
 from typing import Any
 
 from scipy.stats import kendalltau
 
-PLANS: dict[str, tuple[str, ...]] = {
-    "single": (),
-    "krizhevsky2012": (),
-    "data-parallel": (),
-    "one-weird-trick-gather": ("model={name: alexnet2012}",),
-    "pipeline-gpipe": (),
-    "pipeline-1f1b": (),
-    "pipeline-interleaved": (),
-    "pipeline-zero-bubble": (),
-}
-BATCH = 32
+PLANS = (
+    "single", "krizhevsky2012", "data-parallel", "one-weird-trick-gather", "pipeline-gpipe",
+    "pipeline-1f1b", "pipeline-interleaved", "pipeline-zero-bubble",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,103 +41,87 @@ HERE = Place()
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Calibrate, run, compare."""
-    rounds, steps = (1, 5) if "--quick" in arguments else (3, 7)
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(rounds):
-            found.append(one_round(Path(folder) / str(number), list(PLANS.items()), steps, number))
-            print(f"round {number + 1} of {rounds}: {told(found[-1])}", flush=True)
-    print(
-        f"\noneself: batch {BATCH}, {rounds} rounds of {steps - 1} counted steps, one thread a rank"
+    """Calibrate and run in turns, compare."""
+    options = parsed(arguments, __doc__)
+    turns = 4 if options.quick else 13
+    with options.out as folder:
+        rows = take_turns(Path(folder) / "oneself", turns, PLANS)
+    print(f"\noneself: {turns - 1} counted steps of each plan, one thread a rank")
+    report(rows)
+
+
+def parsed(arguments: Sequence[str], text: str | None) -> argparse.Namespace:
+    """``quick``, and ``out``: a folder to be entered, which is gone afterwards if none is named."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=nullcontext, default=tempfile.TemporaryDirectory())
+    return parser.parse_args(arguments)
+
+
+def take_turns(
+    folder: Path, turns: int, plans: Sequence[str], place: Place = HERE
+) -> list[dict[str, Any]]:
+    """Measured and predicted of every plan: what ``compare --json`` says, with every step."""
+    module("benchmarks.turns", str(folder), str(turns), *plans, place=place)
+    runs = [folder / name for name in plans]
+    cluster = str(folder / "here.yaml")
+    text = module(
+        "orchestrator", "compare", *map(str, runs), "--cluster", cluster, "--json", quiet=True
     )
-    report(found)
+    rows: list[dict[str, Any]] = json.loads(text)["items"]
+    for row, run in zip(rows, runs, strict=True):
+        lines = (run / "steps.jsonl").read_text().splitlines()
+        row["steps"] = [json.loads(line) for line in lines[1:]]  # the first one warms up
+    return rows
 
 
-def one_round(
-    folder: Path,
-    plans: list[tuple[str, tuple[str, ...]]],
-    steps: int,
-    number: int = 0,
-    place: Place = HERE,
-) -> dict[str, Any]:
-    """Calibrate once, run every plan once; what ``compare --json`` says, with the step times."""
-    folder.mkdir()
-    cluster = folder / "here.yaml"
-    sizes = [word for size in (BATCH // 8, BATCH // 2, BATCH) for word in ("--batch", str(size))]
-    orchestrator(
-        "calibrate", "--out", str(cluster), "--threads", "1", "--seconds", "50", *sizes,
-        place=place,
-    )  # fmt: skip
-    turn = number % len(plans)
-    for name, settings in plans[turn:] + plans[:turn]:
-        options = [f"global_batch_size={BATCH}", *settings]
-        orchestrator(
-            "run", "--plan", name, "--threads", "1", "--steps", str(steps),
-            "--out", str(folder / name), "--data", "synthetic",
-            *(word for o in options for word in ("--set", o)),
-            place=place,
-        )  # fmt: skip
-    runs = [folder / name for name, _ in plans]
-    text = orchestrator("compare", *map(str, runs), "--cluster", str(cluster), "--json")
-    compared: dict[str, Any] = json.loads(text)
-    for item, run in zip(compared["items"], runs, strict=True):
-        rows = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
-        item["step_times"] = [row["step_time_s"] for row in rows[1:]]
-    return compared
-
-
-def orchestrator(*arguments: str, place: Place = HERE) -> str:
-    """Run one command of ours; what it printed."""
-    command = [*place.prefix, sys.executable, "-m", "orchestrator", *arguments]
+def module(*arguments: str, place: Place = HERE, quiet: bool = False) -> str:
+    """Run one of our modules; if quiet, what it printed."""
+    command = [*place.prefix, sys.executable, "-m", *arguments]
     environment = {**os.environ, **place.environment}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE if quiet else None, text=True, check=False, env=environment
+    )
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{' '.join(command)}: exit {done.returncode}")
     return done.stdout
 
 
-def told(compared: dict[str, Any]) -> str:
-    """One round in a line."""
-    rows = (f"{item['name']} {item['error_ratio']:+.0%}" for item in compared["items"])
-    return ", ".join(rows)
-
-
-def report(rounds: Sequence[dict[str, Any]]) -> None:
-    """The table: medians over all rounds."""
-    items: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for compared in rounds:
-        for item in compared["items"]:
-            items[item["name"]].append(item)
-    print("| plan | measured s | single steps | predicted s | error | exposed s | predicted "
+def report(rows: Sequence[dict[str, Any]]) -> None:
+    """A line a plan; medians over the steps."""
+    print("| plan | measured s | quartiles | predicted s | error | exposed s | predicted "
           "| memory MB | predicted |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
-    errors, pairs = [], []
-    for name, found in items.items():
-        steps = sorted(t for item in found for t in item["step_times"])
-        measured = median(steps)
-        predicted = median(item["predicted"]["step_time_s"] for item in found)
-        errors.append(predicted / measured - 1)
-        pairs.append((predicted, measured))
-        exposed = [middle(found, source, "exposed_communication_time_s") for source in SOURCES]
-        memory = [middle(found, source, "peak_memory_bytes") / 1e6 for source in SOURCES]
+    times = []
+    for row in rows:
+        steps = [step["step_time_s"] for step in row["steps"]]
+        low, measured, high = quantiles(steps, n=4, method="inclusive")
+        predicted = row["predicted"]["step_time_s"]
+        times.append((predicted, measured))
+        exposed = median(step["exposed_communication_time_s"] for step in row["steps"])
+        held, guessed = (row[s]["peak_memory_bytes"] / 1e6 for s in ("measured", "predicted"))
         print(
-            f"| {name} | {measured:.3f} | {steps[0]:.2f} to {steps[-1]:.2f} | {predicted:.3f} "
-            f"| {errors[-1]:+.1%} | {exposed[0]:.3f} | {exposed[1]:.3f} "
-            f"| {memory[0]:,.0f} | {memory[1]:,.0f} ({memory[1] / memory[0] - 1:+.0%}) |"
+            f"| {row['name']} | {measured:.3f} | {low:.2f} to {high:.2f} | {predicted:.3f} "
+            f"| {predicted / measured - 1:+.1%} "
+            f"| {exposed:.3f} | {row['predicted']['exposed_communication_time_s']:.3f} "
+            f"| {held:,.0f} | {guessed:,.0f} ({guessed / held - 1:+.0%}) |"
         )
+    errors = [abs(predicted / measured - 1) for predicted, measured in times]
     print(
-        f"mean absolute error {mean(map(abs, errors)):.1%}, worst {max(map(abs, errors)):.1%}, "
-        f"Kendall's tau {kendalltau(*zip(*pairs, strict=True)).statistic:.2f}"
+        f"mean absolute error {mean(errors):.1%}, worst {max(errors):.1%}, "
+        f"Kendall's tau {kendalltau(*zip(*times, strict=True)).statistic:.2f}; "
+        f"{told_apart(rows)} of {len(rows) * (len(rows) - 1) // 2} pairs of plans can be told "
+        "apart by their measured quartiles"
     )
 
 
-SOURCES = ("measured", "predicted")
-
-
-def middle(items: Sequence[dict[str, Any]], source: str, quantity: str) -> float:
-    """Median over the rounds."""
-    return float(median(item[source][quantity] for item in items))
+def told_apart(rows: Sequence[dict[str, Any]]) -> int:
+    """How many pairs of plans have measured steps whose middle halves do not overlap."""
+    spans = [
+        quantiles([step["step_time_s"] for step in row["steps"]], n=4, method="inclusive")
+        for row in rows
+    ]
+    return sum(a[2] < b[0] for a, b in product(spans, spans))
 
 
 if __name__ == "__main__":

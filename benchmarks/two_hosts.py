@@ -1,8 +1,8 @@
 """Prediction against measurement between two hosts: ``python -m benchmarks.two_hosts [--quick]``.
 
 Two network namespaces, joined by a cable whose bandwidth a token bucket limits, with a Ray node in
-each: to Ray and gloo these are two machines. Calibrated (layer parts of ``single`` and
-``krizhevsky2012`` only) and run at two bandwidths, three plans each. Needs Linux and root.
+each: to Ray and gloo these are two machines. Three plans at two bandwidths, in turns with their
+calibration as in ``oneself``; ``--out FOLDER`` keeps the run folders. Needs Linux and root.
 """
 
 from __future__ import annotations
@@ -18,13 +18,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.oneself import BATCH, Place, one_round, report, told
+from benchmarks.oneself import Place, parsed, report, take_turns
 
-PLANS: dict[str, tuple[str, ...]] = {
-    "krizhevsky2012": (),
-    "data-parallel": (),
-    "pipeline-1f1b": (),
-}
+PLANS = ("krizhevsky2012", "data-parallel", "pipeline-1f1b")
 MEGABITS = (400, 1600)
 HOSTS = ("orchestrator-0", "orchestrator-1")
 CABLE = "orch"  # interface names: at most 15 letters
@@ -37,16 +33,14 @@ def main(arguments: Sequence[str] = ()) -> None:
     if os.geteuid() != 0 or not shutil.which("tc"):
         print("two_hosts: skipped; it makes network namespaces, for which it needs root, ip and tc")
         return
-    rounds, steps = (1, 4) if "--quick" in arguments else (2, 6)
-    for megabits in MEGABITS:
-        with tempfile.TemporaryDirectory() as folder, two_hosts(megabits) as place:
-            found = []
-            for number in range(rounds):
-                where = Path(folder) / str(number)
-                found.append(one_round(where, list(PLANS.items()), steps, number, place))
-                print(f"round {number + 1} of {rounds}: {told(found[-1])}", flush=True)
-        print(f"\ntwo hosts, {megabits} Mbit/s between them: batch {BATCH}, {rounds} rounds")
-        report(found)
+    options = parsed(arguments, __doc__)
+    turns = 4 if options.quick else 11
+    with options.out as folder:
+        for megabits in MEGABITS:
+            with two_hosts(megabits) as place:
+                rows = take_turns(Path(folder) / f"{megabits}-mbit", turns, PLANS, place)
+            print(f"\ntwo hosts, {megabits} Mbit/s between them: {turns - 1} counted steps")
+            report(rows)
 
 
 @contextmanager
