@@ -7,7 +7,8 @@ One line of ``timeline.jsonl`` per step and op:
 
 Times are seconds since the run's first step began, on one common clock. ``ready`` is when this
 rank could have begun: all needs ended and, for computation, the one before it too. A transfer
-*starts* when both sides are ready, which is known when these are put together (:func:`meet`).
+*starts* when both sides are ready, and a send *ends* when its bytes have arrived, which is known
+when these are put together (:func:`meet`).
 """
 
 from __future__ import annotations
@@ -117,10 +118,17 @@ def from_zero(times: StepTimes) -> StepTimes:
 
 
 def meet(program: Program, times: StepTimes) -> None:
-    """Set the start of every transfer to the moment when the last of its sides began."""
+    """Set the start of every transfer to the moment when the last of its sides began.
+
+    And the end of a send to the arrival: a sender is rid of a message once its host has taken it,
+    while the bytes are still under way.
+    """
     for ids in meetings(program):
         begun = max(times.start[i] for i in ids)
+        arrived = max(times.end[i] for i in ids)
         for i in ids:
+            if LANE_OF[program.columns.kind[i]] == SEND:
+                times.end[i] = arrived
             times.start[i] = min(begun, times.end[i])
 
 

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.observe.timeline import RankTimes, StepTimes, join, meet, meetings, write
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
-from orchestrator.program.ops import RECEIVE, REDUCE, SEND
+from orchestrator.program.ops import LANE_OF, RECEIVE, REDUCE, SEND
 from orchestrator.program.resolve import model_of
 from tests.observe.timelines import PROGRAMS
 
@@ -61,7 +61,7 @@ def test_without_offsets_clocks_are_taken_as_one() -> None:
     assert join(DATA, records, {}) == join(DATA, records, {0: 0.0, 1: 0.0})
 
 
-def test_meet_moves_only_starts_and_only_later() -> None:
+def test_meet_moves_starts_only_later() -> None:
     program = PROGRAMS["columns"]
     count = len(program.columns)
     before = StepTimes(
@@ -75,6 +75,22 @@ def test_meet_moves_only_starts_and_only_later() -> None:
     met = {i for ids in meetings(program) for i in ids}
     for i in set(range(count)) - met:
         assert after.start[i] == before.start[i]
+
+
+def test_a_send_ends_when_its_bytes_have_arrived() -> None:
+    """The sender's host took them at once, before the other side had even asked for them."""
+    program = PROGRAMS["columns"]
+    columns = program.columns
+    count = len(columns)
+    lanes = [LANE_OF[kind] for kind in columns.kind]
+    start = [5.0 if lane == RECEIVE else 1.0 for lane in lanes]
+    end = [9.0 if lane == RECEIVE else 2.0 for lane in lanes]
+    times = StepTimes(0, [0.0] * count, start, end, {}, {})
+    meet(program, times)
+    for i, lane in enumerate(lanes):
+        moved = lane in (SEND, RECEIVE)
+        assert (times.start[i], times.end[i]) == ((5.0, 9.0) if moved else (1.0, 2.0))
+    assert SEND in lanes
 
 
 def check_meetings(program: Program) -> None:
