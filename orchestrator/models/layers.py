@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.ranges import Ranges, at, intersect, local, normalise
@@ -26,8 +26,7 @@ from orchestrator.models.ranges import Ranges, at, intersect, local, normalise
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """Output channels ``out`` take the weights of fan-in channels ``fan`` times input ``reads``.
 
     ``fan`` counts along the second dimension of the weight, in channels, from 0 for each output
@@ -39,8 +38,7 @@ class Term:
     reads: Ranges
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(NamedTuple):
     """A rectangle of a layer's weight: output channels x fan-in channels, both half-open."""
 
     out: tuple[int, int]

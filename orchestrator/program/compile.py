@@ -14,6 +14,7 @@ so that transfers run under computation; that keeps first-in-first-out per order
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import takewhile
 
 from orchestrator.errors import InputError
@@ -155,6 +156,13 @@ def _input_gradient_flops(part: SegmentPart, needed: bool) -> int:
     return 2 * macs * part.examples
 
 
+Arrived = defaultdict[int, list[int]]
+
+
+def _nothing_yet() -> Arrived:
+    return defaultdict(list)
+
+
 class _Emitter:
     """Turns the global order of actions into ops, once for every listed replica."""
 
@@ -194,15 +202,23 @@ class _Emitter:
             (s.index for s in segments if s.chunk < segments[0].chunk or s.update_chunks),
             len(segments),
         )
+        # by segment and turn: source, target, bytes
+        self.hops = [
+            [[(m.source, m.target, m.values * itemsize) for m in turn] for turn in b.messages]
+            for b in bounds
+        ]
         self.columns = Columns()
         count = listed * ranks_per_replica
         self.order: list[list[int]] = [[] for _ in range(count)]
         self.last_compute = [-1] * count  # where the newest compute op stands in order[rank]
-        self.compute_ids: list[list[int]] = [[] for _ in range(count)]
-        self.forward: dict[tuple[int, int, int], int] = {}  # (segment, chunk, rank) -> op
-        self.backward: dict[tuple[int, int, int], int] = {}
-        self.arrived_f: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
-        self.arrived_b: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
+        self.newest: list[tuple[int, ...]] = [()] * count  # compute op, by rank
+        self.before: list[tuple[int, ...]] = [()] * count  # the one before that
+        self.peer = [(rank,) for rank in range(count)]
+        # by (segment, chunk) and rank: its ops, and those that have brought what it reads
+        self.forward: dict[tuple[int, int], dict[int, int]] = {}
+        self.backward: dict[tuple[int, int], dict[int, int]] = {}
+        self.arrived_f: defaultdict[tuple[int, int], Arrived] = defaultdict(_nothing_yet)
+        self.arrived_b: defaultdict[tuple[int, int], Arrived] = defaultdict(_nothing_yet)
         self.ended = [0] * len(segments)  # chunks whose weight gradients exist
         self.gathered: dict[tuple[int, int], int] = {}  # (segment, rank) -> its weights are whole
         self.to_step: list[tuple[int, list[tuple[int, int]]]] = []
@@ -262,40 +278,44 @@ class _Emitter:
     # -- computation --------------------------------------------------------------------------
 
     def compute_forward(self, s: int, chunk: int) -> None:
+        arrived = self.arrived_f.pop((s, chunk), _nothing_yet())
+        ids = self.forward[s, chunk] = {}
         for offset in self.offsets:
             for local_rank, flops in self.forward_flops[s].items():
                 rank = offset + local_rank
-                needs = self.arrived_f.pop((s, chunk, rank), [])
+                needs = arrived[rank]
                 if (s, rank) in self.gathered:  # weights updated within the step, on shards
                     needs = [*needs, self.gathered.pop((s, rank))]
-                self.forward[s, chunk, rank] = self.compute(rank, F, s, chunk, flops, needs)
+                ids[rank] = self.compute(rank, F, s, chunk, flops, needs)
 
     def backwards(self, s: int, chunk: int, kind: str) -> None:
         """B or I of one chunk on every rank, then its gradients sent back, then reductions."""
         if not (self.has_weights[s] or self.needs_input_gradient[s]):
             return
         forwards = (kind == B) + self.recomputed(s, chunk)  # as much work as so many
+        arrived = self.arrived_b.pop((s, chunk), _nothing_yet())
+        made, ids = self.forward[s, chunk], {}
         for offset in self.offsets:
             for local_rank, forward in self.forward_flops[s].items():
                 rank = offset + local_rank
-                needs = [self.forward[s, chunk, rank], *self.arrived_b.pop((s, chunk, rank), [])]
+                needs = [made[rank], *arrived[rank]]
                 flops = self.input_gradient_flops[s][local_rank] + forwards * forward
-                self.backward[s, chunk, rank] = self.compute(rank, kind, s, chunk, flops, needs)
+                ids[rank] = self.compute(rank, kind, s, chunk, flops, needs)
+        self.backward[s, chunk] = ids
         if self.needs_input_gradient[s]:
             self.send_backward(s, chunk)
         if kind == B:
-            self.count_gradients(s, self.backward, chunk)
+            self.count_gradients(s, ids, chunk)
 
     def weight_gradients(self, s: int, chunk: int) -> None:
         """W of one chunk on every rank."""
         if not self.has_weights[s]:
             return
-        ids = {}
+        made, ids = self.backward[s, chunk], {}
         for offset in self.offsets:
             for local_rank, flops in self.forward_flops[s].items():
                 rank = offset + local_rank
-                needs = [self.backward[s, chunk, rank]]
-                ids[s, chunk, rank] = self.compute(rank, W, s, chunk, flops, needs)
+                ids[rank] = self.compute(rank, W, s, chunk, flops, [made[rank]])
         self.count_gradients(s, ids, chunk)
 
     def recomputed(self, s: int, chunk: int) -> bool:
@@ -305,39 +325,37 @@ class _Emitter:
 
     def send_forward(self, s: int, chunk: int, *, gated: bool) -> None:
         """What segment ``s`` reads for a chunk; ``gated``: not before the newest compute op."""
-        boundary = self.boundaries[s]
-        source_chunk, turn = divmod(chunk, boundary.turns)
+        source_chunk, turn = divmod(chunk, self.boundaries[s].turns)
+        made, arrived = self.forward[s - 1, source_chunk], self.arrived_f[s, chunk]
         for offset in self.offsets:
-            for message in boundary.messages[turn]:
-                source, target = offset + message.source, offset + message.target
-                made = self.forward[s - 1, source_chunk, source]
+            for a, b, size in self.hops[s][turn]:
+                source, target = offset + a, offset + b
                 if source == target:
-                    self.arrived_f[s, chunk, target].append(made)
+                    arrived[target].append(made[source])
                     continue
-                needs = sorted({made, self.compute_ids[source][-1]}) if gated else [made]
-                size = message.values * self.itemsize
-                self.post(source, SEND_F, s, chunk, (target,), size, needs)
-                received = self.post_receive(target, RECV_F, s, chunk, source, size)
-                self.arrived_f[s, chunk, target].append(received)
+                needs = {made[source], *self.newest[source]} if gated else (made[source],)
+                self.post(source, SEND_F, s, chunk, self.peer[target], size, sorted(needs))
+                arrived[target].append(self.post_receive(target, RECV_F, s, chunk, source, size))
 
     def send_backward(self, s: int, chunk: int) -> None:
         """The gradients of what segment ``s`` read, each back to the rank that it came from."""
-        boundary = self.boundaries[s]
-        source_chunk, turn = divmod(chunk, boundary.turns)
+        source_chunk, turn = divmod(chunk, self.boundaries[s].turns)
+        made, arrived = self.backward[s, chunk], self.arrived_b[s - 1, source_chunk]
         for offset in self.offsets:
-            for message in boundary.messages[turn]:
-                source, target = offset + message.target, offset + message.source
-                made = self.backward[s, chunk, source]
+            for a, b, size in self.hops[s][turn]:
+                source, target = offset + b, offset + a
                 if source == target:
-                    self.arrived_b[s - 1, source_chunk, target].append(made)
+                    arrived[target].append(made[source])
                     continue
-                size = message.values * self.itemsize
-                self.post(source, SEND_B, s, chunk, (target,), size, [made])
-                received = self.post_receive(target, RECV_B, s, chunk, source, size)
-                self.arrived_b[s - 1, source_chunk, target].append(received)
+                self.post(source, SEND_B, s, chunk, self.peer[target], size, (made[source],))
+                arrived[target].append(self.post_receive(target, RECV_B, s, chunk, source, size))
 
-    def count_gradients(self, s: int, ids: dict[tuple[int, int, int], int], chunk: int) -> None:
-        """After the last chunk (or the last before an update): sum gradients over their ranks."""
+    def count_gradients(self, s: int, ids: dict[int, int], chunk: int) -> None:
+        """After the last chunk (or the last before an update): sum gradients over their ranks.
+
+        Args:
+            ids: by rank, the op that has made the gradients of this chunk's weights.
+        """
         if not self.has_weights[s]:
             return
         segment = self.segments[s]
@@ -349,7 +367,7 @@ class _Emitter:
             group = self.group(bucket)
             for offset in self.offsets:
                 for rank in (offset + r for r in bucket.ranks):
-                    need = ids[s, chunk, rank]
+                    need = ids[rank]
                     if len(group) > 1:
                         size = self.padded(bucket, len(group)) * self.itemsize
                         kind = REDUCE_SCATTER if self.sharded else ALL_REDUCE
@@ -394,7 +412,7 @@ class _Emitter:
 
     def add(
         self, rank: int, kind: str, s: int, chunk: int, peers: tuple[int, ...], size: int,
-        flops: int, needs: list[int],
+        flops: int, needs: Sequence[int],
     ) -> int:  # fmt: skip
         columns = self.columns
         columns.rank.append(rank)
@@ -408,17 +426,18 @@ class _Emitter:
         return len(columns.rank) - 1
 
     def compute(
-        self, rank: int, kind: str, s: int, chunk: int, flops: int, needs: list[int], size: int = 0
-    ) -> int:
+        self, rank: int, kind: str, s: int, chunk: int, flops: int, needs: Sequence[int],
+        size: int = 0,
+    ) -> int:  # fmt: skip
         found = self.add(rank, kind, s, chunk, (), size, flops, needs)
         self.last_compute[rank] = len(self.order[rank])
         self.order[rank].append(found)
-        self.compute_ids[rank].append(found)
+        self.before[rank], self.newest[rank] = self.newest[rank], (found,)
         return found
 
     def post(
         self, rank: int, kind: str, s: int, chunk: int, peers: tuple[int, ...], size: int,
-        needs: list[int],
+        needs: Sequence[int],
     ) -> int:  # fmt: skip
         found = self.add(rank, kind, s, chunk, peers, size, 0, needs)
         self.order[rank].append(found)
@@ -426,8 +445,7 @@ class _Emitter:
 
     def post_receive(self, rank: int, kind: str, s: int, chunk: int, peer: int, size: int) -> int:
         """A receive, ahead of the rank's newest compute op; after the compute op before that."""
-        before = self.compute_ids[rank][-2:-1]
-        found = self.add(rank, kind, s, chunk, (peer,), size, 0, before)
+        found = self.add(rank, kind, s, chunk, self.peer[peer], size, 0, self.before[rank])
         place = self.last_compute[rank]
         if place < 0:
             self.order[rank].append(found)

@@ -86,6 +86,21 @@ def ring_bytes(kind: str, values: int, count: int, place: int) -> int:
     return {REDUCE_SCATTER: scatter, ALL_GATHER: gather, ALL_REDUCE: scatter + gather}[kind]
 
 
+def sent_by_rank(program: Program) -> list[int]:
+    """Bytes that every listed rank sends in a step: what its :func:`edges` add up to."""
+    columns, item = program.columns, program.itemsize
+    found = [0] * len(program.order)
+    for kind, rank, peers, size in zip(
+        columns.kind, columns.rank, columns.peers, columns.bytes, strict=True
+    ):
+        lane = LANE_OF[kind]
+        if lane == SEND:
+            found[rank] += size
+        elif lane == REDUCE:
+            found[rank] += ring_bytes(kind, size // item, len(peers), peers.index(rank)) * item
+    return found
+
+
 def total_bytes(program: Program) -> int:
     """Bytes that all ranks send in a step, those of folded replicas included.
 
@@ -95,13 +110,15 @@ def total_bytes(program: Program) -> int:
     columns = program.columns
     copies = program.world_size // len(program.ranks)
     total = 0
-    for i, kind in enumerate(columns.kind):
+    for kind, rank, peers, size in zip(
+        columns.kind, columns.rank, columns.peers, columns.bytes, strict=True
+    ):
         lane = LANE_OF[kind]
         if lane == SEND:
-            total += columns.bytes[i] * copies
-        elif lane == REDUCE and columns.rank[i] == columns.peers[i][0]:
+            total += size * copies
+        elif lane == REDUCE and rank == peers[0]:
             rounds = 2 if kind == ALL_REDUCE else 1
-            total += rounds * (len(columns.peers[i]) - 1) * columns.bytes[i]
+            total += rounds * (len(peers) - 1) * size
     return total
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from orchestrator.errors import InputError
 from orchestrator.models.layers import SizedLayer, Sum
@@ -24,8 +24,7 @@ from orchestrator.models.ranges import Ranges, normalise, shift
 from orchestrator.plan import Axis, Entry, Plan
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One rank's share of one layer.
 
     Args:
@@ -272,21 +271,32 @@ class _Cutter:
         self.axes = self.entry.grid.axes
         self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
         self.batches = [self._batch(at, first, chunk, pieces) for at in self.places]
+        self._found: dict[tuple[object, ...], dict[int, Part]] = {}
 
     def is_partial(self, sized: SizedLayer) -> bool:
         """Whether the ranks' outputs are partial sums."""
         return sized.has_weights and dict(self.axes).get("input", 1) > 1
 
     def parts(self, sized: SizedLayer) -> dict[int, Part]:
-        """By rank, ascending; ranks that get no example are left out."""
-        found = {}
+        """By rank, ascending; ranks that get no example are left out.
+
+        Layers whose channels are given out alike have these in common.
+        """
         channels: dict[int, tuple[Ranges, Ranges]] = {}  # by place along the channels' axis
-        for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
-            place = at.get("channel", at.get("input", 0))
+        for at in self.places:
+            place = _along_channels(at)
             if place not in channels:
                 channels[place] = self._channels(sized, at)
-            out, reads = channels[place]
-            mine = self._loss_batch(batch, at) if sized.kind == "loss" else batch
+        key = (sized.kind == "loss", *channels.values())
+        if key not in self._found:
+            self._found[key] = self._parts(channels, loss=sized.kind == "loss")
+        return self._found[key]
+
+    def _parts(self, channels: dict[int, tuple[Ranges, Ranges]], *, loss: bool) -> dict[int, Part]:
+        found = {}
+        for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
+            out, reads = channels[_along_channels(at)]
+            mine = self._loss_batch(batch, at) if loss else batch
             if mine and out:
                 found[rank] = Part(mine, out, reads)
         return dict(sorted(found.items()))
@@ -363,6 +373,11 @@ class _Cutter:
             self.plan.place(("placement", self.number, key)),
             remedy,
         )
+
+
+def _along_channels(at: dict[Axis, int]) -> int:
+    """Place along the axis that cuts channels: of the outputs, or of the inputs."""
+    return at.get("channel", at.get("input", 0))
 
 
 @lru_cache(maxsize=4096)

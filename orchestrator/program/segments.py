@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from orchestrator.models.layers import Shape, SizedLayer, Tile
 from orchestrator.models.model import Model
@@ -26,8 +27,7 @@ from orchestrator.program.placement import Part, PlacedLayer, Placement
 BUCKET_BYTES = 4 * 2**20
 
 
-@dataclass(frozen=True)
-class LayerPart:
+class LayerPart(NamedTuple):
     """One rank's share of one layer of a segment.
 
     Args:
@@ -36,42 +36,49 @@ class LayerPart:
         tiles: rectangles of the weight it holds; () without weights.
         bias: output channels whose bias it holds. Where a layer is split on its input, the bias
             is with the rank that has the channel's first fan-in.
+        parameters: weight and bias values held.
+        macs_per_image: multiply-adds for one image, forward.
     """
 
     sized: SizedLayer
     part: Part
     tiles: tuple[Tile, ...]
     bias: Ranges
-
-    @cached_property
-    def parameters(self) -> int:
-        """Weight and bias values held."""
-        return self.sized.weights(self.tiles) + size(self.bias)
-
-    @cached_property
-    def macs_per_image(self) -> int:
-        """Multiply-adds for one image, forward."""
-        if not self.tiles:
-            return 0
-        each = self.sized.layer.macs_per_weight(self.sized.input_shape)
-        return self.sized.weights(self.tiles) * each
+    parameters: int
+    macs_per_image: int
 
 
 @dataclass(frozen=True)
 class SegmentPart:
-    """One rank's share of a segment: its layers in order."""
+    """One rank's share of a segment.
+
+    Args:
+        layers: in order.
+        examples: of each chunk.
+        parameters: weight and bias values held.
+        macs_per_image: multiply-adds for one image, forward.
+    """
 
     layers: tuple[LayerPart, ...]
+    examples: int
+    parameters: int
+    macs_per_image: int
+
+    @classmethod
+    def of(cls, layers: tuple[LayerPart, ...]) -> SegmentPart:
+        """Of these layers, in order."""
+        weighted = [layer for layer in layers if layer.tiles]
+        return cls(
+            layers,
+            examples=size(layers[0].part.batch),
+            parameters=sum([layer.parameters for layer in weighted]),
+            macs_per_image=sum([layer.macs_per_image for layer in weighted]),
+        )
 
     @property
     def batch(self) -> Ranges:
         """Examples within the chunk."""
         return self.layers[0].part.batch
-
-    @cached_property
-    def examples(self) -> int:
-        """How many examples of each chunk."""
-        return size(self.batch)
 
     @property
     def reads(self) -> Ranges:
@@ -94,16 +101,6 @@ class SegmentPart:
         """Shape of the output tensor: examples, channels, ..."""
         last = self.layers[-1].sized
         return (self.examples, size(self.out), *last.output_shape[1:])
-
-    @cached_property
-    def parameters(self) -> int:
-        """Weight and bias values held."""
-        return sum(layer.parameters for layer in self.layers if layer.tiles)
-
-    @cached_property
-    def macs_per_image(self) -> int:
-        """Multiply-adds for one image, forward."""
-        return sum(layer.macs_per_image for layer in self.layers if layer.tiles)
 
 
 @dataclass(frozen=True)
@@ -137,8 +134,7 @@ class Segment:
         return self.layers[0].name
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A rectangle of an activation that one rank gives another (or itself).
 
     Args:
@@ -214,19 +210,30 @@ def cut(placement: Placement, model: Model, itemsize: int, replicas: int) -> tup
 
 
 def _segment_parts(run: list[PlacedLayer]) -> dict[int, SegmentPart]:
+    by_layer = [_layer_parts(layer) for layer in run]
+    return {
+        rank: SegmentPart.of(tuple([parts[rank] for parts in by_layer])) for rank in run[0].parts
+    }
+
+
+def _layer_parts(layer: PlacedLayer) -> dict[int, LayerPart]:
+    """By rank; what follows from the channels is worked out once for those that share them."""
+    sized = layer.sized
     found = {}
-    for rank in run[0].parts:
-        layers = []
-        for layer in run:
-            sized, part = layer.sized, layer.parts[rank]
-            tiles: tuple[Tile, ...] = ()
-            bias: Ranges = ()
-            if sized.has_weights:
-                tiles = sized.tiles(part.out, part.reads)
-                terms = sized.terms(part.out, part.reads)
-                bias = normalise(term.out for term in terms if term.fan[0] == 0)
-            layers.append(LayerPart(sized, part, tiles, bias))
-        found[rank] = SegmentPart(tuple(layers))
+    for group in sharing(layer.parts):
+        channels = layer.parts[group[0]]
+        tiles: tuple[Tile, ...] = ()
+        bias: Ranges = ()
+        parameters = macs = 0
+        if sized.has_weights:
+            tiles = sized.tiles(channels.out, channels.reads)
+            terms = sized.terms(channels.out, channels.reads)
+            bias = normalise(term.out for term in terms if term.fan[0] == 0)
+            weights = sized.weights(tiles)
+            parameters = weights + size(bias)
+            macs = weights * sized.layer.macs_per_weight(sized.input_shape)
+        for rank in group:
+            found[rank] = LayerPart(sized, layer.parts[rank], tiles, bias, parameters, macs)
     return found
 
 
@@ -237,10 +244,12 @@ def _openings(placement: Placement, itemsize: int, replicas: int) -> list[bool]:
     waiting = 0
     for i in range(len(layers) - 1, -1, -1):
         layer = layers[i]
-        if layer.sized.has_weights and _is_reduced(layer, replicas):
-            waiting += max(_parameter_values(layer, rank) for rank in layer.parts) * itemsize
-            if waiting >= BUCKET_BYTES:
-                opens[i] = True
+        if layer.sized.has_weights:
+            groups = sharing(layer.parts)
+            if replicas > 1 or any(len(group) > 1 for group in groups):
+                waiting += max(_parameter_values(layer, group[0]) for group in groups) * itemsize
+                if waiting >= BUCKET_BYTES:
+                    opens[i] = True
         if opens[i]:
             waiting = 0
     return opens
@@ -262,10 +271,6 @@ def _differs(before: PlacedLayer, after: PlacedLayer) -> bool:
 def _parameter_values(layer: PlacedLayer, rank: int) -> int:
     part = layer.parts[rank]
     return layer.sized.weights(layer.sized.tiles(part.out, part.reads)) + size(part.out)
-
-
-def _is_reduced(layer: PlacedLayer, replicas: int) -> bool:
-    return replicas > 1 or any(len(group) > 1 for group in sharing(layer.parts))
 
 
 def sharing(parts: dict[int, Part]) -> list[tuple[int, ...]]:
@@ -305,14 +310,30 @@ def _messages(before: Segment, after: Segment, turn: int) -> list[Message]:
         behind = bisect_right(targets, source)
         for target in targets[behind:] + targets[:behind]:
             wants_batch, wants_channels = needs[target]
-            batch = intersect(has_batch, wants_batch)
-            channels = batch and intersect(has_channels, wants_channels)
-            if channels:
-                taken = (local(batch, has_batch), local(channels, has_channels))
-                given = (local(batch, wants_batch), local(channels, wants_channels))
-                number = size(batch) * size(channels) * values
-                found.append(Message(turn, source, target, taken, given, number))
+            batch = _overlap(has_batch, wants_batch)
+            if not batch.number:
+                continue
+            channels = _overlap(has_channels, wants_channels)
+            if channels.number:
+                taken, given = (batch.taken, channels.taken), (batch.given, channels.given)
+                sent = batch.number * channels.number * values
+                found.append(Message(turn, source, target, taken, given, sent))
     return found
+
+
+class _Overlap(NamedTuple):
+    """What one range has and another wants: positions in the one and in the other, how many."""
+
+    taken: Ranges
+    given: Ranges
+    number: int
+
+
+# Pairs of ranks meet in few ways, and every boundary between layers that are split alike is alike.
+@lru_cache(maxsize=65_536)
+def _overlap(has: Ranges, wants: Ranges) -> _Overlap:
+    both = intersect(has, wants)
+    return _Overlap(local(both, has), local(both, wants), size(both))
 
 
 def buckets(segments: tuple[Segment, ...]) -> tuple[tuple[Bucket, ...], ...]:
@@ -322,7 +343,7 @@ def buckets(segments: tuple[Segment, ...]) -> tuple[tuple[Bucket, ...], ...]:
         groups: dict[tuple[tuple[tuple[Tile, ...], Ranges], ...], list[int]] = {}
         for rank, part in segment.parts.items():
             if part.parameters:
-                key = tuple((x.tiles, x.bias) for x in part.layers if x.sized.has_weights)
+                key = tuple([(x.tiles, x.bias) for x in part.layers if x.tiles])
                 groups.setdefault(key, []).append(rank)
         found.append(
             tuple(
