@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     tables: dict[str, Callable[[dict[str, Any]], None]] = {
         "one_weird_trick": one_weird_trick,
         "nccl_all_reduce": nccl_all_reduce,
+        "nccl_all_reduce_h200": nccl_all_reduce,
         "two_columns": two_columns,
         "titan_black": titan_black,
         "gpipe": gpipe,
@@ -110,13 +111,15 @@ def _scaled(cluster: Cluster, factor: float) -> Cluster:
 def nccl_all_reduce(table: dict[str, Any]) -> None:
     """One all-reduce over eight devices, alone."""
     topology = Topology(load_cluster(table["cluster"]))
-    plans = Collectives(topology, range(8), "ring")
+    plans = Collectives(topology, range(8))
     print(HEAD)
     for r in table["rows"]:
-        phases = plans.plan(ALL_REDUCE, r["bytes"], tuple(range(8))).phases
-        predicted = sum(phase.alone(topology.capacity) for phase in phases)
+        chosen = plans.plan(ALL_REDUCE, r["bytes"], tuple(range(8)))
+        predicted = sum(phase.alone(topology.capacity) for phase in chosen.phases) * 1e6
+        published = r["us"] if "us" in r else r["bytes"] / r["GBps"] * 1e-3
         calibrates = bool(r.get("calibrates"))
-        print(row(f"{r['bytes']:,} bytes", r["us"], predicted * 1e6, "us", calibrates=calibrates))
+        what = f"{r['bytes']:,} bytes, {chosen.algorithm}"
+        print(row(what, published, predicted, "us", calibrates=calibrates))
 
 
 def two_columns(table: dict[str, Any]) -> None:

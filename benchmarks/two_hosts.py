@@ -59,7 +59,7 @@ def two_hosts(megabits: int) -> Iterator[Place]:
             inside(host, "ip", "link", "set", "lo", "up")
             inside(
                 host, "tc", "qdisc", "add", "dev", end, "root", "tbf", "rate", f"{megabits}mbit",
-                "burst", "256kb", "latency", "50ms",
+                "burst", "64kb", "latency", "50ms",
             )  # fmt: skip
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
         for number, host in enumerate(HOSTS):

@@ -7,6 +7,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from math import log
 from pathlib import Path
@@ -47,7 +48,11 @@ def cluster_of(
     """
     per_node = max(list(nodes.values()).count(n) for n in nodes.values()) if nodes else len(found)
     node_count = len(found) // per_node
-    calibration = _calibration(models, found, nodes, threads, load_s)
+    # Ranks alone on their nodes were measured among all others: nodes can be parts of one machine.
+    neighbours = len(found) if per_node == 1 else 0
+    calibration = replace(
+        _calibration(models, found, nodes, threads, load_s), neighbours=neighbours
+    )
     copy = 2 * 33_554_432 / median([x for m in found.values() for x in m.copies])
     rates = _rates(found)
     peak = max(rates.values())

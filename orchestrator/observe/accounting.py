@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from orchestrator.observe.timeline import StepTimes
-from orchestrator.program.ledger import by_sender, edges, total_bytes
+from orchestrator.program.ledger import sent_by_rank, total_bytes
 from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Program
 
 Interval = tuple[float, float]
@@ -64,16 +64,16 @@ class Accountant:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.is_compute = [LANE_OF[kind] == COMPUTE for kind in program.columns.kind]
+        self.is_compute = is_compute = [LANE_OF[kind] == COMPUTE for kind in program.columns.kind]
         stages = [segment.stage for segment in program.segments]
         self.opens_stage = [a != b for a, b in zip(stages, [stages[0], *stages], strict=False)]
         self.compute: dict[int, list[int]] = {}
         self.transfers: dict[int, list[int]] = {}
         for rank in program.ranks:
             ids = program.order[rank]
-            self.compute[rank] = [i for i in ids if self.is_compute[i]]
-            self.transfers[rank] = [i for i in ids if not self.is_compute[i]]
-        self.sent = by_sender(edges(program))
+            self.compute[rank] = [i for i in ids if is_compute[i]]
+            self.transfers[rank] = [i for i in ids if not is_compute[i]]
+        self.sent = sent_by_rank(program)
         self.total_bytes = total_bytes(program)
 
     def account(self, times: StepTimes) -> Account:
@@ -108,7 +108,7 @@ class Accountant:
             gap = self._gap(at, finish, busy, self.transfers[rank], times)
             exposed, wait, bubble = exposed + gap[0], wait + gap[1], bubble + gap[2]
             other += gap[3]
-        communication = sum(b - a for a, b in busy)
+        communication = length(busy, begin, finish)  # what was sent may arrive after the step
         return Shares(finish - begin, computed, communication, exposed, wait, bubble, other)
 
     def _gap(
@@ -195,7 +195,6 @@ def summarise(
     """
     ordered = sorted(accounts, key=lambda account: account.step_time_s)
     median = ordered[(len(ordered) - 1) // 2]
-    sent = {r: sum(accountant.sent.get(r, (0, 0))) for r in median.ranks}
     program = accountant.program
 
     def row(shares: Shares, size: int, peak: int) -> dict[str, object]:
@@ -209,6 +208,7 @@ def summarise(
 
     total = row(mean or median.mean, accountant.total_bytes, max(peaks.values(), default=0))
     ranks = [
-        {"rank": r, **row(shares, sent[r], peaks.get(r, 0))} for r, shares in median.ranks.items()
+        {"rank": r, **row(shares, accountant.sent[r], peaks.get(r, 0))}
+        for r, shares in median.ranks.items()
     ]
     return {**total, "ranks": ranks}

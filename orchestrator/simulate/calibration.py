@@ -95,6 +95,7 @@ class Calibration:
 
     Args:
         threads: of each rank on a processor.
+        neighbours: how many ranks, of consecutive numbers, disturb each other; 0: those of a node.
         compute_slowdown: fraction of its speed that computation loses under a transfer.
         jitter: relative standard deviation of a rank's computation about other ranks'.
         load_s: seconds of loading one image, by what ``run --data`` names.
@@ -105,6 +106,7 @@ class Calibration:
     model: str
     versions: Mapping[str, str]
     threads: int = 0
+    neighbours: int = 0
     compute_slowdown: float = 0.0
     jitter: float = 0.0
     load_s: Mapping[str, float] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from pathlib import Path as FilePath
 
 from pydantic import ValidationError
@@ -31,12 +32,14 @@ from orchestrator.simulate.cluster_schema import (
     REMEDIES,
     CalibrationFile,
     ClusterFile,
+    CollectivesFile,
     DeviceFile,
     LevelFile,
     ReliabilityFile,
     Topology,
 )
 from orchestrator.simulate.figure import Figure, Provenance, provenances, unsourced
+from orchestrator.simulate.nccl import Nccl
 
 GIB, GIGA, TERA, MICRO, HOUR = 2**30, 1e9, 1e12, 1e-6, 3600.0
 MOST_SLOWDOWN = 0.99  # what stands still for good would never end
@@ -57,6 +60,8 @@ class Device:
         kernel_overhead_s: lost for each layer.
         transfer_slowdown: fraction of its speed that computation loses under a transfer.
         update_accesses: reads and writes of memory for each weight that an update changes.
+        multiprocessors: each computes a tile of ``tile_values`` of a matrix product at a time; 0
+            if products of all sizes occupy the whole device.
         power_w: watts; None if unknown, as is the price.
     """
 
@@ -69,6 +74,8 @@ class Device:
     kernel_overhead_s: float = 0.0
     transfer_slowdown: float = 0.0
     update_accesses: float = 5.0
+    multiprocessors: float = 0.0
+    tile_values: float = 0.0
     power_w: float | None = None
     dollars_per_hour: float | None = None
 
@@ -76,6 +83,15 @@ class Device:
     def usable_bytes(self) -> int:
         """What a program may allocate."""
         return self.memory_bytes - self.reserved_bytes
+
+    def occupied(self, values: int) -> float:
+        """Share of its time that the device computes while it works on a matrix product of so many
+        values: its multiprocessors go through the tiles in rounds, in the last of which some are
+        idle ("wave quantization", NVIDIA, Matrix Multiplication Background, 2020)."""
+        if not self.multiprocessors or not self.tile_values or not values:
+            return 1.0
+        rounds = ceil(ceil(values / self.tile_values) / self.multiprocessors)
+        return values / (rounds * self.multiprocessors * self.tile_values)
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,7 @@ class Level:
         device_bandwidth: what one device can send through it at most.
         latency: seconds before the first byte arrives.
         nested: whether what crosses it takes its devices' ports of the level before, too.
+        host: whether the host's memory, which images come from, is behind it.
     """
 
     name: str
@@ -97,6 +114,7 @@ class Level:
     topology: Topology
     device_bandwidth: float
     nested: bool = False
+    host: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +133,7 @@ class Cluster:
     Args:
         kinds: (device, how many) in order of rank.
         network: levels, innermost first; their sizes multiply to the number of devices.
+        library: what runs the collectives; None: the links alone say how long they take.
         slow: by rank, times as long as it takes for everything it computes.
         provenance: every figure of the file, as written, with its source.
         label: the file, for messages.
@@ -128,6 +147,7 @@ class Cluster:
     reliability: Reliability | None = None
     slow: Mapping[int, float] = field(default_factory=dict)
     calibration: Calibration | None = None
+    library: Nccl | None = None
     summary: str = ""
     provenance: tuple[Provenance, ...] = ()
     label: str = ""
@@ -231,6 +251,7 @@ def _cluster(file: ClusterFile, label: str, sources: tuple[Provenance, ...]) -> 
         reliability=_reliability(file.reliability) if file.reliability else None,
         slow={slow.rank: slow.factor for slow in file.slow},
         calibration=_calibration(file.calibration) if file.calibration else None,
+        library=_library(file.collectives) if file.collectives else None,
         summary=file.summary,
         provenance=sources,
         label=label,
@@ -256,6 +277,8 @@ def _device(file: DeviceFile) -> Device:
         kernel_overhead_s=_value(file.kernel_overhead_us) * MICRO,
         transfer_slowdown=min(_value(file.transfer_slowdown), MOST_SLOWDOWN),
         update_accesses=file.update_accesses.value if file.update_accesses else 5.0,
+        multiprocessors=_value(file.multiprocessors),
+        tile_values=_value(file.tile_values),
         power_w=file.power_W.value if file.power_W else None,
         dollars_per_hour=file.dollars_per_hour.value if file.dollars_per_hour else None,
     )
@@ -270,6 +293,19 @@ def _level(file: LevelFile, size: int) -> Level:
         latency=file.latency_us.value * MICRO,
         topology=file.topology,
         nested=file.nested,
+        host=file.host,
+    )
+
+
+def _library(file: CollectivesFile) -> Nccl:
+    switch = file.switch_GBps
+    return Nccl(
+        generation=file.generation,
+        wire=file.wire,
+        processor=file.processor,
+        channels=file.channels,
+        start=file.start_us.value * MICRO,
+        switch_bandwidth=switch.value * GIGA if switch else None,
     )
 
 
@@ -280,6 +316,7 @@ def _calibration(file: CalibrationFile) -> Calibration:
         model=file.model,
         versions=dict(file.versions),
         threads=file.threads,
+        neighbours=file.neighbours,
         compute_slowdown=file.compute_slowdown,
         jitter=file.jitter,
         load_s=dict(file.load_s),

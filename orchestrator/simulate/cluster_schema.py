@@ -13,6 +13,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from orchestrator.plan.problem import Problem, found, refusal
 from orchestrator.simulate.figure import Block, Fraction, NotNegative, Part, Positive, Share
+from orchestrator.simulate.nccl import Generation, Processor, Wire
 
 SCHEMA_VERSION = 1
 MOST_DEVICES = 2**20
@@ -149,6 +150,17 @@ class DeviceFile(Block):
         "it 5: a fused update with momentum.",
         examples=[5],
     )
+    multiprocessors: Positive | None = Field(
+        default=None,
+        description="Each computes a tile of a matrix product at a time; with tile_values.",
+        examples=[13],
+    )
+    tile_values: Positive | None = Field(
+        default=None,
+        description="Values of a matrix product in such a tile; without it a product of any size "
+        "occupies the whole device.",
+        examples=[8192],
+    )
     power_W: Positive | None = Field(default=None, description="Power, watts.", examples=[244])
     dollars_per_hour: NotNegative | None = Field(
         default=None, description="Price of one device.", examples=[0.0]
@@ -192,6 +204,34 @@ class LevelFile(Block):
         description="Whether what crosses this level also takes its two devices' ports of the "
         "level before, as in a tree of PCIe switches; otherwise it has ports of its own.",
         examples=[True],
+    )
+    host: bool = Field(
+        default=False,
+        description="Whether the memory that images are loaded into is behind this level: each "
+        "device then gets those of its next step through its group's port. Otherwise their copies "
+        "take no time.",
+        examples=[True],
+    )
+
+
+class CollectivesFile(Block):
+    """The library that runs the collectives, whose own model of their times is taken."""
+
+    library: Literal["nccl"] = Field(description="Which one.", examples=["nccl"])
+    generation: Generation = Field(
+        description="Of the devices: pascal, volta, ampere or hopper.", examples=["ampere"]
+    )
+    wire: Wire = Field(description="What joins those of a node.", examples=["nvlink"])
+    processor: Processor = Field(description="Of the hosts: intel or amd.", examples=["amd"])
+    channels: Count = Field(description="Rings at once, as NCCL_DEBUG=INFO tells.", examples=[24])
+    start_us: NotNegative = Field(
+        description="From the call until the devices are at it, microseconds.", examples=[20]
+    )
+    switch_GBps: Positive | None = Field(
+        default=None,
+        description="10^9 bytes a second, each way, through a device's port while the switches "
+        "add up (NVLS); without it they do not.",
+        examples=[310],
     )
 
 
@@ -276,6 +316,11 @@ class CalibrationFile(Part):
     threads: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Threads a rank computed with; 0 for a GPU.", examples=[1]
     )
+    neighbours: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Ranks, of consecutive numbers, that disturb each other; 0: those of a node.",
+        examples=[2],
+    )
     compute_slowdown: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="Fraction of its speed that computation loses under a transfer.",
@@ -327,6 +372,20 @@ class ClusterFile(Block):
         description="Levels, innermost first; each joins groups of the one before.",
         examples=[[{"name": "pcie", "size": 2, "GBps": 6, "latency_us": 10, "topology": "switch"}]],
     )
+    collectives: CollectivesFile | None = Field(
+        default=None,
+        description="The library that runs collectives; without it the links alone say how long.",
+        examples=[
+            {
+                "library": "nccl",
+                "generation": "ampere",
+                "wire": "nvlink",
+                "processor": "amd",
+                "channels": 24,
+                "start_us": 20,
+            }
+        ],  # fmt: skip
+    )
     reliability: ReliabilityFile | None = Field(
         default=None,
         description="Failures and what they cost.",
@@ -356,7 +415,7 @@ class ClusterFile(Block):
     def _check(self) -> ClusterFile:
         problems = [
             *self._check_devices(), *self._check_network(), *self._check_nested(),
-            *self._check_slow(),
+            *self._check_host(), *self._check_slow(),
         ]  # fmt: skip
         if problems:
             raise refusal(problems)
@@ -407,6 +466,19 @@ class ClusterFile(Block):
                 message = "found nested: true; allowed: behind a level that is a switch or shared"
                 message += f", not {before}" if before else "; the first has none before it"
                 problems.append(Problem(("network", i, "nested"), message, "leave it out"))
+        return problems
+
+    def _check_host(self) -> list[Problem]:
+        hosts = [i for i, level in enumerate(self.network) if level.host]
+        problems = []
+        for i in hosts:
+            where, topology = ("network", i, "host"), self.network[i].topology
+            if topology not in ("switch", "shared"):
+                message = f"found host: true; allowed: at a switch or shared, not {topology}"
+                problems.append(Problem(where, message, "leave it out"))
+            elif i != hosts[0]:
+                message = "found host: true twice; allowed: at one level"
+                problems.append(Problem(where, message, "keep the innermost"))
         return problems
 
     def _check_slow(self) -> list[Problem]:

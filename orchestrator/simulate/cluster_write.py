@@ -50,6 +50,7 @@ def _tables(c: Calibration) -> list[str]:
         f"  model: {c.model}",
         f"  versions: {{{versions}}}",
         f"  threads: {c.threads}",
+        f"  neighbours: {c.neighbours}   # ranks that disturb each other; 0: those of a node",
         f"  compute_slowdown: {c.compute_slowdown:.4g}   # lost under a transfer",
         f"  jitter: {c.jitter:.4g}   # of a rank's computation about others'",
         f"  load_s: {{{', '.join(f'{k}: {v:.4g}' for k, v in c.load_s.items())}}}",

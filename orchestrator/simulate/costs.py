@@ -221,6 +221,8 @@ class CostModel:
         if not layer.tiles:
             fraction = device.efficiency.get(kind, fraction)
         arithmetic = flops / (peak * device.efficiency.get(kind, 1.0)) if flops else 0.0
+        if kind == "linear":
+            arithmetic *= _stretch(device, layer, examples, direction)
         movement = traffic / (device.memory_bandwidth * fraction)
         return max(arithmetic, movement) + device.kernel_overhead_s * both
 
@@ -286,7 +288,8 @@ class CostModel:
         has seen it; on other devices transfers, where the cluster says so."""
         c = self.calibration
         if c is not None and c.threads:
-            return Sharing(self.cluster.devices_per_node, c.threads, c.compute_slowdown)
+            ranks = c.neighbours or self.cluster.devices_per_node
+            return Sharing(ranks, c.threads, c.compute_slowdown)
         slowdown = max(device.transfer_slowdown for device, _ in self.cluster.kinds)
         return Sharing(1, 1, slowdown) if slowdown else None
 
@@ -301,7 +304,9 @@ class CostModel:
     def node(self, rank: int) -> int:
         """The machine whose processors a rank shares; of other devices, the device."""
         c = self.calibration
-        return self.cluster.node(rank) if c is not None and c.threads else rank
+        if c is None or not c.threads:
+            return rank
+        return rank // c.neighbours if c.neighbours else self.cluster.node(rank)
 
     @property
     def jitter(self) -> float:
@@ -332,3 +337,16 @@ class CostModel:
         (x1, y1) = points[1]
         line = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
         return max(line, y0 * at / x0)
+
+
+def _stretch(device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
+    """Times as long as its products take because they do not fill the device."""
+    read = size(layer.part.reads) * layer.sized.in_values
+    written = size(layer.part.out) * layer.sized.out_values
+    products = {
+        "forward": [examples * written],
+        "backward": [examples * read, read * written],
+        "backward_input": [examples * read],
+        "backward_weight": [read * written],
+    }[direction]
+    return sum(1 / device.occupied(values) for values in products) / len(products)

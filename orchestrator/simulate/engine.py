@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from orchestrator.observe.timeline import StepTimes, from_activities
 from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, SEND, Program
 from orchestrator.simulate.collectives import Collectives, Phase
-from orchestrator.simulate.network import Load, Network, Route, Topology, bundles
+from orchestrator.simulate.network import Load, Network, Topology, bundles
 from orchestrator.simulate.processors import Processors, Sharing, Work, drawn
 
 
@@ -57,12 +58,16 @@ class Graph:
     Args:
         activity: by op, its activity.
         ops: by activity, its ops; the first names it.
+        ranks: by activity, the ranks of its ops; of a message the sender first.
+        lanes: by activity, the lane of the op that names it: compute, send or reduce.
         after: by activity, the activities that need it.
         missing: by activity, how many it needs.
     """
 
     activity: list[int]
     ops: list[tuple[int, ...]]
+    ranks: list[tuple[int, ...]]
+    lanes: list[str]
     after: list[list[int]]
     missing: list[int]
 
@@ -74,6 +79,7 @@ def build_graph(program: Program) -> Graph:
     lanes = [LANE_OF[kind] for kind in kinds]
     activity = [-1] * len(columns)
     ops: list[tuple[int, ...]] = []
+    meeting: list[tuple[int, ...]] = []  # by activity, its ranks
     halves: defaultdict[tuple[int, int], tuple[deque[int], deque[int]]]
     halves = defaultdict(lambda: (deque(), deque()))
     met: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
@@ -82,6 +88,7 @@ def build_graph(program: Program) -> Graph:
         if lane == COMPUTE:
             activity[i] = len(ops)
             ops.append((i,))
+            meeting.append((ranks[i],))
         elif lane == REDUCE:
             group = all_peers[i]
             number = counts[group, ranks[i]]
@@ -90,19 +97,23 @@ def build_graph(program: Program) -> Graph:
         else:
             sent = lane == SEND
             peer = all_peers[i][0]
-            sends, receives = halves[(ranks[i], peer) if sent else (peer, ranks[i])]
+            pair = (ranks[i], peer) if sent else (peer, ranks[i])
+            sends, receives = halves[pair]
             others = receives if sent else sends
             if others:
                 other = others.popleft()
                 activity[i] = activity[other] = len(ops)
                 ops.append((i, other) if sent else (other, i))
+                meeting.append(pair)
             else:
                 (sends if sent else receives).append(i)
     for members in met.values():
         for i in members:
             activity[i] = len(ops)
         ops.append(tuple(members))
-    return Graph(activity, ops, *_edges(program, lanes, activity, len(ops)))
+        meeting.append(tuple([ranks[i] for i in members]))
+    lane_of = [lanes[first] for first, *_ in ops]
+    return Graph(activity, ops, meeting, lane_of, *_edges(program, lanes, activity, len(ops)))
 
 
 def _edges(
@@ -131,72 +142,101 @@ def _edges(
     return after, missing
 
 
-class _Message(NamedTuple):
-    """A send with its receive: ranks, bytes, seconds before the bytes flow."""
+class _Transfer(NamedTuple):
+    """Activities whose bytes are followed as one flow, and the ranks that it keeps busy."""
 
-    pair: tuple[int, int]
-    size: int
+    activities: Sequence[int]
+    ranks: Sequence[int]
+
+
+class _Bundle(NamedTuple):
+    """Of messages that start together: seconds before bytes flow, the flow, which messages."""
+
     latency: float
+    size: int
+    load: Load
+    places: list[int]
+    ranks: tuple[int, ...]
 
 
 class Engine:
-    """Runs one step of a program on a topology."""
+    """Runs steps of a program on a topology, one after another.
 
-    def __init__(self, program: Program, topology: Topology, costs: Costs) -> None:
+    Every step has a clock of its own, which starts when the first rank enters it: a step whose
+    ranks enter it as they have entered the one before is that one again.
+
+    Args:
+        copies: by rank, the transfer of the next step's images that begins as it enters a step.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        topology: Topology,
+        costs: Costs,
+        copies: Mapping[int, Phase] | None = None,
+    ) -> None:
         self.program, self.topology, self.costs = program, topology, costs
         self.collectives = Collectives(topology, program.ranks)
         self.graph = build_graph(program)
+        self.sharing = costs.sharing()
+        self.jitter = costs.jitter if self.sharing is not None else 0.0
         self.step = -1  # how many were played before this one
+        self.counter = 0  # events of the newest step
+        self.entered: list[float] = []
+        self.entry: list[float] = []
         self.loaded = [0.0] * len(program.order)  # when each rank's next images are there
-        kinds = program.columns.kind
-        self.computes = [LANE_OF[kinds[ops[0]]] == COMPUTE for ops in self.graph.ops]
-        self.seconds: dict[int, float] = {}  # by computation
-        self.messages: dict[int, _Message] = {}
-        self._shares: dict[tuple[tuple[int, int], ...], list[tuple[Load, list[int]]]] = {}
+        self.copies = copies or {}
+        self.work: dict[int, Work] = {}  # by computation
+        self._shares: dict[tuple[tuple[int, ...], ...], list[tuple[Load, list[int]]]] = {}
+        self._bundles: dict[tuple[tuple[int, tuple[int, ...]], ...], list[_Bundle]] = {}
 
     def run(self, begin: Sequence[float] = ()) -> StepTimes:
-        """One step.
+        """One step, on its own clock.
 
         Args:
-            begin: by rank, when it enters the step, such as when it has left the one before; 0
-                for all if not given.
+            begin: by rank, when it enters the step, such as when it has left the one before, on
+                any clock; all at once if not given.
         """
         self._play(begin)
-        activity = self.graph.activity
         return from_activities(
-            self.program, activity, self.start, self.end, self.entered, self.entry
+            self.program, self.graph.activity, self.start, self.end, self.entered, self.entry
         )
 
     def finish(self, begin: Sequence[float] = ()) -> list[float]:
         """One step, of which only the end matters: by rank, when it has left it."""
         self._play(begin)
-        ends = [self.end[a] for a in self.graph.activity]
-        return [
-            max(map(ends.__getitem__, ids), default=entered)
-            for ids, entered in zip(self.program.order, self.entry, strict=True)
-        ]
+        left = list(self.entry)
+        for ranks, end in zip(self.graph.ranks, self.end, strict=True):
+            for rank in ranks:
+                if end > left[rank]:
+                    left[rank] = end
+        return left
 
     def _play(self, begin: Sequence[float]) -> None:
         self.step += 1
+        zero = min(begin, default=0.0)
+        self.entered = [at - zero for at in begin] or [0.0] * len(self.program.order)
+        # images that are not loaded when the step begins are waited for
+        entry = [max(at, old - zero) for at, old in zip(self.entered, self.loaded, strict=True)]
+        if entry == self.entry and not self.jitter:
+            return
+        self.entry, self.all_entered = entry, max(entry)
         graph = self.graph
         count = len(graph.ops)
         self.start, self.end = [0.0] * count, [0.0] * count
         self.missing = list(graph.missing)
         self.heap: list[tuple[float, int, int, int]] = []  # time, counter, what, which
         self.counter = 0
-        self.network = Network(self.topology.capacity)
+        self.network: Network[_Transfer] = Network(self.topology.capacity)
         self.starting: list[int] = []  # transfers that start at this moment
-        self.waiting: list[tuple[Load, float, list[int]]] = []  # flows behind their latency
+        self.waiting: list[tuple[Load, float, _Transfer]] = []  # flows behind their latency
         self.phases: dict[int, deque[Phase]] = {}
-        self.entered = list(begin) or [0.0] * len(self.program.order)
-        # images that are not loaded when the step begins are waited for
-        self.entry = [max(at, self.loaded[rank]) for rank, at in enumerate(self.entered)]
-        self.all_entered = max(self.entry)
-        sharing = self.costs.sharing()
         self.processors: Processors | None = None
-        if sharing is not None:
+        if self.sharing is not None:
             nodes = [self.costs.node(rank) for rank in self.program.ranks]
-            self.processors = Processors(sharing, nodes, lambda at, i: self._push(at, 0, i))
+            self.processors = Processors(self.sharing, nodes, lambda at, i: self._push(at, 0, i))
+        if self.processors is not None or self.copies:
             for rank, at in enumerate(self.entry):
                 self._push(at, 3, rank)
         ended = 0
@@ -208,10 +248,13 @@ class Engine:
             if self.starting:
                 self._start_transfers(now)
             self.network.settle(now)
+            if self.processors is not None:
+                self.processors.settle(now)
             now = self._next_time()
             if now == float("inf"):
                 break
             ended += self._advance(now)
+        self.processors = None  # they know this engine: a circle that only gc would find
         assert ended == count, f"{count - ended} activities never started"
 
     # -- the loop -----------------------------------------------------------------------------
@@ -224,21 +267,22 @@ class Engine:
         """Everything that happens now; returns how many activities end."""
         ended: list[int] = []
         for flow in self.network.take_ended(now):
-            ended += self._flow_over(flow.members, now)
+            ended += self._flow_over(flow.carries, now)
         while self.heap and self.heap[0][0] <= now:
             _, _, what, which = heapq.heappop(self.heap)
             if what == 0:
-                ended += self._compute_over(which, now)
+                if self._is_over(which, now):
+                    ended.append(which)
             elif what == 2:
                 self._begin(which, now)
             elif what == 3:
                 self._load(which, now)
             else:
-                load, size, members = self.waiting[which]
+                load, size, transfer = self.waiting[which]
                 if load and size > 0:
-                    self.network.add(now, load, size, members)
+                    self.network.add(now, load, size, transfer)
                 else:
-                    ended += self._flow_over(members, now)
+                    ended += self._flow_over(transfer, now)
         after, missing = self.graph.after, self.missing
         for i in ended:
             self.end[i] = now
@@ -251,7 +295,7 @@ class Engine:
     def _enter(self, i: int, now: float) -> None:
         """Begin an activity, or wait until all its ranks have entered the step."""
         if now < self.all_entered:
-            entered = max([self.entry[self.program.columns.rank[op]] for op in self.graph.ops[i]])
+            entered = max([self.entry[rank] for rank in self.graph.ranks[i]])
             if entered > now:
                 self._push(entered, 2, i)
                 return
@@ -263,110 +307,123 @@ class Engine:
 
     def _begin(self, i: int, now: float) -> None:
         self.start[i] = now
-        if not self.computes[i]:
+        if self.graph.lanes[i] != COMPUTE:
             self.starting.append(i)
             return
-        op = self.graph.ops[i][0]
-        seconds = self.seconds.get(i)
-        if seconds is None:
-            seconds = self.seconds[i] = self.costs.computation(self.program, op)
+        work = self.work.get(i)
+        if work is None:
+            work = self.work[i] = self._work(self.graph.ops[i][0])
         if self.processors is None:
-            self._push(now + seconds, 0, i)
-        else:
-            work = Work(seconds, self.costs.alone(self.program, op))
-            if self.costs.jitter:
-                work *= drawn(self.step, op, self.costs.jitter)
-            self.processors.begin(self.program.columns.rank[op], i, work, now)
+            self._push(now + work.together, 0, i)
+            return
+        if self.jitter:
+            work *= drawn(self.step, self.graph.ops[i][0], self.jitter)
+        self.processors.begin(self.graph.ranks[i][0], i, work, now)
+
+    def _work(self, op: int) -> Work:
+        seconds = self.costs.computation(self.program, op)
+        alone = self.costs.alone(self.program, op) if self.processors is not None else seconds
+        return Work(seconds, alone)
 
     # -- computation whose speed depends on what else goes on ----------------------------------
 
     def _load(self, rank: int, now: float) -> None:
         """A rank that enters the step begins to load its next batch; numbered before all ops."""
-        assert self.processors is not None
+        copy = self.copies.get(rank)
+        if copy is not None:
+            transfer = _Transfer([-1 - rank], (rank,))
+            self._count(transfer, 1)
+            self._flow(now + copy.latency, copy.load, copy.size, transfer)
+        if self.processors is None:
+            return
         seconds = self.costs.loading(rank)
         if seconds > 0:
             self.processors.load(rank, -1 - rank, seconds, now)
 
-    def _compute_over(self, i: int, now: float) -> list[int]:
+    def _is_over(self, i: int, now: float) -> bool:
+        """Whether an activity ends now; a load, which is none, may do so too."""
         if self.processors is None:
-            return [i]
-        place = i if i < 0 else self.program.columns.rank[self.graph.ops[i][0]]
-        if not self.processors.has_ended(place, i, now):
-            return []
-        if i >= 0:
-            return [i]
-        self.loaded[-1 - i] = now
-        return []
-
-    def _count_transfer(self, i: int, by: int, now: float) -> None:
-        """A transfer of some ranks begins or ends."""
-        assert self.processors is not None
-        for op in self.graph.ops[i]:
-            self.processors.transfer(self.program.columns.rank[op], by, now)
+            return True
+        rank = self.graph.ranks[i][0] if i >= 0 else -1 - i
+        if not self.processors.has_ended(rank, i, now):
+            return False
+        if i < 0:
+            self.loaded[rank] = now
+        return i >= 0
 
     # -- transfers ----------------------------------------------------------------------------
 
     def _start_transfers(self, now: float) -> None:
         """Transfers that start at this moment: those of equal size are put together."""
-        kinds = self.program.columns.kind
-        alike: defaultdict[tuple[int, float], list[int]] = defaultdict(list)
+        columns, graph = self.program.columns, self.graph
+        messages = []
         begun, self.starting = self.starting, []
         for i in begun:
-            if self.processors is not None:
-                self._count_transfer(i, 1, now)
-            op = self.graph.ops[i][0]
-            if LANE_OF[kinds[op]] == REDUCE:
-                self._start_collective(i, op, now)
-                continue
-            message = self.messages.get(i)
-            if message is None:
-                message = self.messages[i] = self._message(op)
-            alike[message.size, message.latency].append(i)
+            if graph.lanes[i] == SEND:
+                messages.append(i)
+            else:
+                self._start_collective(i, now)
+        if not messages:
+            return
+        key = tuple([(columns.bytes[graph.ops[i][0]], graph.ranks[i]) for i in messages])
+        bundled = self._bundles.get(key)
+        if bundled is None:
+            bundled = self._bundles[key] = self._bundled(key)
+        for latency, size, load, places, ranks in bundled:
+            transfer = _Transfer([messages[p] for p in places], ranks)
+            self._count(transfer, 1)
+            self._flow(now + latency, load, size, transfer)
+
+    def _bundled(self, messages: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Bundle]:
+        """Messages of so many bytes from rank to rank: as few flows as they can be followed as."""
+        alike: defaultdict[tuple[int, float], list[int]] = defaultdict(list)
+        for place, (size, (source, target)) in enumerate(messages):
+            latency = self.costs.latency(source, target, size)
+            if latency is None:
+                latency = self.topology.path(source, target)[1]
+            alike[size, latency].append(place)
+        found = []
         for (size, latency), members in alike.items():
-            for load, places in self._bundled(members):
-                self._flow(now + latency, load, size, [members[p] for p in places])
-
-    def _message(self, op: int) -> _Message:
-        columns = self.program.columns
-        source, target, size = columns.rank[op], columns.peers[op][0], columns.bytes[op]
-        latency = self.costs.latency(source, target, size)
-        if latency is None:
-            latency = self.topology.path(source, target)[1]
-        return _Message((source, target), size, latency)
-
-    def _bundled(self, members: list[int]) -> list[tuple[Load, list[int]]]:
-        pairs = tuple([self.messages[i].pair for i in members])
-        found = self._shares.get(pairs)
-        if found is None:
-            routes: Sequence[Route] = [self.topology.path(a, b)[0] for a, b in pairs]
-            found = self._shares[pairs] = bundles(routes, self.topology.capacity)
+            pairs = tuple([messages[place][1] for place in members])
+            if pairs not in self._shares:
+                routes = [self.topology.path(source, target)[0] for source, target in pairs]
+                self._shares[pairs] = bundles(routes, self.topology.capacity)
+            for load, chosen in self._shares[pairs]:
+                ranks = tuple(dict.fromkeys(chain.from_iterable([pairs[m] for m in chosen])))
+                found.append(_Bundle(latency, size, load, [members[m] for m in chosen], ranks))
         return found
 
-    def _start_collective(self, i: int, op: int, now: float) -> None:
-        columns = self.program.columns
+    def _start_collective(self, i: int, now: float) -> None:
+        columns, op = self.program.columns, self.graph.ops[i][0]
         kind, size, group = columns.kind[op], columns.bytes[op], columns.peers[op]
         phases = self.costs.phases(kind, size, group)
         if phases is None:
             phases = self.collectives.plan(kind, size, group).phases
         self.phases[i] = deque(phases)
-        self._next_phase(i, now)
+        transfer = _Transfer([i], self.graph.ranks[i])
+        self._count(transfer, 1)
+        self._next_phase(transfer, now)
 
-    def _next_phase(self, i: int, now: float) -> None:
-        phase = self.phases[i].popleft()
-        self._flow(now + phase.latency, phase.load, phase.size, [i])
+    def _next_phase(self, transfer: _Transfer, now: float) -> None:
+        phase = self.phases[transfer.activities[0]].popleft()
+        self._flow(now + phase.latency, phase.load, phase.size, transfer)
 
-    def _flow(self, at: float, load: Load, size: float, members: list[int]) -> None:
-        self.waiting.append((load, size, members))
+    def _flow(self, at: float, load: Load, size: float, transfer: _Transfer) -> None:
+        self.waiting.append((load, size, transfer))
         self._push(at, 1, len(self.waiting) - 1)
 
-    def _flow_over(self, members: Sequence[int], now: float) -> list[int]:
-        """The transfers of a flow that have ended, with their last phase."""
-        ended = []
-        for i in members:
-            if self.phases and self.phases.get(i):
-                self._next_phase(i, now)
-                continue
-            if self.processors is not None:
-                self._count_transfer(i, -1, now)
-            ended.append(i)
-        return ended
+    def _flow_over(self, transfer: _Transfer, now: float) -> Sequence[int]:
+        """The activities that have ended with a flow: none if a phase of a collective follows."""
+        if self.phases.get(transfer.activities[0]):
+            self._next_phase(transfer, now)
+            return ()
+        self._count(transfer, -1)
+        if transfer.activities[0] < 0:  # images
+            self.loaded[transfer.ranks[0]] = now
+            return ()
+        return transfer.activities
+
+    def _count(self, transfer: _Transfer, by: int) -> None:
+        """A transfer begins or ends."""
+        if self.processors is not None:
+            self.processors.transfer(transfer.ranks, by)

@@ -90,9 +90,10 @@ def peak_memory(
     found = []
     for rank in wanted:
         alike = pieces.signature(rank)
-        if alike not in walked:
-            walked[alike] = _Walk(program, pieces, rank, series=series).result()
-        found.append(_of_rank(walked[alike], program, rank))
+        memory = walked.get(alike)
+        if memory is None:
+            memory = walked[alike] = _Walk(program, pieces, rank, series=series).result()
+        found.append(_of_rank(memory, program, rank))
     return found
 
 
@@ -126,10 +127,11 @@ class _Exchanges:
             if part is None:
                 parts.append(None)
                 continue
-            layers = tuple((x.parameters, x.tiles == (), len(x.tiles)) for x in part.layers)
+            layers = tuple([(x.parameters, len(x.tiles)) for x in part.layers])
             shapes = (part.input_shape, part.output_shape, layers)
+            reads, out = size(part.reads), size(part.out)
             arriving = [
-                (m.values, _is_view(m.given, size(part.reads)))
+                (m.values, _is_view(m.given, reads))
                 for turn in range(len(program.boundaries[segment.index].messages))
                 for m in self.arriving(segment.index, turn, local_rank)
                 if m.source != local_rank
@@ -138,7 +140,7 @@ class _Exchanges:
             leaving: list[tuple[object, ...]] = []
             if following < len(program.segments):
                 leaving = [
-                    (m.turn, m.values, _is_view(m.taken, size(part.out)), m.target == local_rank)
+                    (m.turn, m.values, _is_view(m.taken, out), m.target == local_rank)
                     for m in self.leaving(following, local_rank)
                 ]
             parts.append((shapes, tuple(arriving), tuple(leaving)))

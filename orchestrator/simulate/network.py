@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import count
+from itertools import chain, count
+from typing import Generic, TypeVar
 
 from orchestrator.simulate.cluster import Cluster, Level
 
@@ -86,6 +87,20 @@ class Topology:
                     links.append(self._link(("bus", i, device // bus), level.bandwidth, bus))
         return links
 
+    def from_host(self, i: int, rank: int) -> Route:
+        """Links from the memory of a host, which is behind level ``i``, to a device."""
+        links: list[int] = []
+        nested = True
+        while nested:
+            level, port = self.cluster.network[i], self.group_sizes[i]
+            if level.topology == "switch":
+                links.append(self._link(("in", i, rank // port), level.bandwidth, port))
+            else:
+                bus = port * level.size
+                links.append(self._link(("bus", i, rank // bus), level.bandwidth, bus))
+            nested, i = level.nested, i - 1
+        return tuple(links)
+
     def _around(self, i: int, level: Level, a: int, b: int, port: int) -> list[int]:
         """Along a ring of groups, the shorter way; forwards if both are as long."""
         base = a // level.size * level.size
@@ -110,29 +125,32 @@ class Topology:
         return found
 
 
-class Flow:
-    """Bytes on their way over weighted links; ``members`` is what the caller knows it by."""
+T = TypeVar("T")
 
-    __slots__ = ("ends", "load", "members", "number", "rate", "remaining", "since")
 
-    def __init__(self, number: int, load: Load, size: float, members: Sequence[int]) -> None:
-        self.number, self.load, self.members = number, load, members
+class Flow(Generic[T]):
+    """Bytes on their way over weighted links; ``carries`` is what the caller knows it by."""
+
+    __slots__ = ("carries", "ends", "load", "number", "rate", "remaining", "since")
+
+    def __init__(self, number: int, load: Load, size: float, carries: T) -> None:
+        self.number, self.load, self.carries = number, load, carries
         self.remaining, self.rate, self.since, self.ends = size, 0.0, 0.0, 0.0
 
 
-class Network:
+class Network(Generic[T]):
     """All flows at one moment. The caller moves the time on and asks which flow ends next."""
 
     def __init__(self, capacity: Sequence[float]) -> None:
         self.capacity = capacity
-        self.flows: dict[int, Flow] = {}
+        self.flows: dict[int, Flow[T]] = {}
         self._numbers = count()
         self._memo: dict[tuple[Load, ...], list[float]] = {}
         self._changed = False
 
-    def add(self, now: float, load: Load, size: float, members: Sequence[int]) -> None:
+    def add(self, now: float, load: Load, size: float, carries: T) -> None:
         """A flow begins. Call :meth:`settle` when all that begin or end now are known."""
-        flow = Flow(next(self._numbers), load, size, members)
+        flow = Flow(next(self._numbers), load, size, carries)
         flow.since = now
         self.flows[flow.number] = flow
         self._changed = True
@@ -159,7 +177,7 @@ class Network:
         """When the next flow ends; infinity without flows."""
         return min((flow.ends for flow in self.flows.values()), default=float("inf"))
 
-    def take_ended(self, now: float) -> list[Flow]:
+    def take_ended(self, now: float) -> list[Flow[T]]:
         """Remove the flows that end now."""
         ended = [flow for flow in self.flows.values() if flow.ends <= now]
         for flow in ended:
@@ -202,8 +220,9 @@ def bundles(routes: Sequence[Route], capacity: Sequence[float]) -> list[tuple[Lo
     """
     if len(routes) == 1:
         return [(tuple((link, 1.0) for link in routes[0]), [0])]
-    weights: Counter[int] = Counter(link for route in routes for link in route)
-    looks = {tuple(sorted((capacity[x], weights[x]) for x in route)) for route in routes}
+    weights: Counter[int] = Counter(chain.from_iterable(routes))
+    look = {link: (capacity[link], weight) for link, weight in weights.items()}
+    looks = {tuple(sorted([look[link] for link in route])) for route in routes}
     if len(looks) == 1:
         return [(tuple(sorted((x, float(n)) for x, n in weights.items())), [*range(len(routes))])]
     return [(tuple((link, 1.0) for link in route), [i]) for i, route in enumerate(routes)]
@@ -211,5 +230,5 @@ def bundles(routes: Sequence[Route], capacity: Sequence[float]) -> list[tuple[Lo
 
 def combined(routes: Iterable[Route]) -> Load:
     """The load of flows that go at one speed because they belong together, as a ring's do."""
-    weights: Counter[int] = Counter(link for route in routes for link in route)
+    weights: Counter[int] = Counter(chain.from_iterable(routes))
     return tuple(sorted((link, float(n)) for link, n in weights.items()))

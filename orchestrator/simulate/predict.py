@@ -15,15 +15,16 @@ from orchestrator.program import Program, compile_plan
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
+from orchestrator.simulate.images import host_copies
 from orchestrator.simulate.memory import RankMemory, peak_memory
 from orchestrator.simulate.network import Topology
+from orchestrator.simulate.processors import DRAWS
 from orchestrator.simulate.replicas import classes, smallest_device
 
 IMAGENET_2012 = 1_281_167  # training images
 # Ranks leave a step at different times and run on into the next, so the first step, which all enter
 # together, is not like the others; the second one is.
 STEADY = 2
-DRAWN = 15  # steps where a calibration has seen jitter; the one of median length is told of
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ def simulate_program(
     shared_by = program.ranks_per_replica if program.folded else 0
     topology = Topology(cluster, shared_by)
     costs = CostModel(program, cluster, topology, data)
-    engine = Engine(program, topology, costs)
+    engine = Engine(program, topology, costs, host_copies(program, topology))
     begin: list[float] = []
     for _ in range(1, steps):
         begin = engine.finish(begin)
     accountant = Accountant(program)
+    # where a calibration has seen jitter, the step of median length is told of
     played = [engine.run(begin)]
-    for _ in range(1, DRAWN if costs.jitter else 1):
+    for _ in range(1, DRAWS if costs.jitter else 1):
         played.append(engine.run([played[-1].finish[rank] for rank in program.ranks]))
     accounts = {id(times): accountant.account(times) for times in played}
     ordered = sorted(played, key=lambda times: accounts[id(times)].step_time_s)
@@ -115,7 +117,6 @@ def simulate_program(
         mean, of_replicas = unequal.mean, unequal.summary()
     else:
         account = accounts[id(times)]
-        times = from_zero(times)
     memory = tuple(peak_memory(program))
     peaks = {m.rank: m.peak_bytes for m in memory}
     summary = summarise(accountant, [account], peaks, mean)

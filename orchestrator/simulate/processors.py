@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log1p
+from functools import lru_cache
+from math import exp, log1p
 from random import Random
-from typing import NamedTuple
+from statistics import NormalDist
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Sharing:
     slowdown: float
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Work:
     """A computation: its seconds while all ranks do the same, and while the others rest."""
 
@@ -56,24 +57,49 @@ class Work:
         return Work(self.together * factor, self.alone * factor)
 
 
+DRAWS = 15
+
+
 def drawn(step: int, op: int, relative_std: float) -> float:
-    """A factor of mean 1 for one computation's time: log-normal, the same whenever it is asked."""
-    variance = log1p(relative_std**2)
-    return Random(step << 32 | op).lognormvariate(-variance / 2, variance**0.5)
+    """A factor of median 1 for a computation's time: log-normal, the same whenever it is asked.
+
+    In ``DRAWS`` steps in a row a computation meets each of so many equally likely factors once, in
+    an order of its own, so that already so few steps have a steady median (Latin hypercube
+    sampling; McKay, Beckman, Conover, Technometrics 21, 1979).
+    """
+    return _factors(relative_std)[_order(op)[step % DRAWS]]
 
 
-class _Running(NamedTuple):
+@lru_cache
+def _factors(relative_std: float) -> list[float]:
+    """Middles of equal parts of the log-normal distribution."""
+    sigma = log1p(relative_std**2) ** 0.5
+    normal = NormalDist()
+    return [exp(sigma * normal.inv_cdf((i + 0.5) / DRAWS)) for i in range(DRAWS)]
+
+
+@lru_cache(maxsize=65_536)
+def _order(op: int) -> list[int]:
+    return Random(op).sample(range(DRAWS), DRAWS)
+
+
+class _Running:
     """What is left of a piece of work (1 at its start) at a moment, and its speed, 1/s."""
 
-    number: int
-    work: Work
-    left: float
-    since: float
-    speed: float
+    __slots__ = ("alone", "left", "number", "rank", "root", "since", "speed")
+
+    def __init__(self, rank: int, number: int, work: Work, now: float) -> None:
+        self.rank = rank  # whose transfers slow it down; -1: none, it is a load
+        self.number, self.alone = number, work.alone
+        self.root = work.pressure**0.5 if rank >= 0 else 0.0
+        self.left, self.since, self.speed = 1.0, now, 0.0
 
 
 class Processors:
     """What runs now on every rank: one computation at most, and one load of data at most.
+
+    Speeds change when something begins or ends: call :meth:`settle` when all that does so at one
+    moment is known.
 
     Args:
         nodes: by rank, its machine.
@@ -84,63 +110,68 @@ class Processors:
     def __init__(
         self, sharing: Sharing, nodes: Sequence[int], announce: Callable[[float, int], None]
     ) -> None:
-        self.sharing, self.announce = sharing, announce
+        self.sharing, self.announce, self.nodes = sharing, announce, nodes
         self.transfers = [0] * len(nodes)  # under way, by rank
-        alike = {node: [r for r, n in enumerate(nodes) if n == node] for node in set(nodes)}
-        self.near = [alike[node] for node in nodes]
-        self.running: dict[int, _Running] = {}  # by rank; a load by -1 - rank
+        # by machine and number
+        self.running: dict[int, dict[int, _Running]] = {node: {} for node in nodes}
+        self._changed: dict[int, None] = {}  # machines, as an ordered set
 
     def begin(self, rank: int, number: int, work: Work, now: float) -> None:
         """A computation begins."""
-        self.running[rank] = _Running(number, work, 1.0, now, 0.0)
-        self._retime(rank, now)
+        self._begin(rank, _Running(rank, number, work, now))
 
     def load(self, rank: int, number: int, seconds: float, now: float) -> None:
         """A rank begins to load its next batch."""
-        self.running[-1 - rank] = _Running(number, Work(seconds, seconds), 1.0, now, 0.0)
-        self._retime(rank, now)
+        self._begin(rank, _Running(-1, number, Work(seconds, seconds), now))
 
-    def has_ended(self, place: int, number: int, now: float) -> bool:
-        """Whether what was announced is over, or was announced anew since.
+    def _begin(self, rank: int, running: _Running) -> None:
+        node = self.nodes[rank]
+        self.running[node][running.number] = running
+        self._changed[node] = None
 
-        Args:
-            place: the rank of a computation, or -1 - rank of a load.
-        """
-        running = self.running.get(place)
-        if running is None or running.number != number:
+    def has_ended(self, rank: int, number: int, now: float) -> bool:
+        """Whether what was announced is over, or was announced anew since."""
+        node = self.nodes[rank]
+        running = self.running[node].get(number)
+        if running is None:
             return False
         if running.left / running.speed + running.since > now * (1 + 1e-12) + 1e-15:
             return False
-        del self.running[place]
-        self._retime(max(place, -1 - place), now)
+        del self.running[node][number]
+        self._changed[node] = None
         return True
 
-    def transfer(self, rank: int, by: int, now: float) -> None:
-        """A transfer of a rank begins (+1) or ends (-1)."""
-        before = self.transfers[rank]
-        self.transfers[rank] = before + by
-        if before == 0 or before + by == 0:
-            self._retime(rank, now)
+    def transfer(self, ranks: Sequence[int], by: int) -> None:
+        """A transfer of some ranks begins (+1) or ends (-1)."""
+        for rank in ranks:
+            before = self.transfers[rank]
+            self.transfers[rank] = before + by
+            if before == 0 or before + by == 0:
+                self._changed[self.nodes[rank]] = None
 
-    def _retime(self, rank: int, now: float) -> None:
-        """What runs on a rank's machine gets the speed that it has from now on."""
-        near = self.near[rank]
-        places = [p for r in near for p in (r, -1 - r) if p in self.running]
-        busy = sum(place >= 0 for place in places)
+    def settle(self, now: float) -> None:
+        """What runs on machines where something has changed gets the speed it has from now on."""
+        for node in self._changed:
+            if self.running[node]:
+                self._retime([*self.running[node].values()], now)
+        self._changed.clear()
+
+    def _retime(self, together: list[_Running], now: float) -> None:
         sharing = self.sharing
-        cores = sharing.ranks * sharing.threads
-        crowding = max(1.0, (busy * sharing.threads + len(places) - busy) / cores)
-        others = max(1, sharing.ranks - 1)
-        roots = {p: self.running[p].work.pressure ** 0.5 for p in places if p >= 0}
-        total = sum(roots.values())
-        for place in places:
-            running = self.running[place]
-            root = roots.get(place, 0.0)
-            seconds = running.work.alone * (1 + root * (total - root) / others) * crowding
-            if place >= 0 and self.transfers[place]:
+        crowding, others, total = 1.0, 1, together[0].root
+        if len(together) > 1:
+            busy = sum([running.rank >= 0 for running in together])
+            cores = sharing.ranks * sharing.threads
+            crowding = max(1.0, (busy * sharing.threads + len(together) - busy) / cores)
+            others = max(1, sharing.ranks - 1)
+            total = sum([running.root for running in together])
+        for running in together:
+            root = running.root
+            seconds = running.alone * (1 + root * (total - root) / others) * crowding
+            if running.rank >= 0 and self.transfers[running.rank]:
                 seconds /= 1 - sharing.slowdown
             speed = 1 / max(seconds, 1e-12)
             if speed != running.speed:
-                left = max(0.0, running.left - (now - running.since) * running.speed)
-                self.running[place] = running._replace(left=left, since=now, speed=speed)
-                self.announce(now + left / speed, running.number)
+                running.left = max(0.0, running.left - (now - running.since) * running.speed)
+                running.since, running.speed = now, speed
+                self.announce(now + running.left / speed, running.number)

@@ -75,7 +75,10 @@ def with_bandwidth(cluster: Cluster, scale: float) -> Cluster:
         replace(x, bandwidth=x.bandwidth * scale, device_bandwidth=x.device_bandwidth * scale)
         for x in cluster.network
     )
+    library = cluster.library
+    if library is not None and library.switch_bandwidth is not None:
+        library = replace(library, switch_bandwidth=library.switch_bandwidth * scale)
     calibration = cluster.calibration
     if calibration is not None:  # measured messages hold for the measured links only
         calibration = replace(calibration, links=(), collectives=())
-    return replace(cluster, network=levels, calibration=calibration)
+    return replace(cluster, network=levels, library=library, calibration=calibration)

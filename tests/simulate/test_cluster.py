@@ -70,6 +70,7 @@ WRONG = [
     ("GBps: 6.0, l", "GBps: {value: 1, assumed: false}, l", "assumed", "found false", "true"),
     ("  power_W", "  transfer_slowdown: 2\n  power_W", "transfer_slowdown", "found 2", "number"),
     ("topology: shared", "topology: shared, nested: true", "nested", "none before it", "leave"),
+    ("topology: shared", "topology: ring, host: true", "[0].host", "not ring", "leave it out"),
     ("topology: shared", "topology: mesh", "network[0].topology", "'mesh'", "write it like"),
     ("size: 2", "size: 4", "cluster:15, network[0].size", "levels of 4 = 4", "size: 2"),
     ("nodes: 1", "nodes: 3", "network[0].size", "3 x 2 = 6", "write size: 6"),

@@ -20,7 +20,7 @@ from orchestrator.simulate.cluster_write import cluster_yaml
 def test_a_written_cluster_loads_back(tmp_path: Path) -> None:
     calibration = Calibration(
         date="2026-11-21", hardware="a processor", model="alexnet2012", versions={"torch": "2"},
-        threads=1, compute_slowdown=0.25, jitter=0.05, load_s={"digits": 0.00025},
+        threads=1, neighbours=2, compute_slowdown=0.25, jitter=0.05, load_s={"digits": 0.00025},
         layers=(LayerTime("conv", "3x8x8 > 4x8x8 kernel 3", "float32", 8, "forward", 0.125, 0.5),),
         optimizer=(OptimizerTime(4096, 0.25),), links=(LinkTime("node", 4096, 0.5),),
         collectives=(CollectiveTime("ALL_REDUCE", 2, 4096, 0.75),),

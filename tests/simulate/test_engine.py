@@ -27,6 +27,7 @@ class NoNetwork:
     """Every message arrives at once."""
 
     capacity: list[float] = []
+    shared_by = 0
 
     def path(self, source: int, target: int) -> tuple[Route, float]:
         return (), 0.0
@@ -133,8 +134,8 @@ def test_one_replica_stands_for_all_of_them(plan_name: str, replicas: int) -> No
 
 
 def test_the_next_step_begins_where_each_rank_has_left_the_last_one() -> None:
-    """Rank 1 of the two columns has no fc8, so it is at the first layer while rank 0 is not: two
-    steps take less than twice one."""
+    """Rank 1 of the two columns has no fc8, so it is at the first layer while rank 0 is not; rank
+    0, which every step waits for, gains nothing by that."""
     plan = load_plan("krizhevsky2012")
     model, cluster = model_of(plan), load_cluster("gtx580x2")
     program = compile_plan(plan, model)
@@ -142,12 +143,78 @@ def test_the_next_step_begins_where_each_rank_has_left_the_last_one() -> None:
     engine = Engine(program, topology, CostModel(program, cluster, topology))
     first = engine.run()
     second = engine.run([first.finish[rank] for rank in program.ranks])
-    assert second.begin == first.finish
-    assert min(first.finish.values()) < max(first.finish.values())
-    assert max(second.finish.values()) < 2 * max(first.finish.values())
+    left = min(first.finish.values())
+    assert second.begin == {rank: at - left for rank, at in first.finish.items()}
+    assert left == first.finish[1] < first.finish[0]
+    assert min(second.start[i] for i in program.order[1]) == 0 < second.begin[0]
+    assert left + second.finish[0] == pytest.approx(2 * first.finish[0], rel=1e-12)
     for op in program.ops():
         assert second.start[op.id] >= second.begin[op.rank]
     assert min(simulate(plan, model, cluster).times.begin.values()) == 0
+
+
+class Jittery(Given):
+    """Computations whose times are drawn anew in every step."""
+
+    def sharing(self) -> Sharing | None:
+        return Sharing(ranks=1, threads=1, slowdown=0.0)
+
+    def alone(self, program: Program, i: int) -> float:
+        return self.computation(program, i)
+
+    @property
+    def jitter(self) -> float:
+        return 0.1
+
+    def loading(self, rank: int) -> float:
+        return 0.0
+
+    def node(self, rank: int) -> int:
+        return rank
+
+
+class Loading(Jittery):
+    """Every rank loads its next images beside the step, for longer than the step takes."""
+
+    @property
+    def jitter(self) -> float:
+        return 0.0
+
+    def loading(self, rank: int) -> float:
+        return 10.0
+
+
+def test_a_step_that_begins_as_the_one_before_is_that_one_again() -> None:
+    """To the bit, whatever the clock says; and it is not played a second time."""
+    program = pipeline(3, 4, "1F1B")
+    engine = Engine(program, NoNetwork(), Given(0.1, 0.2))  # type: ignore[arg-type]
+    first = engine.run()
+    engine.graph.missing.clear()  # whoever plays another step fails
+    for clock in (0.0, 0.1, 1e9):
+        assert engine.run([clock] * 3) == first
+        assert engine.finish([clock] * 3) == list(first.finish.values())
+
+
+def test_steps_that_begin_alike_differ_where_times_are_drawn() -> None:
+    program = pipeline(2, 2, "GPipe")
+    engine = Engine(program, NoNetwork(), Jittery(1.0, 2.0))  # type: ignore[arg-type]
+    first, second = engine.run(), engine.run()
+    again = Engine(program, NoNetwork(), Jittery(1.0, 2.0))  # type: ignore[arg-type]
+    assert first.end != second.end
+    assert (again.run().end, again.run().end) == (first.end, second.end)
+
+
+def test_a_step_waits_for_images_that_are_still_being_loaded() -> None:
+    """On one core, a computation and a load go at half their speed each: 3 seconds of step take 6,
+    and of 10 seconds of loading 7 are left."""
+    program = pipeline(1, 1, "GPipe")
+    engine = Engine(program, NoNetwork(), Loading(1.0, 2.0))  # type: ignore[arg-type]
+    first = engine.run()
+    assert first.finish[0] == pytest.approx(6.0)
+    second = engine.run([first.finish[0]])
+    assert min(second.start) == pytest.approx(7.0)
+    third = engine.run([second.finish[0]])
+    assert third.start == pytest.approx(second.start)
 
 
 def test_a_straggler_slows_the_step() -> None:

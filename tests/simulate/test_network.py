@@ -103,14 +103,14 @@ def test_sharing_agrees_with_filling_in_small_steps(
 
 def test_a_flow_speeds_up_when_another_ends() -> None:
     """10 bytes and 30 over one link of 1 byte a second: the first ends at 20, the second at 40."""
-    network = Network([1.0])
+    network: Network[list[int]] = Network([1.0])
     network.add(0.0, ((0, 1.0),), 10, [0])
     network.add(0.0, ((0, 1.0),), 30, [1])
     network.settle(0.0)
     ends = []
     while network.flows:
         now = network.next_end()
-        ends += [(now, m) for flow in network.take_ended(now) for m in flow.members]
+        ends += [(now, m) for flow in network.take_ended(now) for m in flow.carries]
         network.settle(now)
     assert ends == [(20.0, 0), (40.0, 1)]
 
