@@ -8,7 +8,9 @@ overhead for each kernel it starts.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from math import prod
 
 from orchestrator import __version__
@@ -42,9 +44,11 @@ class CostModel:
         self.calibration = cluster.calibration
         self.collectives = Collectives(topology, program.ranks)
         self.notes: dict[str, None] = {}  # an ordered set
-        self._parts: dict[tuple[object, ...], Work] = {}
         self._works: dict[tuple[int, str, int, bool, int], Work] = {}
-        self._latencies: dict[tuple[int, int, int], float | None] = {}
+        self._alike: dict[tuple[object, ...], Work] = {}
+        self._looks: dict[tuple[int, int], tuple[object, ...]] = {}
+        self._cut: dict[tuple[int, bool], defaultdict[int, list[int]]] = {}
+        self._messages: dict[tuple[int, int, int], tuple[float, float] | None] = {}
         self._phases: dict[tuple[str, int, tuple[int, ...]], tuple[Phase, ...] | None] = {}
         self._check_calibration()
         weighted = [any(p.parameters for p in s.parts.values()) for s in program.segments]
@@ -89,38 +93,59 @@ class CostModel:
 
     # -- computation --------------------------------------------------------------------------
 
-    def computation(self, program: Program, i: int) -> float:
-        """Seconds of computation op ``i``, while all other ranks of its machine compute too."""
-        return self._work(program, i).together
-
-    def alone(self, program: Program, i: int) -> float:
-        """Seconds of computation op ``i``, while the other ranks of its machine rest."""
-        return self._work(program, i).alone
-
-    def _work(self, program: Program, i: int) -> Work:
+    def work(self, program: Program, i: int) -> Work:
+        """Seconds of computation op ``i``."""
         columns = program.columns
         rank, kind, segment = columns.rank[i], columns.kind[i], columns.segment[i]
         again = kind in (B, I) and program.recomputes(segment, columns.microbatch[i])
         key = (segment, kind, rank, again, columns.bytes[i])
         work = self._works.get(key)
         if work is None:
-            work = self._works[key] = self._computation(rank, kind, segment, again, key[-1])
+            work = self._works[key] = self._work(rank, kind, segment, again, columns.bytes[i])
         return work
 
-    def _computation(self, rank: int, kind: str, segment: int, again: bool, bytes_: int) -> Work:
-        device = self.cluster.device(rank)
-        slowness = self.cluster.slowness(rank)
-        part = self.program.segments[segment].parts[rank % self.program.ranks_per_replica]
-        if kind == STEP:
-            return self._update(device, part, bytes_) * slowness
-        copied = self._copied(segment, rank % self.program.ranks_per_replica, kind)
+    def _work(self, rank: int, kind: str, segment: int, again: bool, bytes_: int) -> Work:
+        """Ranks that do the same share the answer."""
+        local_rank = rank % self.program.ranks_per_replica
+        device, slowness = self.cluster.device(rank), self.cluster.slowness(rank)
+        copied = self._copied(segment, local_rank, kind)
+        look = self._look(segment, local_rank)
+        key = (segment, kind, again, bytes_, id(device), slowness, copied, look)
+        work = self._alike.get(key)
+        if work is None:
+            part = self.program.segments[segment].parts[local_rank]
+            work = self._alike[key] = (
+                self._update(device, part, bytes_)
+                if kind == STEP
+                else self._computation(device, kind, segment, part, again, copied)
+            ) * slowness
+        return work
+
+    def _computation(
+        self, device: Device, kind: str, segment: int, part: SegmentPart, again: bool, copied: int
+    ) -> Work:
         passes = {F: "forward", B: "backward", I: "backward_input", W: "backward_weight"}
         work = self._layers(device, segment, part, passes[kind])
         if again:
             work += self._layers(device, segment, part, "forward")
-        bandwidth = device.memory_bandwidth * device.efficiency.get("memory", 1.0)
-        own = copied / bandwidth
-        return (work + Work(own, own)) * slowness
+        own = copied / (device.memory_bandwidth * device.efficiency.get("memory", 1.0))
+        return work + Work(own, own)
+
+    def _look(self, segment: int, local_rank: int) -> tuple[object, ...]:
+        """What the time of a rank's part of a segment depends on: equal for equal parts."""
+        look = self._looks.get((segment, local_rank))
+        if look is None:
+            part = self.program.segments[segment].parts[local_rank]
+            look = (
+                part.examples,
+                *[
+                    (size(x.part.reads), size(x.part.out), x.parameters, len(x.tiles))
+                    for x in part.layers
+                ],
+                *(shape_key(x) for x in part.layers if self.calibration),
+            )
+            self._looks[segment, local_rank] = look
+        return look
 
     def _copied(self, segment: int, local_rank: int, kind: str) -> int:
         """Bytes that the executor moves around a computation: it puts inputs and output gradients
@@ -129,39 +154,35 @@ class CostModel:
         here = program.segments[segment].parts[local_rank]
         moved = 0
         if kind == F and segment:
-            boundary = program.boundaries[segment]
-            pieces = [m for m in boundary.messages[0] if m.target == local_rank]
-            if len(pieces) > 1 or boundary.summed:
-                moved += prod(here.input_shape) + 2 * sum(m.values for m in pieces)
+            pieces = self._pieces(segment, forward=True)[local_rank]
+            if len(pieces) > 1 or program.boundaries[segment].summed:
+                moved += prod(here.input_shape) + 2 * sum(pieces)
         following = segment + 1
         if kind in (B, I) and following < len(program.segments):
-            turns = program.boundaries[following].messages
-            back = [m for turn in turns for m in turn if m.source == local_rank]
-            if len(back) > 1 or any(m.values != prod(here.output_shape) for m in back):
-                moved += prod(here.output_shape) + 3 * sum(m.values for m in back)
+            pieces = self._pieces(following, forward=False)[local_rank]
+            whole = prod(here.output_shape)
+            if len(pieces) > 1 or any(values != whole for values in pieces):
+                moved += whole + 3 * sum(pieces)
         if kind in (B, W) and here.parameters:
-            whole = program.segments[segment]
+            chunks = program.segments[segment].update_chunks or program.segments[segment].chunks
             bucket = next(b for b in program.buckets[segment] if local_rank in b.ranks)
             reduced = len(bucket.ranks) * program.replicas > 1
-            several = (whole.update_chunks or whole.chunks) > 1
-            moved += here.parameters * (3 if several else 2 if reduced else 0)
+            moved += here.parameters * (3 if chunks > 1 else 2 if reduced else 0)
         return moved * program.itemsize
 
-    def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
-        """All layers of a part; ranks whose parts are alike in every size share the answer."""
-        sizes = tuple(
-            [
-                (size(x.part.reads), size(x.part.out), x.parameters, len(x.tiles))
-                for x in part.layers
-            ]
-        )
-        groups = tuple(shape_key(x) for x in part.layers) if self.calibration else ()
-        key = (id(device), segment, direction, part.examples, sizes, groups)
-        if key not in self._parts:
-            self._parts[key] = self._part(device, segment, part, direction)
-        return self._parts[key]
+    def _pieces(self, segment: int, *, forward: bool) -> defaultdict[int, list[int]]:
+        """By local rank, how many values each piece has: of its input of a segment, or of the
+        gradient of what it has given the segment."""
+        found = self._cut.get((segment, forward))
+        if found is None:
+            found = self._cut[segment, forward] = defaultdict(list)
+            turns = self.program.boundaries[segment].messages
+            for message in turns[0] if forward else chain.from_iterable(turns):
+                found[message.target if forward else message.source].append(message.values)
+        return found
 
-    def _part(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
+    def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
+        """All layers of a part."""
         total = Work(0.0, 0.0)
         needed = self._trained_before[segment]  # whether a layer's input gradient is needed
         for layer in part.layers:
@@ -239,12 +260,13 @@ class CostModel:
 
     # -- communication ------------------------------------------------------------------------
 
-    def latency(self, source: int, target: int, size: int) -> float | None:
-        """Measured time of a message less the time its bytes take; None if not measured."""
+    def message(self, source: int, target: int, size: int) -> tuple[float, float] | None:
+        """Seconds before the bytes of a message flow, and how many flow: as many as take, at the
+        link's speed, what was measured. None if nothing was."""
         if self.calibration is None or not self.calibration.links:
             return None
         key = (source, target, size)
-        if key not in self._latencies:
+        if key not in self._messages:
             level = self.cluster.network[self.cluster.level_between(source, target)].name
             points = sorted(
                 (row.bytes, row.seconds) for row in self.calibration.links if row.level == level
@@ -252,11 +274,11 @@ class CostModel:
             found = None
             if points:
                 route = self.topology.path(source, target)[0]
-                flowing = size / min(self.topology.capacity[x] for x in route)
                 whole = self._interpolate(points, size, f"messages over {level}")
-                found = max(0.0, whole - flowing)
-            self._latencies[key] = found
-        return self._latencies[key]
+                speed = min(self.topology.capacity[x] for x in route)
+                found = _divided(whole, size, speed)
+            self._messages[key] = found
+        return self._messages[key]
 
     def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
         """A measured collective as one phase; None if this kind and group size was not measured."""
@@ -277,9 +299,9 @@ class CostModel:
                     if c.algorithm == "ring"
                 )
                 capacity = self.topology.capacity
-                flowing = ring.size / min(capacity[x] / w for x, w in ring.load)
                 whole = self._interpolate(points, size, f"{kind} over {len(group)} ranks")
-                found = (Phase(max(0.0, whole - flowing), ring.size, ring.load),)
+                speed = min(capacity[x] / w for x, w in ring.load)
+                found = (Phase(*_divided(whole, ring.size, speed), ring.load),)
             self._phases[key] = found
         return self._phases[key]
 
@@ -337,6 +359,13 @@ class CostModel:
         (x1, y1) = points[1]
         line = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
         return max(line, y0 * at / x0)
+
+
+def _divided(seconds: float, size: float, speed: float) -> tuple[float, float]:
+    """A measured time as latency and as bytes at a speed: all bytes, or as many as it suffices
+    for, since small messages can be quicker than a link's speed (buffers take them)."""
+    latency = seconds - size / speed
+    return (latency, size) if latency >= 0 else (0.0, seconds * speed)
 
 
 def _stretch(device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:

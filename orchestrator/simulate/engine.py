@@ -25,11 +25,12 @@ from orchestrator.simulate.processors import Processors, Sharing, Work, drawn
 class Costs(Protocol):
     """What the engine asks about durations; all in seconds."""
 
-    def computation(self, program: Program, i: int) -> float:
-        """Of a computation, alone on its device."""
+    def work(self, program: Program, i: int) -> Work:
+        """Of a computation."""
 
-    def latency(self, source: int, target: int, size: int) -> float | None:
-        """Of a message before its bytes flow, where it was measured; None for the link's own."""
+    def message(self, source: int, target: int, size: int) -> tuple[float, float] | None:
+        """Of a message before its bytes flow, and how many flow, where it was measured; None for
+        the link's latency and all of them."""
 
     def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
         """Of a collective, where it was measured; None to plan it from the links."""
@@ -37,15 +38,12 @@ class Costs(Protocol):
     def sharing(self) -> Sharing | None:
         """How ranks of a machine disturb each other; None if they do not."""
 
-    def alone(self, program: Program, i: int) -> float:
-        """Of a computation while the machine's other ranks rest; asked where there is sharing."""
-
     @property
     def jitter(self) -> float:
         """Relative standard deviation of a computation's time; asked where there is sharing."""
 
     def loading(self, rank: int) -> float:
-        """Of the load of a rank's next batch, which runs beside the step; as ``alone``."""
+        """Of the load of a rank's next batch, which runs beside the step; on idle cores."""
 
     def node(self, rank: int) -> int:
         """The machine that a rank runs on."""
@@ -153,7 +151,7 @@ class _Bundle(NamedTuple):
     """Of messages that start together: seconds before bytes flow, the flow, which messages."""
 
     latency: float
-    size: int
+    size: float
     load: Load
     places: list[int]
     ranks: tuple[int, ...]
@@ -312,18 +310,13 @@ class Engine:
             return
         work = self.work.get(i)
         if work is None:
-            work = self.work[i] = self._work(self.graph.ops[i][0])
+            work = self.work[i] = self.costs.work(self.program, self.graph.ops[i][0])
         if self.processors is None:
             self._push(now + work.together, 0, i)
             return
         if self.jitter:
             work *= drawn(self.step, self.graph.ops[i][0], self.jitter)
         self.processors.begin(self.graph.ranks[i][0], i, work, now)
-
-    def _work(self, op: int) -> Work:
-        seconds = self.costs.computation(self.program, op)
-        alone = self.costs.alone(self.program, op) if self.processors is not None else seconds
-        return Work(seconds, alone)
 
     # -- computation whose speed depends on what else goes on ----------------------------------
 
@@ -376,21 +369,20 @@ class Engine:
 
     def _bundled(self, messages: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Bundle]:
         """Messages of so many bytes from rank to rank: as few flows as they can be followed as."""
-        alike: defaultdict[tuple[int, float], list[int]] = defaultdict(list)
+        alike: defaultdict[tuple[float, float], list[int]] = defaultdict(list)
         for place, (size, (source, target)) in enumerate(messages):
-            latency = self.costs.latency(source, target, size)
-            if latency is None:
-                latency = self.topology.path(source, target)[1]
-            alike[size, latency].append(place)
+            measured = self.costs.message(source, target, size)
+            alike[measured or (self.topology.path(source, target)[1], size)].append(place)
         found = []
-        for (size, latency), members in alike.items():
+        for (latency, flowing), members in alike.items():
             pairs = tuple([messages[place][1] for place in members])
             if pairs not in self._shares:
                 routes = [self.topology.path(source, target)[0] for source, target in pairs]
                 self._shares[pairs] = bundles(routes, self.topology.capacity)
             for load, chosen in self._shares[pairs]:
                 ranks = tuple(dict.fromkeys(chain.from_iterable([pairs[m] for m in chosen])))
-                found.append(_Bundle(latency, size, load, [members[m] for m in chosen], ranks))
+                places = [members[m] for m in chosen]
+                found.append(_Bundle(latency, flowing, load, places, ranks))
         return found
 
     def _start_collective(self, i: int, now: float) -> None:

@@ -335,7 +335,7 @@ class _Speeds:
         replicas, kind_of_class = self.kinds[self.program.columns.rank[i]]
         if len(replicas) == 1:
             return measured
-        each = [self.costs.computation(self._on(replica), i) for replica in replicas]
+        each = [self.costs.work(self._on(replica), i).together for replica in replicas]
         scale = measured / each[0] if each[0] else 1.0
         found: Vector = scale * np.array(each)[kind_of_class]
         return found

@@ -20,7 +20,7 @@ from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.network import Route, Topology
 from orchestrator.simulate.predict import simulate
-from orchestrator.simulate.processors import Sharing
+from orchestrator.simulate.processors import Sharing, Work
 
 
 class NoNetwork:
@@ -39,21 +39,19 @@ class Given:
     def __init__(self, forward: float, backward: float) -> None:
         self.forward, self.backward = forward, backward
 
-    def computation(self, program: Program, i: int) -> float:
+    def work(self, program: Program, i: int) -> Work:
         kind = program.columns.kind[i]
-        return 0.0 if kind == STEP else self.forward if kind == F else self.backward
+        seconds = 0.0 if kind == STEP else self.forward if kind == F else self.backward
+        return Work(seconds, seconds)
 
-    def latency(self, source: int, target: int, size: int) -> float | None:
-        return 0.0
+    def message(self, source: int, target: int, size: int) -> tuple[float, float] | None:
+        return 0.0, size
 
     def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
         return (Phase(0.0, 0.0, ()),)
 
     def sharing(self) -> Sharing | None:
         return None
-
-    def alone(self, program: Program, i: int) -> float:
-        raise AssertionError("nothing is shared")
 
     @property
     def jitter(self) -> float:
@@ -158,9 +156,6 @@ class Jittery(Given):
 
     def sharing(self) -> Sharing | None:
         return Sharing(ranks=1, threads=1, slowdown=0.0)
-
-    def alone(self, program: Program, i: int) -> float:
-        return self.computation(program, i)
 
     @property
     def jitter(self) -> float:

@@ -21,7 +21,7 @@ from orchestrator.simulate.collectives import Phase
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.network import Route
 from orchestrator.simulate.predict import simulate, simulate_program
-from orchestrator.simulate.processors import Sharing
+from orchestrator.simulate.processors import Sharing, Work
 from orchestrator.simulate.replicas import classes
 from orchestrator.simulate.unequal import SAMPLED, Jitter, Unequal, run_unequal
 
@@ -77,7 +77,7 @@ class Fixed:
         self.step = 0
         self.numbers: dict[tuple[object, ...], int] = {}  # of ops in the folded program
 
-    def computation(self, program: Program, i: int) -> float:
+    def work(self, program: Program, i: int) -> Work:
         op = program.op(i)
         seconds = {F: 0.5, STEP: 0.1}.get(op.kind, 1.0) * (1 + 0.25 * op.segment)
         if self.jitter is not None:
@@ -85,19 +85,17 @@ class Fixed:
             number = self.numbers[rank, op.kind, op.segment, op.microbatch]
             factors = self.jitter.factors(self.step, number, program.replicas)
             seconds *= float(factors[replica])
-        return seconds * self.cluster.slowness(op.rank)
+        seconds *= self.cluster.slowness(op.rank)
+        return Work(seconds, seconds)
 
-    def latency(self, source: int, target: int, size: int) -> float | None:
-        return 0.03
+    def message(self, source: int, target: int, size: int) -> tuple[float, float] | None:
+        return 0.03, size
 
     def phases(self, kind: str, size: int, group: tuple[int, ...]) -> tuple[Phase, ...] | None:
         return (Phase(0.2, 0.0, ()),)
 
     def sharing(self) -> Sharing | None:
         return None
-
-    def alone(self, program: Program, i: int) -> float:
-        raise AssertionError("nothing is shared")
 
     def loading(self, rank: int) -> float:
         raise AssertionError("nothing is shared")
