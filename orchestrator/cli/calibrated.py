@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from math import log
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator import __version__
 from orchestrator.simulate.calibration import (
+    BytesTime,
     Calibration,
     CollectiveTime,
     LayerTime,
     LinkTime,
-    OptimizerTime,
     shape_key,
 )
 from orchestrator.simulate.cluster import Cluster, Device, Level
@@ -53,7 +53,8 @@ def cluster_of(
     calibration = replace(
         _calibration(models, found, nodes, threads, load_s), neighbours=neighbours
     )
-    copy = 2 * 33_554_432 / median([x for m in found.values() for x in m.copies])
+    largest = calibration.copies[-1]
+    copy = 2 * largest.bytes / largest.seconds
     rates = _rates(found)
     peak = max(rates.values())
     device = Device(
@@ -106,6 +107,7 @@ def _calibration(
         versions={"orchestrator": __version__, "torch": torch.__version__},
         threads=threads,
         compute_slowdown=min(0.95, median([m.compute_slowdown for m in found.values()])),
+        transfer_stretch=median([m.transfer_stretch for m in found.values()]),
         jitter=_jitter(found),
         load_s=load_s,
         layers=tuple(
@@ -121,12 +123,8 @@ def _calibration(
             )
             for (kind, shape, batch, direction), s in merged.items()
         ),
-        optimizer=tuple(
-            OptimizerTime(size, median(times), median(times) * _relief(relief), _spread(times))
-            for size in found[0].optimizer
-            for times in [[x for m in found.values() for x in m.optimizer[size]]]
-            for relief in [[x for m in found.values() for x in m.optimizer_relief[size]]]
-        ),
+        optimizer=_bytes_times([(m.optimizer, m.optimizer_relief) for m in found.values()]),
+        copies=_bytes_times([(m.copies, m.copies_relief) for m in found.values()]),
         links=tuple(LinkTime(lv, size, median(s), _spread(s)) for (lv, size), s in links.items()),
         collectives=tuple(
             CollectiveTime("ALL_REDUCE", len(found), size, median(s), _spread(s))
@@ -134,6 +132,18 @@ def _calibration(
             if (s := [x for m in found.values() for x in m.reductions[size]])
         ),
     )
+
+
+def _bytes_times(
+    found: Sequence[tuple[Mapping[int, list[float]], Mapping[int, list[float]]]],
+) -> tuple[BytesTime, ...]:
+    """By bytes ascending, from every rank's times and reliefs."""
+    rows = []
+    for size in sorted(found[0][0]):
+        times = [x for seconds, _ in found for x in seconds[size]]
+        ratios = [x for _, reliefs in found for x in reliefs[size]]
+        rows.append(BytesTime(size, median(times), median(times) * _relief(ratios), _spread(times)))
+    return tuple(rows)
 
 
 def _relief(ratios: list[float]) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor
 from orchestrator.execute.distributed import connect
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot, sgd
-from orchestrator.execute.transport import Transport
+from orchestrator.execute.transport import Handle, Transport
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.layers import CrossEntropy
 from orchestrator.models.model import Recipe
@@ -33,7 +33,7 @@ from orchestrator.program.segments import LayerPart
 MESSAGE_BYTES = (4096, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432)
 REDUCED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 UPDATED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
-COPIED_BYTES = 33_554_432
+COPIED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 
 
 class Layer(NamedTuple):
@@ -65,12 +65,12 @@ class Measured:
     """One rank's measurements: by what was measured, the seconds of every repeat.
 
     Args:
-        layers, optimizer: while all ranks do the same.
-        layers_relief, optimizer_relief: the time while the others rest, over that just before it
-            while all did the same.
+        layers, optimizer, copies: while all ranks do the same.
+        layers_relief, optimizer_relief, copies_relief: the time while the others rest, over that
+            just before it while all did the same.
         links: by peer and bytes; of rank 0 only.
         reductions: by bytes.
-        compute_slowdown: seconds that a computation loses for each second of a transfer.
+        compute_slowdown, transfer_stretch: see :func:`_disturbance`.
     """
 
     layers: dict[Layer, list[float]]
@@ -79,8 +79,10 @@ class Measured:
     optimizer_relief: dict[int, list[float]]
     links: dict[tuple[int, int], list[float]]
     reductions: dict[int, list[float]]
-    copies: list[float]
+    copies: dict[int, list[float]]
+    copies_relief: dict[int, list[float]]
     compute_slowdown: float
+    transfer_stretch: float
 
 
 def measure(context: WorkerContext, job: MeasureJob) -> None:
@@ -121,13 +123,14 @@ class Meter:
         self.rounds = 0
         chains = [Chain(program, self.rank % program.world_size) for program in job.chains]
         updates = [_timed(_update(size)) for size in UPDATED_BYTES]
-        self._jobs = [*(chain.round for chain in chains), *updates, _timed(_copy())]
+        copies = [_timed(_copy(size)) for size in COPIED_BYTES]
+        self._jobs = [*(chain.round for chain in chains), *updates, *copies]
         self._chains = len(chains)
         self._together: list[list[Any]] = [[] for _ in self._jobs]
         self._pairs: list[list[tuple[Any, Any]]] = [[] for _ in self._jobs]
         self._links: dict[tuple[int, int], list[float]] = {}
         self._reductions: dict[int, list[float]] = {}
-        self._slowdown = 0.0
+        self._disturbance = 0.0, 1.0
 
     def warm_up(self) -> None:
         """A round that does not count, in which memory is taken and caches fill."""
@@ -156,11 +159,12 @@ class Meter:
                     self._links[peer, size] = times
         group = tuple(range(self.world_size))
         self._reductions = {n: _time_reduction(n, group, self.transport) for n in REDUCED_BYTES}
-        self._slowdown = _slowdown(group, self.transport, self._reductions)
+        self._disturbance = _disturbance(group, self.transport)
 
     def measured(self) -> Measured:
         """All that has been measured so far."""
         count, together = self._chains, self._together
+        copies = count + len(UPDATED_BYTES)
         return Measured(
             layers=_by_layer(together[:count]),
             layers_relief=_by_layer(
@@ -169,15 +173,14 @@ class Meter:
                     for pairs in self._pairs[:count]
                 ]
             ),
-            optimizer=dict(zip(UPDATED_BYTES, together[count:], strict=False)),
-            optimizer_relief={
-                size: [a / t for t, a in pairs]
-                for size, pairs in zip(UPDATED_BYTES, self._pairs[count:], strict=False)
-            },
+            optimizer=dict(zip(UPDATED_BYTES, together[count:copies], strict=True)),
+            optimizer_relief=_reliefs(UPDATED_BYTES, self._pairs[count:copies]),
             links=self._links,
             reductions=self._reductions,
-            copies=together[-1],
-            compute_slowdown=self._slowdown,
+            copies=dict(zip(COPIED_BYTES, together[copies:], strict=True)),
+            copies_relief=_reliefs(COPIED_BYTES, self._pairs[copies:]),
+            compute_slowdown=self._disturbance[0],
+            transfer_stretch=self._disturbance[1],
         )
 
 
@@ -188,6 +191,12 @@ def _by_layer(rounds: list[list[list[tuple[Layer, float]]]]) -> dict[Layer, list
             for key, seconds in rows:
                 found[key].append(seconds)
     return dict(found)
+
+
+def _reliefs(
+    sizes: Sequence[int], pairs: list[list[tuple[float, float]]]
+) -> dict[int, list[float]]:
+    return {size: [a / t for t, a in found] for size, found in zip(sizes, pairs, strict=True)}
 
 
 # -- layers ---------------------------------------------------------------------------------------
@@ -295,8 +304,8 @@ def _update(bytes_: int) -> Callable[[], object]:
     return sgd([weight], [velocity], [True], Recipe()).step
 
 
-def _copy() -> Callable[[], object]:
-    source, target = torch.randn(COPIED_BYTES // 4), torch.empty(COPIED_BYTES // 4)
+def _copy(bytes_: int) -> Callable[[], object]:
+    source, target = torch.randn(bytes_ // 4), torch.empty(bytes_ // 4)
     return lambda: target.copy_(source)
 
 
@@ -347,37 +356,41 @@ def _time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> 
     return times[3:]
 
 
-def _slowdown(
-    group: tuple[int, ...], transport: Transport, reductions: dict[int, list[float]]
-) -> float:
-    """Seconds that a computation loses for each second that an all-reduce takes alone.
+def _disturbance(group: tuple[int, ...], transport: Transport) -> tuple[float, float]:
+    """How computation and transfers disturb each other: the cores carry the transfers too.
 
-    The cores carry the transfer too. Products of matrices are timed without transfers and with
-    some that begin with them and are over before they are.
+    Products of matrices and all-reduces, at the same time and each by itself.
+
+    Returns:
+        (fraction of its speed that computation loses under a transfer, times as long as a transfer
+        takes under computation).
     """
-    size = 8_388_608
-    seconds = median(reductions[size])
     x, out = torch.randn(512, 512), torch.empty(512, 512)
-    data = torch.zeros(size // 4)
+    data = torch.zeros(8_388_608 // 4)
 
-    def products(count: int) -> float:
-        begun = time.perf_counter()
-        for _ in range(count):
+    def transfers() -> list[Handle]:
+        dist.barrier()
+        return [transport.collective(ALL_REDUCE, data, group) for _ in range(4)]
+
+    def rate(goes_on: Callable[[], bool]) -> tuple[float, float]:
+        """Products a second, and seconds."""
+        begun, count = time.perf_counter(), 0
+        while goes_on():
             torch.mm(x, x, out=out)
-        return time.perf_counter() - begun
+            count += 1
+        seconds = time.perf_counter() - begun
+        return count / seconds, seconds
 
-    each = products(20) / 20
-    each = median([products(20) / 20 for _ in range(5)])
-    several = 4
-    count = max(1, round(6 * several * seconds / each))
-    lost = []
-    for _ in range(7):
-        dist.barrier()
-        quiet = products(count)
-        dist.barrier()
-        handles = [transport.collective(ALL_REDUCE, data, group) for _ in range(several)]
-        busy = products(count)
-        for handle in handles:
+    lost, longer = [], []
+    for _ in range(9):
+        begun = time.perf_counter()
+        for handle in transfers():
             handle.wait()
-        lost.append((busy - quiet) / (several * seconds))
-    return max(0.0, median(lost))
+        alone = time.perf_counter() - begun
+        handles = transfers()
+        busy, seconds = rate(lambda handles=handles: not all(h.done() for h in handles))  # type: ignore[misc]
+        until = time.perf_counter() + seconds
+        quiet, _ = rate(lambda until=until: time.perf_counter() < until)  # type: ignore[misc]
+        lost.append(1 - busy / quiet)
+        longer.append(seconds / alone)
+    return max(0.0, median(lost)), max(1.0, median(longer))

@@ -13,6 +13,8 @@ In a cluster file::
            batch: 32, pass: forward, seconds: 0.0123, spread: 0.02}
       optimizer:    # one update of so many bytes of weights
         - {bytes: 4194304, seconds: 0.0011}
+      copies:       # of so many bytes of memory
+        - {bytes: 4194304, seconds: 0.0005}
       links:        # one message between two devices whose path ends at this level
         - {level: host, bytes: 65536, seconds: 0.00042}
       collectives:
@@ -59,8 +61,8 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
-class OptimizerTime:
-    """The update of ``bytes`` of weights; ``alone`` as of a layer."""
+class BytesTime:
+    """The update of ``bytes`` of weights, or a copy of as many; ``alone`` as of a layer."""
 
     bytes: int
     seconds: float
@@ -97,6 +99,7 @@ class Calibration:
         threads: of each rank on a processor.
         neighbours: how many ranks, of consecutive numbers, disturb each other; 0: those of a node.
         compute_slowdown: fraction of its speed that computation loses under a transfer.
+        transfer_stretch: times as long as a transfer takes while its ranks compute.
         jitter: relative standard deviation of a rank's computation about other ranks'.
         load_s: seconds of loading one image, by what ``run --data`` names.
     """
@@ -108,10 +111,12 @@ class Calibration:
     threads: int = 0
     neighbours: int = 0
     compute_slowdown: float = 0.0
+    transfer_stretch: float = 1.0
     jitter: float = 0.0
     load_s: Mapping[str, float] = field(default_factory=dict)
     layers: tuple[LayerTime, ...] = ()
-    optimizer: tuple[OptimizerTime, ...] = ()
+    optimizer: tuple[BytesTime, ...] = ()
+    copies: tuple[BytesTime, ...] = ()
     links: tuple[LinkTime, ...] = ()
     collectives: tuple[CollectiveTime, ...] = ()
     _by_shape: dict[tuple[str, str, str, str], tuple[LayerTime, ...]] = field(

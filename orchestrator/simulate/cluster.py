@@ -22,11 +22,11 @@ from orchestrator.plan.explain import Format, explain
 from orchestrator.plan.problem import input_error
 from orchestrator.plan.source import FileKind, find_file, label_of, read_text, read_values
 from orchestrator.simulate.calibration import (
+    BytesTime,
     Calibration,
     CollectiveTime,
     LayerTime,
     LinkTime,
-    OptimizerTime,
 )
 from orchestrator.simulate.cluster_schema import (
     REMEDIES,
@@ -318,10 +318,12 @@ def _calibration(file: CalibrationFile) -> Calibration:
         threads=file.threads,
         neighbours=file.neighbours,
         compute_slowdown=file.compute_slowdown,
+        transfer_stretch=file.transfer_stretch,
         jitter=file.jitter,
         load_s=dict(file.load_s),
         layers=tuple(LayerTime(**dict(row)) for row in file.layers),
-        optimizer=tuple(OptimizerTime(**dict(row)) for row in file.optimizer),
+        optimizer=tuple(BytesTime(**dict(row)) for row in file.optimizer),
+        copies=tuple(BytesTime(**dict(row)) for row in file.copies),
         links=tuple(LinkTime(**dict(row)) for row in file.links),
         collectives=tuple(CollectiveTime(**dict(row)) for row in file.collectives),
     )

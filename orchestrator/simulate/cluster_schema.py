@@ -274,8 +274,8 @@ class LayerTimeFile(Part):
     spread: Spread = 0.0
 
 
-class OptimizerTimeFile(Part):
-    """A row of measured updates."""
+class BytesTimeFile(Part):
+    """A row of measured updates or copies."""
 
     bytes: Bytes
     seconds: Seconds
@@ -326,6 +326,11 @@ class CalibrationFile(Part):
         description="Fraction of its speed that computation loses under a transfer.",
         examples=[0.1],
     )
+    transfer_stretch: Annotated[float, Field(ge=1)] = Field(
+        default=1.0,
+        description="Times as long as a transfer takes while its ranks compute.",
+        examples=[1.5],
+    )
     jitter: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
         description="Relative standard deviation of a rank's computation about other ranks'.",
@@ -337,7 +342,8 @@ class CalibrationFile(Part):
         examples=[{"digits": 2.5e-4}],
     )
     layers: tuple[LayerTimeFile, ...] = Field(default=(), strict=False)
-    optimizer: tuple[OptimizerTimeFile, ...] = Field(default=(), strict=False)
+    optimizer: tuple[BytesTimeFile, ...] = Field(default=(), strict=False)
+    copies: tuple[BytesTimeFile, ...] = Field(default=(), strict=False)
     links: tuple[LinkTimeFile, ...] = Field(default=(), strict=False)
     collectives: tuple[CollectiveTimeFile, ...] = Field(default=(), strict=False)
 

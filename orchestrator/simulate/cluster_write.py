@@ -52,6 +52,7 @@ def _tables(c: Calibration) -> list[str]:
         f"  threads: {c.threads}",
         f"  neighbours: {c.neighbours}   # ranks that disturb each other; 0: those of a node",
         f"  compute_slowdown: {c.compute_slowdown:.4g}   # lost under a transfer",
+        f"  transfer_stretch: {c.transfer_stretch:.4g}   # times as long under computation",
         f"  jitter: {c.jitter:.4g}   # of a rank's computation about others'",
         f"  load_s: {{{', '.join(f'{k}: {v:.4g}' for k, v in c.load_s.items())}}}",
         "  # Medians. seconds: while all ranks of the machine do it; alone: the others rest;",
@@ -64,12 +65,13 @@ def _tables(c: Calibration) -> list[str]:
             f"batch: {row.batch}, pass: {row.direction}, seconds: {row.seconds:.5g}, "
             f"alone: {row.alone:.5g}, spread: {row.spread:.2g}}}"
         )
-    lines.append("  optimizer:")
-    lines += [
-        f"    - {{bytes: {r.bytes}, seconds: {r.seconds:.5g}, alone: {r.alone:.5g}, "
-        f"spread: {r.spread:.2g}}}"
-        for r in c.optimizer
-    ]
+    for name, rows in (("optimizer", c.optimizer), ("copies", c.copies)):
+        lines.append(f"  {name}:")
+        lines += [
+            f"    - {{bytes: {r.bytes}, seconds: {r.seconds:.5g}, alone: {r.alone:.5g}, "
+            f"spread: {r.spread:.2g}}}"
+            for r in rows
+        ]
     if c.links:
         lines.append("  links:")
     lines += [

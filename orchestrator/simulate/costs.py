@@ -18,7 +18,7 @@ from orchestrator.errors import InputError
 from orchestrator.models.ranges import size
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import LayerPart, SegmentPart
-from orchestrator.simulate.calibration import LayerTime, OptimizerTime, Pass, shape_key
+from orchestrator.simulate.calibration import BytesTime, LayerTime, Pass, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Topology
@@ -128,8 +128,20 @@ class CostModel:
         work = self._layers(device, segment, part, passes[kind])
         if again:
             work += self._layers(device, segment, part, "forward")
-        own = copied / (device.memory_bandwidth * device.efficiency.get("memory", 1.0))
-        return work + Work(own, own)
+        return work + self._copies(device, copied)
+
+    def _copies(self, device: Device, moved: int) -> Work:
+        """Of so many bytes read or written: a copy of ``bytes`` reads and writes as many."""
+        if not moved:
+            return Work(0.0, 0.0)
+        rows = self.calibration.copies if self.calibration else ()
+        if not rows:
+            seconds = moved / (device.memory_bandwidth * device.efficiency.get("memory", 1.0))
+            return Work(seconds, seconds)
+        times = max(1.0, moved / 2 / max(row.bytes for row in rows))  # the largest, several times
+        return (
+            self._measured([(row.bytes, row) for row in rows], moved / 2 / times, "copies") * times
+        )
 
     def _look(self, segment: int, local_rank: int) -> tuple[object, ...]:
         """What the time of a rank's part of a segment depends on: equal for equal parts."""
@@ -212,7 +224,7 @@ class CostModel:
         return Work(seconds, seconds)
 
     def _measured(
-        self, rows: Sequence[tuple[int, LayerTime | OptimizerTime]], at: int, what: str
+        self, rows: Sequence[tuple[int, LayerTime | BytesTime]], at: float, what: str
     ) -> Work:
         together = self._interpolate([(x, row.seconds) for x, row in rows], at, what)
         alone = self._interpolate([(x, row.alone or row.seconds) for x, row in rows], at, what)
@@ -311,7 +323,7 @@ class CostModel:
         c = self.calibration
         if c is not None and c.threads:
             ranks = c.neighbours or self.cluster.devices_per_node
-            return Sharing(ranks, c.threads, c.compute_slowdown)
+            return Sharing(ranks, c.threads, c.compute_slowdown, c.transfer_stretch)
         slowdown = max(device.transfer_slowdown for device, _ in self.cluster.kinds)
         return Sharing(1, 1, slowdown) if slowdown else None
 

@@ -226,7 +226,6 @@ class Engine:
         self.missing = list(graph.missing)
         self.heap: list[tuple[float, int, int, int]] = []  # time, counter, what, which
         self.counter = 0
-        self.network: Network[_Transfer] = Network(self.topology.capacity)
         self.starting: list[int] = []  # transfers that start at this moment
         self.waiting: list[tuple[Load, float, _Transfer]] = []  # flows behind their latency
         self.phases: dict[int, deque[Phase]] = {}
@@ -237,6 +236,7 @@ class Engine:
         if self.processors is not None or self.copies:
             for rank, at in enumerate(self.entry):
                 self._push(at, 3, rank)
+        self.network = self._network()
         ended = 0
         now = min(self.entry)
         for i in range(count):
@@ -252,8 +252,14 @@ class Engine:
             if now == float("inf"):
                 break
             ended += self._advance(now)
-        self.processors = None  # they know this engine: a circle that only gc would find
+        self.processors = self.network.stretch = None  # they know this engine: a circle
         assert ended == count, f"{count - ended} activities never started"
+
+    def _network(self) -> Network[_Transfer]:
+        processors = self.processors
+        if processors is None or processors.sharing.stretch == 1:
+            return Network(self.topology.capacity)
+        return Network(self.topology.capacity, lambda t: processors.stretch(t.ranks))
 
     # -- the loop -----------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ are kept as one *bundle*: an exchange among 8 x 8 ranks is one thing to follow i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from typing import Generic, TypeVar
 
@@ -139,10 +139,17 @@ class Flow(Generic[T]):
 
 
 class Network(Generic[T]):
-    """All flows at one moment. The caller moves the time on and asks which flow ends next."""
+    """All flows at one moment. The caller moves the time on and asks which flow ends next.
 
-    def __init__(self, capacity: Sequence[float]) -> None:
-        self.capacity = capacity
+    Args:
+        stretch: of what a flow carries, how many times as long as by its share of the links it
+            takes, as things stand; nothing else gets what it leaves.
+    """
+
+    def __init__(
+        self, capacity: Sequence[float], stretch: Callable[[T], float] | None = None
+    ) -> None:
+        self.capacity, self.stretch = capacity, stretch
         self.flows: dict[int, Flow[T]] = {}
         self._numbers = count()
         self._memo: dict[tuple[Load, ...], list[float]] = {}
@@ -157,7 +164,7 @@ class Network(Generic[T]):
 
     def settle(self, now: float) -> None:
         """Share the links out anew."""
-        if not self._changed:
+        if not self._changed and (self.stretch is None or not self.flows):
             return
         self._changed = False
         flows = list(self.flows.values())
@@ -167,7 +174,8 @@ class Network(Generic[T]):
             if len(self._memo) > _KEPT:
                 self._memo.clear()
             rates = self._memo[key] = fair_rates(key, self.capacity)
-        for flow, rate in zip(flows, rates, strict=True):
+        for flow, share in zip(flows, rates, strict=True):
+            rate = share / self.stretch(flow.carries) if self.stretch else share
             if flow.rate != rate:
                 flow.remaining -= flow.rate * (now - flow.since)
                 flow.rate, flow.since = rate, now

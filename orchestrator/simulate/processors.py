@@ -31,11 +31,13 @@ class Sharing:
         ranks: of a machine; each has cores for its threads. 1: no two disturb each other.
         threads: of each rank's computation; what loads its data is one more.
         slowdown: fraction of its speed that computation loses under a transfer.
+        stretch: times as long as a transfer takes while all its ranks compute.
     """
 
     ranks: int
     threads: int
     slowdown: float
+    stretch: float = 1.0
 
 
 @dataclass(slots=True)
@@ -112,12 +114,14 @@ class Processors:
     ) -> None:
         self.sharing, self.announce, self.nodes = sharing, announce, nodes
         self.transfers = [0] * len(nodes)  # under way, by rank
+        self.computing = [0] * len(nodes)  # computations that run, by rank
         # by machine and number
         self.running: dict[int, dict[int, _Running]] = {node: {} for node in nodes}
         self._changed: dict[int, None] = {}  # machines, as an ordered set
 
     def begin(self, rank: int, number: int, work: Work, now: float) -> None:
         """A computation begins."""
+        self.computing[rank] += 1
         self._begin(rank, _Running(rank, number, work, now))
 
     def load(self, rank: int, number: int, seconds: float, now: float) -> None:
@@ -138,6 +142,7 @@ class Processors:
         if running.left / running.speed + running.since > now * (1 + 1e-12) + 1e-15:
             return False
         del self.running[node][number]
+        self.computing[rank] -= running.rank >= 0
         self._changed[node] = None
         return True
 
@@ -148,6 +153,11 @@ class Processors:
             self.transfers[rank] = before + by
             if before == 0 or before + by == 0:
                 self._changed[self.nodes[rank]] = None
+
+    def stretch(self, ranks: Sequence[int]) -> float:
+        """Times as long as a transfer between these ranks takes, as things stand."""
+        share = sum([self.computing[rank] > 0 for rank in ranks]) / len(ranks)
+        return 1 + share * (self.sharing.stretch - 1)
 
     def settle(self, now: float) -> None:
         """What runs on machines where something has changed gets the speed it has from now on."""

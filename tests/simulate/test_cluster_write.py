@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.simulate.calibration import (
+    BytesTime,
     Calibration,
     CollectiveTime,
     LayerTime,
     LinkTime,
-    OptimizerTime,
 )
 from orchestrator.simulate.cluster import Cluster, Device, Level, load_cluster
 from orchestrator.simulate.cluster_write import cluster_yaml
@@ -20,9 +20,11 @@ from orchestrator.simulate.cluster_write import cluster_yaml
 def test_a_written_cluster_loads_back(tmp_path: Path) -> None:
     calibration = Calibration(
         date="2026-11-21", hardware="a processor", model="alexnet2012", versions={"torch": "2"},
-        threads=1, neighbours=2, compute_slowdown=0.25, jitter=0.05, load_s={"digits": 0.00025},
+        threads=1, neighbours=2, compute_slowdown=0.25, transfer_stretch=1.5, jitter=0.05,
+        load_s={"digits": 0.00025},
         layers=(LayerTime("conv", "3x8x8 > 4x8x8 kernel 3", "float32", 8, "forward", 0.125, 0.5),),
-        optimizer=(OptimizerTime(4096, 0.25),), links=(LinkTime("node", 4096, 0.5),),
+        optimizer=(BytesTime(4096, 0.25),), copies=(BytesTime(8192, 0.125, 0.0625),),
+        links=(LinkTime("node", 4096, 0.5),),
         collectives=(CollectiveTime("ALL_REDUCE", 2, 4096, 0.75),),
     )  # fmt: skip
     device = Device("1 thread", 2**33, 1e10, {"float32": 4e10}, {"conv": 1.0, "memory": 1.0})

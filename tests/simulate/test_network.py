@@ -197,3 +197,20 @@ def test_nodes_with_a_slow_network_reduce_inside_first() -> None:
 def test_dalys_table(mtbf_min: float, published: float) -> None:
     """Daly 2006: checkpoints of 5 minutes; optimum interval in minutes as printed there."""
     assert daly_interval(5, mtbf_min) == pytest.approx(published, abs=0.5)
+
+
+def test_a_stretched_flow_takes_longer_and_leaves_its_share_unused() -> None:
+    """Two flows share 2 bytes a second; one is stretched to 4 times until second 2."""
+    slow = {"a": 4.0, "b": 1.0}
+    network: Network[str] = Network([2.0], slow.__getitem__)
+    for name in slow:
+        network.add(0.0, ((0, 1.0),), 4.0, name)
+    network.settle(0.0)
+    assert [flow.ends for flow in network.flows.values()] == [16.0, 4.0]
+    slow["a"] = 1.0
+    network.settle(2.0)
+    # of a 3.5 bytes are left; both go at 1 a second, until b ends and a has the link alone
+    assert [flow.ends for flow in network.flows.values()] == [5.5, 4.0]
+    assert [flow.carries for flow in network.take_ended(4.0)] == ["b"]
+    network.settle(4.0)
+    assert network.next_end() == 4.0 + 1.5 / 2

@@ -125,3 +125,15 @@ def test_what_is_drawn_for_one_computation_says_nothing_of_another() -> None:
     found = [correlation(columns[op], columns[op + 1]) for op in range(1000)]
     assert abs(sum(found) / len(found)) < 0.03
     assert max(found) < 1.0
+
+
+def test_a_transfer_is_stretched_by_those_of_its_ranks_that_compute() -> None:
+    clock = Clock(Sharing(ranks=2, threads=1, slowdown=0.0, stretch=3.0), 2)
+    assert clock.made.stretch([0, 1]) == 1.0
+    clock.begin(0, 0, Work(1.0, 1.0))
+    assert clock.made.stretch([0, 1]) == 2.0
+    clock.begin(1, 1, Work(2.0, 2.0))
+    assert clock.made.stretch([0, 1]) == 3.0
+    clock.load(0, 9.0)
+    clock.until(1.5)
+    assert [clock.made.stretch([rank]) for rank in (0, 1)] == [1.0, 3.0]
