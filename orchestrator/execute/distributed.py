@@ -67,11 +67,18 @@ def _groups(program: Program) -> list[tuple[int, ...]]:
 
 
 class GlooHandle:
-    """A transfer that a lane's thread waits for."""
+    """A transfer that a lane's thread waits for.
 
-    def __init__(self, work: Any, keep: Any, finish: Callable[[], None] | None = None) -> None:
+    Args:
+        started: when it was handed to gloo, which may send a part of it before it returns.
+        keep: what must live until the end.
+    """
+
+    def __init__(
+        self, started: float, work: Any, keep: Any, finish: Callable[[], None] | None = None
+    ) -> None:
+        self.started = started
         self.work, self.keep, self.finish = work, keep, finish
-        self.started = time.perf_counter()
         self.ended = 0.0
         self.error: BaseException | None = None
         self.event = threading.Event()
@@ -116,24 +123,27 @@ class GlooTransport:
             threading.Thread(target=_complete, args=(queue,), daemon=True, name=lane).start()
 
     def send(self, tensor: Tensor, peer: int) -> Handle:
-        return self._queue(SEND, GlooHandle(dist.isend(tensor, peer), tensor))
+        begun = time.perf_counter()
+        return self._queue(SEND, GlooHandle(begun, dist.isend(tensor, peer), tensor))
 
     def receive(self, tensor: Tensor, peer: int) -> Handle:
-        return self._queue(RECEIVE, GlooHandle(dist.irecv(tensor, peer), tensor))
+        begun = time.perf_counter()
+        return self._queue(RECEIVE, GlooHandle(begun, dist.irecv(tensor, peer), tensor))
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
-        comm = self.groups[group]
+        comm, begun = self.groups[group], time.perf_counter()
         if kind == ALL_REDUCE:
             work = dist.all_reduce(tensor, group=comm, async_op=True)
-            return self._queue(REDUCE, GlooHandle(work, tensor))
+            return self._queue(REDUCE, GlooHandle(begun, work, tensor))
         shard = tensor.view(len(group), -1)[group.index(self.rank)]
         if kind == ALL_GATHER:
             mine = shard.clone()
             work = dist.all_gather_into_tensor(tensor, mine, group=comm, async_op=True)
-            return self._queue(REDUCE, GlooHandle(work, mine))
+            return self._queue(REDUCE, GlooHandle(begun, work, mine))
         result = torch.empty_like(shard)
         work = dist.reduce_scatter_tensor(result, tensor, group=comm, async_op=True)
-        return self._queue(REDUCE, GlooHandle(work, tensor, lambda: _copy(shard, result)))
+        handle = GlooHandle(begun, work, tensor, lambda: _copy(shard, result))
+        return self._queue(REDUCE, handle)
 
     def _queue(self, lane: str, handle: GlooHandle) -> GlooHandle:
         self.lanes[lane].put(handle)
