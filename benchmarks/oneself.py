@@ -54,8 +54,10 @@ def parsed(arguments: Sequence[str], text: str | None) -> argparse.Namespace:
     """``quick``, and ``out``: a folder to be entered, which is gone afterwards if none is named."""
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=nullcontext, default=tempfile.TemporaryDirectory())
-    return parser.parse_args(arguments)
+    parser.add_argument("--out")
+    options = parser.parse_args(arguments)
+    options.out = nullcontext(options.out) if options.out else tempfile.TemporaryDirectory()
+    return options
 
 
 def take_turns(

@@ -51,12 +51,6 @@ class Turns:
     count: int
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure, and write everything down."""
-    folder, count, *names = arguments
-    take_turns(Path(folder), int(count), names)
-
-
 def take_turns(folder: Path, count: int, names: Sequence[str]) -> None:
     """So many turns of calibration and all plans, on as many ranks as the widest plan has."""
     from orchestrator.execute.ray_launch import launch
@@ -198,4 +192,4 @@ class Quiet:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    take_turns(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
