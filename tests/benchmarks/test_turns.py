@@ -10,16 +10,15 @@ import pytest
 from benchmarks import turns
 from benchmarks.oneself import report, told_apart
 from tests.cli.command import command
+from tests.small_network import SMALL
 
-# AlexNet with a sixteenth of its channels, on images of 64 x 64.
-SMALL = "model={name: alexnet2012, width: 0.0625, image_size: 64, classes: 16}"
-PLAN = """\
+PLAN = f"""\
 schema_version: 1
 name: small
-model: {name: alexnet2012, width: 0.0625, image_size: 64, classes: 16}
+model: {SMALL}
 global_batch_size: 8
 placement:
-  - {layers: conv1..fc8, ranks: [0], split: none}
+  - {{layers: conv1..fc8, ranks: [0], split: none}}
 """
 
 
@@ -32,7 +31,7 @@ def test_two_plans_and_their_calibration_take_turns(
     plan.write_text(PLAN)
     monkeypatch.setattr(turns, "BATCH", 8)
     monkeypatch.setattr(turns, "CALIBRATED", (str(plan),))
-    monkeypatch.setattr(turns, "SETTINGS", dict.fromkeys(names, (SMALL,)))
+    monkeypatch.setattr(turns, "SETTINGS", dict.fromkeys(names, (f"model={SMALL}",)))
     turns.take_turns(tmp_path / "turns", 3, names)
 
     runs = [tmp_path / "turns" / name for name in names]

@@ -9,15 +9,15 @@ import pytest
 
 from orchestrator.simulate.cluster import load_cluster
 from tests.cli.command import command, refused
+from tests.small_network import SMALL
 
-# AlexNet with a sixteenth of its channels, on images of 64 x 64.
-PLAN = """\
+PLAN = f"""\
 schema_version: 1
 name: small
-model: {name: alexnet2012, width: 0.0625, image_size: 64, classes: 16}
+model: {SMALL}
 global_batch_size: 8
 placement:
-  - {layers: conv1..fc8, ranks: [0, 1], split: batch}
+  - {{layers: conv1..fc8, ranks: [0, 1], split: batch}}
 """
 
 
