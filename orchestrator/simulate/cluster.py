@@ -28,9 +28,9 @@ from orchestrator.simulate.calibration import (
     LayerTime,
     LinkTime,
 )
+from orchestrator.simulate.calibration_schema import CalibrationFile
 from orchestrator.simulate.cluster_schema import (
     REMEDIES,
-    CalibrationFile,
     ClusterFile,
     CollectivesFile,
     DeviceFile,
