@@ -273,7 +273,7 @@ class Chain:
             return loss_sum(layer.sized.layer, x, torch.zeros(examples, dtype=torch.int64))
         count = len(layer.tiles)
         return apply_layer(
-            layer.sized, x, out=layer.part.out, reads=layer.part.reads, weights=weights[:count],
+            layer.sized, x, out=layer.out, reads=layer.reads, weights=weights[:count],
             bias=weights[count] if layer.bias else None, bias_channels=layer.bias,
             draw=Draw(0, 0, torch.arange(examples)),
         )  # fmt: skip
@@ -291,7 +291,7 @@ def _passes(inputs: list[Tensor], weights: list[Tensor]) -> dict[str, list[Tenso
 
 
 def _shape_in(layer: LayerPart) -> tuple[int, ...]:
-    channels = sum(b - a for a, b in layer.part.reads)
+    channels = sum(b - a for a, b in layer.reads)
     return (channels, *layer.sized.input_shape[1:])
 
 

@@ -135,7 +135,7 @@ class SegmentRunner:
             tensors = self.parameters.weights[self.starts[number] : self.starts[number + 1]]
             count = len(layer.tiles)
             x = apply_layer(
-                layer.sized, x, out=layer.part.out, reads=layer.part.reads,
+                layer.sized, x, out=layer.out, reads=layer.reads,
                 weights=tensors[:count], bias=tensors[count] if layer.bias else None,
                 bias_channels=layer.bias, draw=draw,
             )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.observe.timeline import StepTimes
@@ -199,7 +199,7 @@ def summarise(
 
     def row(shares: Shares, size: int, peak: int) -> dict[str, object]:
         return {
-            **asdict(shares),
+            **vars(shares),
             "overlap_ratio": shares.overlap_ratio,
             "bytes_sent": size,
             "images_per_s": program.global_batch / shares.step_time_s,

@@ -398,11 +398,8 @@ class _Emitter:
 
     def group(self, bucket: Bucket) -> tuple[int, ...]:
         """A bucket's ranks over all replicas, listed or not."""
-        return tuple(
-            replica * self.ranks_per_replica + r
-            for replica in range(self.replicas)
-            for r in bucket.ranks
-        )
+        starts = range(0, self.replicas * self.ranks_per_replica, self.ranks_per_replica)
+        return tuple([start + rank for start in starts for rank in bucket.ranks])
 
     def padded(self, bucket: Bucket, count: int) -> int:
         """Values of the reduction's buffer; a sharded optimizer needs equal shards."""

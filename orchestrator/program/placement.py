@@ -270,6 +270,8 @@ class _Cutter:
         self.entry: Entry = plan.placement[number]
         self.axes = self.entry.grid.axes
         self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
+        # by rank, along the axis that cuts channels: of the outputs, or of the inputs
+        self.along = [at.get("channel", at.get("input", 0)) for at in self.places]
         self.batches = [self._batch(at, first, chunk, pieces) for at in self.places]
         self._found: dict[tuple[object, ...], dict[int, Part]] = {}
 
@@ -283,8 +285,7 @@ class _Cutter:
         Layers whose channels are given out alike have these in common.
         """
         channels: dict[int, tuple[Ranges, Ranges]] = {}  # by place along the channels' axis
-        for at in self.places:
-            place = _along_channels(at)
+        for place, at in zip(self.along, self.places, strict=True):
             if place not in channels:
                 channels[place] = self._channels(sized, at)
         key = (sized.kind == "loss", *channels.values())
@@ -294,8 +295,9 @@ class _Cutter:
 
     def _parts(self, channels: dict[int, tuple[Ranges, Ranges]], *, loss: bool) -> dict[int, Part]:
         found = {}
-        for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
-            out, reads = channels[_along_channels(at)]
+        ranks = zip(self.entry.ranks, self.places, self.along, self.batches, strict=True)
+        for rank, at, place, batch in ranks:
+            out, reads = channels[place]
             mine = self._loss_batch(batch, at) if loss else batch
             if mine and out:
                 found[rank] = Part(mine, out, reads)
@@ -373,11 +375,6 @@ class _Cutter:
             self.plan.place(("placement", self.number, key)),
             remedy,
         )
-
-
-def _along_channels(at: dict[Axis, int]) -> int:
-    """Place along the axis that cuts channels: of the outputs, or of the inputs."""
-    return at.get("channel", at.get("input", 0))
 
 
 @lru_cache(maxsize=4096)

@@ -28,11 +28,12 @@ BUCKET_BYTES = 4 * 2**20
 
 
 class LayerPart(NamedTuple):
-    """One rank's share of one layer of a segment.
+    """A rank's channels of one layer of a segment; ranks that differ in their examples share it.
 
     Args:
         sized: the layer.
-        part: examples, output channels and input channels of this rank.
+        out: output channels it computes.
+        reads: input channels it needs for them.
         tiles: rectangles of the weight it holds; () without weights.
         bias: output channels whose bias it holds. Where a layer is split on its input, the bias
             is with the rank that has the channel's first fan-in.
@@ -41,62 +42,50 @@ class LayerPart(NamedTuple):
     """
 
     sized: SizedLayer
-    part: Part
+    out: Ranges
+    reads: Ranges
     tiles: tuple[Tile, ...]
     bias: Ranges
     parameters: int
     macs_per_image: int
 
 
-@dataclass(frozen=True)
-class SegmentPart:
+class SegmentPart(NamedTuple):
     """One rank's share of a segment.
 
     Args:
-        layers: in order.
+        layers: in order; the same object for ranks that differ in their examples only.
+        share: number of ``layers`` among those of this segment.
+        batch: examples within the chunk.
         examples: of each chunk.
         parameters: weight and bias values held.
         macs_per_image: multiply-adds for one image, forward.
     """
 
     layers: tuple[LayerPart, ...]
+    share: int
+    batch: Ranges
     examples: int
     parameters: int
     macs_per_image: int
 
-    @classmethod
-    def of(cls, layers: tuple[LayerPart, ...]) -> SegmentPart:
-        """Of these layers, in order."""
-        weighted = [layer for layer in layers if layer.tiles]
-        return cls(
-            layers,
-            examples=size(layers[0].part.batch),
-            parameters=sum([layer.parameters for layer in weighted]),
-            macs_per_image=sum([layer.macs_per_image for layer in weighted]),
-        )
-
-    @property
-    def batch(self) -> Ranges:
-        """Examples within the chunk."""
-        return self.layers[0].part.batch
-
     @property
     def reads(self) -> Ranges:
         """Channels of the segment's input that this rank needs."""
-        return self.layers[0].part.reads
+        return self.layers[0].reads
 
     @property
     def out(self) -> Ranges:
         """Channels of the segment's output that this rank gives."""
-        return self.layers[-1].part.out
+        return self.layers[-1].out
 
-    @cached_property
+    @property
     def input_shape(self) -> Shape:
         """Shape of the input tensor: examples, channels, ..."""
         first = self.layers[0].sized
         return (self.examples, size(self.reads), *first.input_shape[1:])
 
-    @cached_property
+    @property
     def output_shape(self) -> Shape:
         """Shape of the output tensor: examples, channels, ..."""
         last = self.layers[-1].sized
@@ -210,30 +199,41 @@ def cut(placement: Placement, model: Model, itemsize: int, replicas: int) -> tup
 
 
 def _segment_parts(run: list[PlacedLayer]) -> dict[int, SegmentPart]:
+    """By rank; what follows from the channels is worked out once for those that share them."""
     by_layer = [_layer_parts(layer) for layer in run]
-    return {
-        rank: SegmentPart.of(tuple([parts[rank] for parts in by_layer])) for rank in run[0].parts
-    }
+    groups: dict[tuple[int, ...], dict[int, Ranges]] = {}
+    for rank, first in run[0].parts.items():
+        same = tuple([id(parts[rank]) for parts in by_layer])
+        groups.setdefault(same, {})[rank] = first.batch
+    found: dict[int, SegmentPart] = {}
+    for share, batches in enumerate(groups.values()):
+        any_rank = next(iter(batches))
+        layers = tuple([parts[any_rank] for parts in by_layer])
+        parameters = sum([layer.parameters for layer in layers])
+        macs = sum([layer.macs_per_image for layer in layers])
+        for rank, batch in batches.items():
+            found[rank] = SegmentPart(layers, share, batch, size(batch), parameters, macs)
+    return {rank: found[rank] for rank in run[0].parts}
 
 
 def _layer_parts(layer: PlacedLayer) -> dict[int, LayerPart]:
-    """By rank; what follows from the channels is worked out once for those that share them."""
+    """By rank; one object for those that share their channels."""
     sized = layer.sized
-    found = {}
+    found: dict[int, LayerPart] = {}
     for group in sharing(layer.parts):
-        channels = layer.parts[group[0]]
+        _, out, reads = layer.parts[group[0]]
         tiles: tuple[Tile, ...] = ()
         bias: Ranges = ()
         parameters = macs = 0
         if sized.has_weights:
-            tiles = sized.tiles(channels.out, channels.reads)
-            terms = sized.terms(channels.out, channels.reads)
+            tiles = sized.tiles(out, reads)
+            terms = sized.terms(out, reads)
             bias = normalise(term.out for term in terms if term.fan[0] == 0)
             weights = sized.weights(tiles)
             parameters = weights + size(bias)
             macs = weights * sized.layer.macs_per_weight(sized.input_shape)
-        for rank in group:
-            found[rank] = LayerPart(sized, layer.parts[rank], tiles, bias, parameters, macs)
+        part = LayerPart(sized, out, reads, tiles, bias, parameters, macs)
+        found |= dict.fromkeys(group, part)
     return found
 
 

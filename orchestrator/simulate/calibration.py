@@ -141,9 +141,9 @@ def shape_key(part: LayerPart) -> str:
     ``48x27x27 > 128x27x27 kernel 5 stride 1`` for one column of conv2. Parts with equal keys and
     kinds do the same work.
     """
-    sized, mine = part.sized, part.part
-    before = _times((size(mine.reads), *sized.input_shape[1:]))
-    after = _times((size(mine.out), *sized.output_shape[1:]))
+    sized = part.sized
+    before = _times((size(part.reads), *sized.input_shape[1:]))
+    after = _times((size(part.out), *sized.output_shape[1:]))
     words = [before, ">", after]
     layer = sized.layer
     if isinstance(layer, Conv):
@@ -151,7 +151,7 @@ def shape_key(part: LayerPart) -> str:
     elif kernel := getattr(layer, "kernel", None) or getattr(layer, "window", None):
         words.append(f"kernel {kernel}")
     if part.tiles:
-        groups = len(sized.terms(mine.out, mine.reads))
+        groups = len(sized.terms(part.out, part.reads))
         words += [f"groups {groups}"] * (groups > 1)
     return " ".join(words)
 

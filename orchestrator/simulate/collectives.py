@@ -76,6 +76,7 @@ class Collectives:
         self.topology, self.listed, self.algorithm = topology, listed, algorithm
         self._memo: dict[tuple[str, int, tuple[int, ...]], Collective] = {}
         self._rings: dict[tuple[int, ...], tuple[Load, float]] = {}
+        self._pairs: dict[tuple[int, ...], tuple[Load, float]] = {}
         self._flows: dict[tuple[int, ...], tuple[int, Load]] = {}
         # every port with all of its capacity, where the other has the share of one replica
         self._whole = Topology(topology.cluster) if topology.shared_by else topology
@@ -131,8 +132,11 @@ class Collectives:
         times = 2 if kind == ALL_REDUCE else 1
         if count > MOST_DIRECT:
             return Phase(float("inf"), 0.0, ())
-        pairs = [(source, target) for source in group for target in group if target != source]
-        load, latency = self._together(pairs, group)
+        found = self._pairs.get(group)
+        if found is None:
+            pairs = [(source, target) for source in group for target in group if target != source]
+            found = self._pairs[group] = self._together(pairs, group)
+        load, latency = found
         return Phase(times * latency, times * size / count, load)
 
     def _tree(self, size: int, group: tuple[int, ...]) -> Phase:

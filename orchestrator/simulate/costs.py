@@ -25,6 +25,7 @@ from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import Sharing, Work
 
 Point = tuple[float, float]
+Pieces = defaultdict[int, list[int]]
 
 
 class CostModel:
@@ -44,12 +45,20 @@ class CostModel:
         self.calibration = cluster.calibration
         self.collectives = Collectives(topology, program.ranks)
         self.notes: dict[str, None] = {}  # an ordered set
-        self._works: dict[tuple[int, str, int, bool, int], Work] = {}
-        self._alike: dict[tuple[object, ...], Work] = {}
-        self._looks: dict[tuple[int, int], tuple[object, ...]] = {}
-        self._cut: dict[tuple[int, bool], defaultdict[int, list[int]]] = {}
+        self._works: dict[tuple[int, str, bool, int], Work] = {}
+        self._task_of: dict[tuple[int, int], int] = {}  # by segment and rank
+        self._tasks: dict[tuple[object, ...], int] = {}
+        self._sizes_of: dict[tuple[int, int], tuple[object, ...]] = {}  # by segment and share
+        self._inputs: dict[int, Pieces] = {}  # by segment
+        self._gradients: dict[int, Pieces] = {}
         self._messages: dict[tuple[int, int, int], tuple[float, float] | None] = {}
         self._phases: dict[tuple[str, int, tuple[int, ...]], tuple[Phase, ...] | None] = {}
+        self._reduced = {  # segment and local rank whose gradients are summed with those of others
+            (bucket.segment, rank)
+            for bucket in chain.from_iterable(program.buckets)
+            for rank in bucket.ranks
+            if len(bucket.ranks) * program.replicas > 1
+        }
         self._check_calibration()
         weighted = [any(p.parameters for p in s.parts.values()) for s in program.segments]
         self._trained_before = [any(weighted[:i]) for i in range(len(weighted))]
@@ -94,32 +103,51 @@ class CostModel:
     # -- computation --------------------------------------------------------------------------
 
     def work(self, program: Program, i: int) -> Work:
-        """Seconds of computation op ``i``."""
+        """Seconds of computation op ``i``. Ranks that do the same share the answer."""
         columns = program.columns
         rank, kind, segment = columns.rank[i], columns.kind[i], columns.segment[i]
+        task = self._task_of.get((segment, rank))
+        if task is None:
+            task = self._task_of[segment, rank] = self._task(segment, rank)
         again = kind in (B, I) and program.recomputes(segment, columns.microbatch[i])
-        key = (segment, kind, rank, again, columns.bytes[i])
+        key = (task, kind, again, columns.bytes[i])
         work = self._works.get(key)
         if work is None:
             work = self._works[key] = self._work(rank, kind, segment, again, columns.bytes[i])
         return work
 
     def _work(self, rank: int, kind: str, segment: int, again: bool, bytes_: int) -> Work:
-        """Ranks that do the same share the answer."""
         local_rank = rank % self.program.ranks_per_replica
         device, slowness = self.cluster.device(rank), self.cluster.slowness(rank)
+        part = self.program.segments[segment].parts[local_rank]
+        if kind == STEP:
+            return self._update(device, part, bytes_) * slowness
         copied = self._copied(segment, local_rank, kind)
-        look = self._look(segment, local_rank)
-        key = (segment, kind, again, bytes_, id(device), slowness, copied, look)
-        work = self._alike.get(key)
-        if work is None:
-            part = self.program.segments[segment].parts[local_rank]
-            work = self._alike[key] = (
-                self._update(device, part, bytes_)
-                if kind == STEP
-                else self._computation(device, kind, segment, part, again, copied)
-            ) * slowness
-        return work
+        return self._computation(device, kind, segment, part, again, copied) * slowness
+
+    def _task(self, segment: int, rank: int) -> int:
+        """A number for all that the times of a rank's part of a segment depend on: one for ranks
+        on equal devices whose parts have equal sizes."""
+        local_rank = rank % self.program.ranks_per_replica
+        part = self.program.segments[segment].parts[local_rank]
+        key = (
+            self._sizes(segment, local_rank, part), part.examples,
+            id(self.cluster.device(rank)), self.cluster.slowness(rank),
+            *self._arriving(segment)[local_rank], None, *self._returning(segment)[local_rank],
+        )  # fmt: skip
+        return self._tasks.setdefault(key, len(self._tasks))
+
+    def _sizes(self, segment: int, local_rank: int, part: SegmentPart) -> tuple[object, ...]:
+        """What the times of a part depend on, but for its examples and where they come from."""
+        sizes = self._sizes_of.get((segment, part.share))
+        if sizes is None:
+            sizes = self._sizes_of[segment, part.share] = (
+                segment,
+                (segment, local_rank) in self._reduced,
+                *[(size(x.reads), size(x.out), x.parameters, len(x.tiles)) for x in part.layers],
+                *(shape_key(x) for x in part.layers if self.calibration),
+            )
+        return sizes
 
     def _computation(
         self, device: Device, kind: str, segment: int, part: SegmentPart, again: bool, copied: int
@@ -143,54 +171,45 @@ class CostModel:
             self._measured([(row.bytes, row) for row in rows], moved / 2 / times, "copies") * times
         )
 
-    def _look(self, segment: int, local_rank: int) -> tuple[object, ...]:
-        """What the time of a rank's part of a segment depends on: equal for equal parts."""
-        look = self._looks.get((segment, local_rank))
-        if look is None:
-            part = self.program.segments[segment].parts[local_rank]
-            look = (
-                part.examples,
-                *[
-                    (size(x.part.reads), size(x.part.out), x.parameters, len(x.tiles))
-                    for x in part.layers
-                ],
-                *(shape_key(x) for x in part.layers if self.calibration),
-            )
-            self._looks[segment, local_rank] = look
-        return look
-
     def _copied(self, segment: int, local_rank: int, kind: str) -> int:
         """Bytes that the executor moves around a computation: it puts inputs and output gradients
         together from several pieces, and gradients into the buffer of their reduction."""
         program = self.program
         here = program.segments[segment].parts[local_rank]
         moved = 0
-        if kind == F and segment:
-            pieces = self._pieces(segment, forward=True)[local_rank]
+        if kind == F:
+            pieces = self._arriving(segment)[local_rank]
             if len(pieces) > 1 or program.boundaries[segment].summed:
                 moved += prod(here.input_shape) + 2 * sum(pieces)
-        following = segment + 1
-        if kind in (B, I) and following < len(program.segments):
-            pieces = self._pieces(following, forward=False)[local_rank]
+        if kind in (B, I):
+            pieces = self._returning(segment)[local_rank]
             whole = prod(here.output_shape)
             if len(pieces) > 1 or any(values != whole for values in pieces):
                 moved += whole + 3 * sum(pieces)
         if kind in (B, W) and here.parameters:
             chunks = program.segments[segment].update_chunks or program.segments[segment].chunks
-            bucket = next(b for b in program.buckets[segment] if local_rank in b.ranks)
-            reduced = len(bucket.ranks) * program.replicas > 1
+            reduced = (segment, local_rank) in self._reduced
             moved += here.parameters * (3 if chunks > 1 else 2 if reduced else 0)
         return moved * program.itemsize
 
-    def _pieces(self, segment: int, *, forward: bool) -> defaultdict[int, list[int]]:
-        """By local rank, how many values each piece has: of its input of a segment, or of the
-        gradient of what it has given the segment."""
-        found = self._cut.get((segment, forward))
+    def _arriving(self, segment: int) -> Pieces:
+        """By local rank, the values of each piece of its input of a chunk."""
+        found = self._inputs.get(segment)
         if found is None:
-            found = self._cut[segment, forward] = defaultdict(list)
-            turns = self.program.boundaries[segment].messages
-            for message in turns[0] if forward else chain.from_iterable(turns):
-                found[message.target if forward else message.source].append(message.values)
+            found = self._inputs[segment] = defaultdict(list)
+            for turn in self.program.boundaries[segment].messages[:1]:
+                for message in turn:
+                    found[message.target].append(message.values)
+        return found
+
+    def _returning(self, segment: int) -> Pieces:
+        """By local rank, the values of each piece of the gradient of its output of a chunk."""
+        found = self._gradients.get(segment)
+        if found is None:
+            found = self._gradients[segment] = defaultdict(list)
+            for boundary in self.program.boundaries[segment + 1 : segment + 2]:
+                for message in chain.from_iterable(boundary.messages):
+                    found[message.source].append(message.values)
         return found
 
     def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
@@ -242,8 +261,7 @@ class CostModel:
         both = 2 if direction == "backward" else 1
         flops = 2 * layer.macs_per_image * examples * both
         values = examples * (
-            size(layer.part.reads) * layer.sized.in_values
-            + size(layer.part.out) * layer.sized.out_values
+            size(layer.reads) * layer.sized.in_values + size(layer.out) * layer.sized.out_values
         )
         if layer.tiles:
             traffic = both * (values + layer.parameters) * self.program.itemsize
@@ -382,8 +400,8 @@ def _divided(seconds: float, size: float, speed: float) -> tuple[float, float]:
 
 def _stretch(device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
     """Times as long as its products take because they do not fill the device."""
-    read = size(layer.part.reads) * layer.sized.in_values
-    written = size(layer.part.out) * layer.sized.out_values
+    read = size(layer.reads) * layer.sized.in_values
+    written = size(layer.out) * layer.sized.out_values
     products = {
         "forward": [examples * written],
         "backward": [examples * read, read * written],

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from orchestrator.observe.timeline import StepTimes, from_activities
-from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, SEND, Program
+from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Load, Network, Topology, bundles
 from orchestrator.simulate.processors import Processors, Sharing, Work, drawn
@@ -73,8 +73,8 @@ class Graph:
 def build_graph(program: Program) -> Graph:
     """Merge what meets, and turn ``needs`` and lanes into edges."""
     columns = program.columns
-    kinds, ranks, all_peers = columns.kind, columns.rank, columns.peers
-    lanes = [LANE_OF[kind] for kind in kinds]
+    ranks, all_peers = columns.rank, columns.peers
+    lanes = [LANE_OF[kind] for kind in columns.kind]
     activity = [-1] * len(columns)
     ops: list[tuple[int, ...]] = []
     meeting: list[tuple[int, ...]] = []  # by activity, its ranks
@@ -111,32 +111,42 @@ def build_graph(program: Program) -> Graph:
         ops.append(tuple(members))
         meeting.append(tuple([ranks[i] for i in members]))
     lane_of = [lanes[first] for first, *_ in ops]
-    return Graph(activity, ops, meeting, lane_of, *_edges(program, lanes, activity, len(ops)))
+    after, missing = _edges(program, lanes, activity, len(ops))
+    return Graph(activity, ops, meeting, lane_of, after, missing)
 
 
 def _edges(
     program: Program, lanes: list[str], activity: list[int], count: int
 ) -> tuple[list[list[int]], list[int]]:
+    """By activity, those behind it and how many are before it.
+
+    The order of what two ranks send each other is the same on the sender's lane and on the
+    receiver's: the sender's tells it.
+    """
     columns = program.columns
-    ranks, all_peers = columns.rank, columns.peers
     after: list[list[int]] = [[] for _ in range(count)]
     missing = [0] * count
-    last: dict[tuple[int, str, int], int] = {}
-    for i, needs in enumerate(columns.needs):
-        mine = activity[i]
+    nothing = [-1] * len(program.order)
+    last: dict[str, list[int]] = {COMPUTE: nothing, REDUCE: list(nothing)}  # by lane and rank
+    last_sent: dict[tuple[int, int], int] = {}
+    for needs, mine, rank, lane, peers in zip(
+        columns.needs, activity, columns.rank, lanes, columns.peers, strict=True
+    ):
         for need in needs:
             after[activity[need]].append(mine)
         missing[mine] += len(needs)
-        lane = lanes[i]
-        if lane in ("send", "receive"):
-            key = (ranks[i], lane, all_peers[i][0])
+        if lane == RECEIVE:
+            continue
+        if lane == SEND:
+            pair = (rank, peers[0])
+            before = last_sent.get(pair, -1)
+            last_sent[pair] = mine
         else:
-            key = (ranks[i], lane, -1)
-        before = last.get(key)
-        if before is not None:
+            before = last[lane][rank]
+            last[lane][rank] = mine
+        if before >= 0:
             after[before].append(mine)
             missing[mine] += 1
-        last[key] = mine
     return after, missing
 
 
@@ -232,7 +242,7 @@ class Engine:
         self.processors: Processors | None = None
         if self.sharing is not None:
             nodes = [self.costs.node(rank) for rank in self.program.ranks]
-            self.processors = Processors(self.sharing, nodes, lambda at, i: self._push(at, 0, i))
+            self.processors = Processors(self.sharing, nodes, self._announce)
         if self.processors is not None or self.copies:
             for rank, at in enumerate(self.entry):
                 self._push(at, 3, rank)
@@ -309,6 +319,11 @@ class Engine:
         self.counter += 1
         heapq.heappush(self.heap, (at, self.counter, what, which))
 
+    def _announce(self, at: float, i: int) -> None:
+        """When a computation would end, as things stand."""
+        self.counter += 1
+        heapq.heappush(self.heap, (at, self.counter, 0, i))
+
     def _begin(self, i: int, now: float) -> None:
         self.start[i] = now
         if self.graph.lanes[i] != COMPUTE:
@@ -376,16 +391,18 @@ class Engine:
     def _bundled(self, messages: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Bundle]:
         """Messages of so many bytes from rank to rank: as few flows as they can be followed as."""
         alike: defaultdict[tuple[float, float], list[int]] = defaultdict(list)
+        paths = [self.topology.path(source, target) for _, (source, target) in messages]
         for place, (size, (source, target)) in enumerate(messages):
             measured = self.costs.message(source, target, size)
-            alike[measured or (self.topology.path(source, target)[1], size)].append(place)
+            alike[measured or (paths[place][1], size)].append(place)
         found = []
         for (latency, flowing), members in alike.items():
             pairs = tuple([messages[place][1] for place in members])
-            if pairs not in self._shares:
-                routes = [self.topology.path(source, target)[0] for source, target in pairs]
-                self._shares[pairs] = bundles(routes, self.topology.capacity)
-            for load, chosen in self._shares[pairs]:
+            shares = self._shares.get(pairs)
+            if shares is None:
+                routes = [paths[place][0] for place in members]
+                shares = self._shares[pairs] = bundles(routes, self.topology.capacity)
+            for load, chosen in shares:
                 ranks = tuple(dict.fromkeys(chain.from_iterable([pairs[m] for m in chosen])))
                 places = [members[m] for m in chosen]
                 found.append(_Bundle(latency, flowing, load, places, ranks))

@@ -96,13 +96,13 @@ class Footprint:
 def layer_memory(part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
     """One layer part over ``examples`` images."""
     sized, layer = part.sized, part.sized.layer
-    n_before = examples * size(part.part.reads) * sized.in_values
-    n_after = examples * size(part.part.out) * sized.out_values
+    n_before = examples * size(part.reads) * sized.in_values
+    n_after = examples * size(part.out) * sized.out_values
     before, after = n_before * itemsize, n_after * itemsize
     if isinstance(layer, Conv | Linear):
         return _weighted(part, examples, itemsize, before, after)
     if isinstance(layer, ResponseNorm):
-        piece, pieces = _norm_piece(sized, layer, part.part.out)
+        piece, pieces = _norm_piece(sized, layer, part.out)
         piece *= examples * sized.in_values * itemsize
         return LayerMemory(
             before, after, keeps_input=True, kept=after, forward_extra=2 * piece,
@@ -135,19 +135,19 @@ def layer_memory(part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
 def _weighted(
     part: LayerPart, examples: int, itemsize: int, before: int, after: int
 ) -> LayerMemory:
-    sized, layer, mine = part.sized, part.sized.layer, part.part
+    sized, layer = part.sized, part.sized.layer
     weights = part.parameters * itemsize
-    terms = sized.terms(mine.out, mine.reads)
+    terms = sized.terms(part.out, part.reads)
     in_one = len(terms) == 1 or len(part.tiles) == 1  # equal groups are one call
     kept = forward_extra = backward_extra = 0
     keeps_input = True
     if isinstance(layer, Conv) and layer.pads[0] != layer.pads[1]:
         sides = [n + sum(layer.pads) for n in sized.input_shape[1:]]
-        kept = examples * size(mine.reads) * prod(sides) * itemsize
+        kept = examples * size(part.reads) * prod(sides) * itemsize
         keeps_input = False  # the padded copy is
         backward_extra = kept  # its gradient, before it is cropped
     if not in_one:
-        channels = [local(term.reads, mine.reads) for term in terms]
+        channels = [local(term.reads, part.reads) for term in terms]
         per_channel = examples * sized.in_values * itemsize
         # channels in several runs are put together in a copy, which the product then keeps
         kept += sum(size(c) for c in channels if len(c) > 1) * per_channel

@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
 
 from orchestrator.models.ranges import Ranges, size
 from orchestrator.program.ops import (
@@ -44,7 +46,7 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
-from orchestrator.program.segments import Message
+from orchestrator.program.segments import Message, SegmentPart
 from orchestrator.simulate.footprint import Footprint, footprint
 
 PARTS = (
@@ -116,6 +118,7 @@ class _Exchanges:
         self._leaving: dict[int, dict[int, list[Message]]] = {}
         self._pairs: dict[tuple[int, int], dict[tuple[int, int], Message]] = {}
         self._footprints: dict[object, Footprint] = {}
+        self._sizes_of: dict[tuple[int, int], tuple[object, ...]] = {}  # by segment and share
 
     def signature(self, rank: int) -> tuple[object, ...]:
         """Equal for ranks that hold as much and whose ops are alike, as columns of a split are."""
@@ -127,8 +130,6 @@ class _Exchanges:
             if part is None:
                 parts.append(None)
                 continue
-            layers = tuple([(x.parameters, len(x.tiles)) for x in part.layers])
-            shapes = (part.input_shape, part.output_shape, layers)
             reads, out = size(part.reads), size(part.out)
             arriving = [
                 (m.values, _is_view(m.given, reads))
@@ -136,19 +137,24 @@ class _Exchanges:
                 for m in self.arriving(segment.index, turn, local_rank)
                 if m.source != local_rank
             ]
-            following = segment.index + 1
-            leaving: list[tuple[object, ...]] = []
-            if following < len(program.segments):
-                leaving = [
-                    (m.turn, m.values, _is_view(m.taken, out), m.target == local_rank)
-                    for m in self.leaving(following, local_rank)
-                ]
-            parts.append((shapes, tuple(arriving), tuple(leaving)))
-        ops = tuple(
-            tuple(map(column.__getitem__, ids))
-            for column in (columns.kind, columns.segment, columns.microbatch, columns.bytes)
-        )
-        return (tuple(parts), ops)
+            leaving = [
+                (m.turn, m.values, _is_view(m.taken, out), m.target == local_rank)
+                for m in self.leaving(segment.index + 1, local_rank)
+            ]
+            parts += part.examples, self._sizes(segment.index, part), *arriving, None, *leaving
+        if ids:
+            mine = itemgetter(*ids)
+            parts += mine(columns.kind), mine(columns.segment), mine(columns.microbatch)
+            parts.append(mine(columns.bytes))
+        return tuple(parts)
+
+    def _sizes(self, segment: int, part: SegmentPart) -> tuple[object, ...]:
+        """What a part holds of each of its layers, but for its examples."""
+        sizes = self._sizes_of.get((segment, part.share))
+        if sizes is None:
+            layers = [(size(x.reads), size(x.out), x.parameters, len(x.tiles)) for x in part.layers]
+            sizes = self._sizes_of[segment, part.share] = tuple(layers)
+        return sizes
 
     def arriving(self, segment: int, turn: int, rank: int) -> list[Message]:
         """Messages from which a rank puts its input together."""
@@ -163,8 +169,8 @@ class _Exchanges:
         """Messages, of all turns, whose gradients make up that of a rank's output."""
         if segment not in self._leaving:
             by_source: defaultdict[int, list[Message]] = defaultdict(list)
-            for turn in self.program.boundaries[segment].messages:
-                for message in turn:
+            for boundary in self.program.boundaries[segment : segment + 1]:
+                for message in chain.from_iterable(boundary.messages):
                     by_source[message.source].append(message)
             self._leaving[segment] = by_source
         return self._leaving[segment].get(rank, [])
@@ -181,9 +187,7 @@ class _Exchanges:
     ) -> Footprint:
         """Of one rank's part of a segment; parts alike in every size share one."""
         part = self.program.segments[segment].parts[rank]
-        sizes = tuple(
-            (size(x.part.out), x.part.reads, len(x.tiles), x.parameters) for x in part.layers
-        )
+        sizes = tuple([(size(x.out), x.reads, len(x.tiles), x.parameters) for x in part.layers])
         key = (segment, part.examples, sizes, needs_input_gradient, split)
         if key not in self._footprints:
             self._footprints[key] = footprint(

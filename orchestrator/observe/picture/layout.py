@@ -219,7 +219,7 @@ def _held(program: Program, columns: tuple[Column, ...]) -> dict[int, _Signature
     for segment in program.segments:
         for rank, part in segment.parts.items():
             for layer in part.layers:
-                images = size(layer.part.batch) * segment.chunks
+                images = part.examples * segment.chunks
                 parts[layer.sized.name][rank] = _Held(_shape(layer), images)
     names = [column.layer for column in columns[1:]]
     return {
@@ -229,7 +229,7 @@ def _held(program: Program, columns: tuple[Column, ...]) -> dict[int, _Signature
 
 
 def _shape(layer: LayerPart) -> tuple[int, ...]:
-    return (size(layer.part.out), *layer.sized.output_shape[1:])
+    return (size(layer.out), *layer.sized.output_shape[1:])
 
 
 def _images(program: Program, rows: tuple[Row, ...]) -> Iterable[Block]:
