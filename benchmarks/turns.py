@@ -132,14 +132,13 @@ def work(context: WorkerContext, turns: Turns) -> None:
             if context.rank == 0:
                 context.emit("status", f"turn {turn + 1} of {turns.count}")
             meter.round()
+            meter.communicate()
             names = list(turns.jobs)
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 dist.barrier()
                 if name in plans:
                     plans[name].turn()
-        dist.barrier()
-        meter.communicate()
         for name, plan in plans.items():
             context.emit("end", (name, plan.memory.peak_bytes()))
     context.emit("measured", meter.measured())

@@ -45,7 +45,7 @@ _SMALL = ("model.width=0.0625", "model.image_size=64", "model.classes=16")
 )  # fmt: skip
 @click.option(
     "--seconds", type=float, default=90.0, show_default=True,
-    help="Time for the layers, about; messages and all-reduces take some seconds more.",
+    help="Time to measure, about; Ray and what is begun take some seconds more.",
 )  # fmt: skip
 @click.option("--threads", type=int, help="Threads of a rank; by default its share of the cores.")
 def command(

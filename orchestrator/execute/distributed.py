@@ -1,9 +1,9 @@
 """Transports over torch.distributed: gloo between processors, NCCL between GPUs.
 
-Neither blocks where a transfer is posted. On gloo a thread per lane waits for the transfers in
-order and notes when each ended. On NCCL every ordered pair of ranks has a communicator of its own,
-so that the two directions of an exchange cannot wait for each other, and transfers are queued on
-the lane's stream; the host never waits.
+Neither blocks where a transfer is posted. On gloo a thread per lane begins the collectives, waits
+for all transfers in order and notes when each ended. On NCCL every ordered pair of ranks has a
+communicator of its own, so that the two directions of an exchange cannot wait for each other, and
+transfers are queued on the lane's stream; the host never waits.
 """
 
 from __future__ import annotations
@@ -67,19 +67,18 @@ def _groups(program: Program) -> list[tuple[int, ...]]:
 
 
 class GlooHandle:
-    """A transfer that a lane's thread waits for.
+    """A transfer that a lane's thread sees to its end.
 
     Args:
-        started: when it was handed to gloo, which may send a part of it before it returns.
+        act: returns when the transfer is over; raises what went wrong.
         keep: what must live until the end.
+        started: when it was handed to gloo, which may send a part of it before it returns; None if
+            ``act`` hands it over.
     """
 
-    def __init__(
-        self, started: float, work: Any, keep: Any, finish: Callable[[], None] | None = None
-    ) -> None:
-        self.started = started
-        self.work, self.keep, self.finish = work, keep, finish
-        self.ended = 0.0
+    def __init__(self, act: Callable[[], object], keep: Any, started: float | None = None) -> None:
+        self.act: Callable[[], object] | None = act
+        self.keep, self.started, self.ended = keep, started, 0.0
         self.error: BaseException | None = None
         self.event = threading.Event()
 
@@ -95,23 +94,29 @@ class GlooHandle:
         pass
 
     def marks(self) -> tuple[float, float]:
+        assert self.started is not None
         return self.started, self.ended
 
     def complete(self) -> None:
-        """Wait for the transfer, in the lane's thread."""
+        """In the lane's thread, when all before it on the lane is over."""
+        assert self.act is not None
+        if self.started is None:
+            self.started = time.perf_counter()
         try:
-            self.work.wait()
-            if self.finish is not None:
-                self.finish()
+            self.act()
         except BaseException as error:
             self.error = error
         self.ended = time.perf_counter()
-        self.keep = self.finish = None
+        self.act = self.keep = None
         self.event.set()
 
 
 class GlooTransport:
-    """One rank's connection over the default process group; first in, first out per pair."""
+    """One rank's connection over the default process group; first in, first out per pair.
+
+    Collectives go one after another, as a lane's ops do. Left to itself, gloo works on two of a
+    group at a time, and the one that is needed first waits for its half of the link.
+    """
 
     def __init__(self, program: Program, rank: int) -> None:
         self.rank = rank
@@ -124,34 +129,36 @@ class GlooTransport:
 
     def send(self, tensor: Tensor, peer: int) -> Handle:
         begun = time.perf_counter()
-        return self._queue(SEND, GlooHandle(begun, dist.isend(tensor, peer), tensor))
+        work = dist.isend(tensor, peer)
+        assert work is not None, "this rank is in the default group"
+        return self._queue(SEND, GlooHandle(work.wait, tensor, begun))
 
     def receive(self, tensor: Tensor, peer: int) -> Handle:
         begun = time.perf_counter()
-        return self._queue(RECEIVE, GlooHandle(begun, dist.irecv(tensor, peer), tensor))
+        work = dist.irecv(tensor, peer)
+        assert work is not None, "this rank is in the default group"
+        return self._queue(RECEIVE, GlooHandle(work.wait, tensor, begun))
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
-        comm, begun = self.groups[group], time.perf_counter()
-        if kind == ALL_REDUCE:
-            work = dist.all_reduce(tensor, group=comm, async_op=True)
-            return self._queue(REDUCE, GlooHandle(begun, work, tensor))
-        shard = tensor.view(len(group), -1)[group.index(self.rank)]
-        if kind == ALL_GATHER:
-            mine = shard.clone()
-            work = dist.all_gather_into_tensor(tensor, mine, group=comm, async_op=True)
-            return self._queue(REDUCE, GlooHandle(begun, work, mine))
-        result = torch.empty_like(shard)
-        work = dist.reduce_scatter_tensor(result, tensor, group=comm, async_op=True)
-        handle = GlooHandle(begun, work, tensor, lambda: _copy(shard, result))
-        return self._queue(REDUCE, handle)
+        comm = self.groups[group]
+
+        def act() -> None:
+            if kind == ALL_REDUCE:
+                dist.all_reduce(tensor, group=comm)
+                return
+            shard = tensor.view(len(group), -1)[group.index(self.rank)]
+            if kind == ALL_GATHER:
+                dist.all_gather_into_tensor(tensor, shard.clone(), group=comm)
+                return
+            result = torch.empty_like(shard)
+            dist.reduce_scatter_tensor(result, tensor, group=comm)
+            shard.copy_(result)
+
+        return self._queue(REDUCE, GlooHandle(act, tensor))
 
     def _queue(self, lane: str, handle: GlooHandle) -> GlooHandle:
         self.lanes[lane].put(handle)
         return handle
-
-
-def _copy(target: Tensor, source: Tensor) -> None:
-    target.copy_(source)
 
 
 def _complete(queue: SimpleQueue[GlooHandle]) -> None:

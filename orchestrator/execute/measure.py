@@ -34,6 +34,7 @@ MESSAGE_BYTES = (4096, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432)
 REDUCED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 UPDATED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 COPIED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
+LEAST_COMMUNICATIONS = 7  # they vary more than computations, and are quick
 
 
 class Layer(NamedTuple):
@@ -52,7 +53,7 @@ class MeasureJob:
         chains: programs whose ranks' layer parts are timed; a rank takes the part of the program's
             rank of its number, round and round.
         link: a program over all ranks with an all-reduce over all of them.
-        seconds: to spend on all computations, about; each is repeated two times at least.
+        seconds: to spend on all rounds and the warm-up, about; two rounds at least.
     """
 
     chains: tuple[Program, ...]
@@ -95,26 +96,28 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
     context.emit("node", context.node)
     keep_freed_memory()  # as a run's workers do
     meter = Meter(context, job, connect(job.link, context.rank, None))
-    tell("layers, optimizer, memory: warming up")
-    meter.warm_up()
+    tell("warming up")
     begun = time.perf_counter()
+    meter.warm_up()
     while True:
         goes_on = torch.tensor(meter.rounds < 2 or time.perf_counter() - begun < job.seconds)
         dist.broadcast(goes_on, 0)  # rank 0's clock counts
         if not goes_on:
             break
-        tell(f"layers, optimizer, memory: round {meter.rounds + 1}")
+        tell(f"round {meter.rounds + 1}: layers, optimizer, memory")
         meter.round()
-    tell("messages and all-reduces")
-    meter.communicate()
+        tell(f"round {meter.rounds}: messages and all-reduces")
+        meter.communicate()
+    for _ in range(meter.rounds, LEAST_COMMUNICATIONS):
+        meter.communicate()
     context.emit("measured", meter.measured())
 
 
 class Meter:
     """Measures on one rank; all ranks call the same methods in the same order.
 
-    Computations are measured in rounds: all of them in turn, so that a machine whose own speed
-    changes gives the same to all.
+    In rounds: all that is measured in turn, so that a machine whose own speed changes gives the
+    same to all.
     """
 
     def __init__(self, context: WorkerContext, job: MeasureJob, transport: Transport) -> None:
@@ -128,9 +131,9 @@ class Meter:
         self._chains = len(chains)
         self._together: list[list[Any]] = [[] for _ in self._jobs]
         self._pairs: list[list[tuple[Any, Any]]] = [[] for _ in self._jobs]
-        self._links: dict[tuple[int, int], list[float]] = {}
-        self._reductions: dict[int, list[float]] = {}
-        self._disturbance = 0.0, 1.0
+        self._links: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
+        self._reductions: defaultdict[int, list[float]] = defaultdict(list)
+        self._disturbances: list[tuple[float, float]] = []
 
     def warm_up(self) -> None:
         """A round that does not count, in which memory is taken and caches fill."""
@@ -149,21 +152,23 @@ class Meter:
                 self._pairs[job].append((self._together[job][-1], once()))
 
     def communicate(self) -> None:
-        """Messages, all-reduces, and computation under them."""
+        """Every message and all-reduce some times, and once computation under transfers."""
         if self.world_size == 1:
             return
         for peer in range(1, self.world_size):
             for size in MESSAGE_BYTES:
                 times = _time_messages(self.rank, peer, size, self.transport)
                 if self.rank == 0:
-                    self._links[peer, size] = times
+                    self._links[peer, size] += times
         group = tuple(range(self.world_size))
-        self._reductions = {n: _time_reduction(n, group, self.transport) for n in REDUCED_BYTES}
-        self._disturbance = _disturbance(group, self.transport)
+        for size in REDUCED_BYTES:
+            self._reductions[size] += _time_reduction(size, group, self.transport)
+        self._disturbances.append(_disturbance(group, self.transport))
 
     def measured(self) -> Measured:
         """All that has been measured so far."""
         count, together = self._chains, self._together
+        lost, longer = zip(*(self._disturbances or [(0.0, 1.0)]), strict=True)
         copies = count + len(UPDATED_BYTES)
         return Measured(
             layers=_by_layer(together[:count]),
@@ -175,12 +180,12 @@ class Meter:
             ),
             optimizer=dict(zip(UPDATED_BYTES, together[count:copies], strict=True)),
             optimizer_relief=_reliefs(UPDATED_BYTES, self._pairs[count:copies]),
-            links=self._links,
-            reductions=self._reductions,
+            links=dict(self._links),
+            reductions=dict(self._reductions),
             copies=dict(zip(COPIED_BYTES, together[copies:], strict=True)),
             copies_relief=_reliefs(COPIED_BYTES, self._pairs[copies:]),
-            compute_slowdown=self._disturbance[0],
-            transfer_stretch=self._disturbance[1],
+            compute_slowdown=max(0.0, median(lost)),
+            transfer_stretch=max(1.0, median(longer)),
         )
 
 
@@ -321,6 +326,11 @@ def _timed(act: Callable[[], object]) -> Callable[[], float]:
 # -- communication --------------------------------------------------------------------------------
 
 
+def _repeats(size: int) -> int:
+    """In one round, of so many bytes."""
+    return max(1, min(5, 8_388_608 // size))
+
+
 def _time_messages(rank: int, peer: int, size: int, transport: Transport) -> list[float]:
     """Half of the way there and back, between rank 0 and a peer; empty on other ranks."""
     if rank not in (0, peer):
@@ -328,7 +338,7 @@ def _time_messages(rank: int, peer: int, size: int, transport: Transport) -> lis
     other = peer if rank == 0 else 0
     tensor = torch.zeros(size // 4)
     times = []
-    for _ in range(4 + max(3, min(20, 20_000_000 // size))):
+    for _ in range(1 + _repeats(size)):
         received = transport.receive(torch.empty_like(tensor), other)
         if rank == 0:
             begun = time.perf_counter()
@@ -338,7 +348,7 @@ def _time_messages(rank: int, peer: int, size: int, transport: Transport) -> lis
         else:
             received.wait()
             transport.send(tensor, other).wait()
-    return times[4:]
+    return times[1:]
 
 
 def _time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> list[float]:
@@ -348,12 +358,12 @@ def _time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> 
         transport.collective(ALL_REDUCE, tensor, group).wait()
 
     times = []
-    for _ in range(3 + max(3, min(20, 40_000_000 // size))):
+    for _ in range(1 + _repeats(size)):
         dist.barrier()
         begun = time.perf_counter()
         once()
         times.append(time.perf_counter() - begun)
-    return times[3:]
+    return times[1:]
 
 
 def _disturbance(group: tuple[int, ...], transport: Transport) -> tuple[float, float]:
@@ -381,16 +391,12 @@ def _disturbance(group: tuple[int, ...], transport: Transport) -> tuple[float, f
         seconds = time.perf_counter() - begun
         return count / seconds, seconds
 
-    lost, longer = [], []
-    for _ in range(9):
-        begun = time.perf_counter()
-        for handle in transfers():
-            handle.wait()
-        alone = time.perf_counter() - begun
-        handles = transfers()
-        busy, seconds = rate(lambda handles=handles: not all(h.done() for h in handles))  # type: ignore[misc]
-        until = time.perf_counter() + seconds
-        quiet, _ = rate(lambda until=until: time.perf_counter() < until)  # type: ignore[misc]
-        lost.append(1 - busy / quiet)
-        longer.append(seconds / alone)
-    return max(0.0, median(lost)), max(1.0, median(longer))
+    begun = time.perf_counter()
+    for handle in transfers():
+        handle.wait()
+    alone = time.perf_counter() - begun
+    handles = transfers()
+    busy, seconds = rate(lambda: not all(handle.done() for handle in handles))
+    until = time.perf_counter() + seconds
+    quiet, _ = rate(lambda: time.perf_counter() < until)
+    return 1 - busy / quiet, seconds / alone
