@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.observe.timeline import StepTimes
-from orchestrator.program.ledger import sent_by_rank, total_bytes
+from orchestrator.program.ledger import sent
 from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Program
 
 Interval = tuple[float, float]
@@ -73,8 +73,7 @@ class Accountant:
             ids = program.order[rank]
             self.compute[rank] = [i for i in ids if is_compute[i]]
             self.transfers[rank] = [i for i in ids if not is_compute[i]]
-        self.sent = sent_by_rank(program)
-        self.total_bytes = total_bytes(program)
+        self.sent, self.total_bytes = sent(program)
 
     def account(self, times: StepTimes) -> Account:
         """Shares of every rank in one step, each between its own begin and finish.

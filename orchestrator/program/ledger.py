@@ -86,40 +86,29 @@ def ring_bytes(kind: str, values: int, count: int, place: int) -> int:
     return {REDUCE_SCATTER: scatter, ALL_GATHER: gather, ALL_REDUCE: scatter + gather}[kind]
 
 
-def sent_by_rank(program: Program) -> list[int]:
-    """Bytes that every listed rank sends in a step: what its :func:`edges` add up to."""
-    columns, item = program.columns, program.itemsize
-    found = [0] * len(program.order)
-    for kind, rank, peers, size in zip(
-        columns.kind, columns.rank, columns.peers, columns.bytes, strict=True
-    ):
-        lane = LANE_OF[kind]
-        if lane == SEND:
-            found[rank] += size
-        elif lane == REDUCE:
-            found[rank] += ring_bytes(kind, size // item, len(peers), peers.index(rank)) * item
-    return found
-
-
-def total_bytes(program: Program) -> int:
-    """Bytes that all ranks send in a step, those of folded replicas included.
+def sent(program: Program) -> tuple[list[int], int]:
+    """Bytes sent in a step: by listed rank, what its :func:`edges` add up to; and by all ranks,
+    those of folded replicas included.
 
     Where a buffer does not divide, the ranks of a ring send a little more or less than each other,
     so the first replica's bytes times the replicas would be off; a ring as a whole is exact.
     """
-    columns = program.columns
-    copies = program.world_size // len(program.ranks)
-    total = 0
+    columns, item = program.columns, program.itemsize
+    by_rank = [0] * len(program.order)
+    messages = rings = 0
     for kind, rank, peers, size in zip(
         columns.kind, columns.rank, columns.peers, columns.bytes, strict=True
     ):
         lane = LANE_OF[kind]
         if lane == SEND:
-            total += size * copies
-        elif lane == REDUCE and rank == peers[0]:
-            rounds = 2 if kind == ALL_REDUCE else 1
-            total += rounds * (len(peers) - 1) * size
-    return total
+            by_rank[rank] += size
+            messages += size
+        elif lane == REDUCE:
+            values, count = size // item, len(peers)
+            by_rank[rank] += ring_bytes(kind, values, count, peers.index(rank)) * item
+            if rank == peers[0]:
+                rings += (2 if kind == ALL_REDUCE else 1) * (count - 1) * size
+    return by_rank, messages * (program.world_size // len(program.ranks)) + rings
 
 
 def activation_bytes(found: Counter[Edge]) -> int:

@@ -78,8 +78,7 @@ def build_graph(program: Program) -> Graph:
     activity = [-1] * len(columns)
     ops: list[tuple[int, ...]] = []
     meeting: list[tuple[int, ...]] = []  # by activity, its ranks
-    halves: defaultdict[tuple[int, int], tuple[deque[int], deque[int]]]
-    halves = defaultdict(lambda: (deque(), deque()))
+    unmet: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
     met: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
     counts: defaultdict[tuple[tuple[int, ...], int], int] = defaultdict(int)
     for i, lane in enumerate(lanes):
@@ -96,15 +95,14 @@ def build_graph(program: Program) -> Graph:
             sent = lane == SEND
             peer = all_peers[i][0]
             pair = (ranks[i], peer) if sent else (peer, ranks[i])
-            sends, receives = halves[pair]
-            others = receives if sent else sends
-            if others:
-                other = others.popleft()
+            sides = unmet[pair]  # all of them sends, or all receives
+            if sides and lanes[sides[0]] != lane:
+                other = sides.popleft()
                 activity[i] = activity[other] = len(ops)
                 ops.append((i, other) if sent else (other, i))
                 meeting.append(pair)
             else:
-                (sends if sent else receives).append(i)
+                sides.append(i)
     for members in met.values():
         for i in members:
             activity[i] = len(ops)
