@@ -333,8 +333,10 @@ class _Emitter:
                 if source == target:
                     arrived[target].append(made[source])
                     continue
-                needs = {made[source], *self.newest[source]} if gated else (made[source],)
-                self.post(source, SEND_F, s, chunk, self.peer[target], size, sorted(needs))
+                needs = [made[source]]
+                if gated:
+                    needs = sorted({*needs, *self.newest[source]})
+                self.post(source, SEND_F, s, chunk, self.peer[target], size, needs)
                 arrived[target].append(self.post_receive(target, RECV_F, s, chunk, source, size))
 
     def send_backward(self, s: int, chunk: int) -> None:

@@ -48,7 +48,8 @@ class CostModel:
         self._works: dict[tuple[int, str, bool, int], Work] = {}
         self._task_of: dict[tuple[int, int], int] = {}  # by segment and rank
         self._tasks: dict[tuple[object, ...], int] = {}
-        self._sizes_of: dict[tuple[int, int], tuple[object, ...]] = {}  # by segment and share
+        self._sizes_of: dict[tuple[int, int], int] = {}  # by segment and share
+        self._numbers: dict[tuple[object, ...], int] = {}  # of sizes
         self._inputs: dict[int, Pieces] = {}  # by segment
         self._gradients: dict[int, Pieces] = {}
         self._messages: dict[tuple[int, int, int], tuple[float, float] | None] = {}
@@ -137,16 +138,19 @@ class CostModel:
         )  # fmt: skip
         return self._tasks.setdefault(key, len(self._tasks))
 
-    def _sizes(self, segment: int, local_rank: int, part: SegmentPart) -> tuple[object, ...]:
-        """What the times of a part depend on, but for its examples and where they come from."""
+    def _sizes(self, segment: int, local_rank: int, part: SegmentPart) -> int:
+        """A number for what the times of a part depend on, but for its examples and where they
+        come from."""
         sizes = self._sizes_of.get((segment, part.share))
         if sizes is None:
-            sizes = self._sizes_of[segment, part.share] = (
+            key = (
                 segment,
                 (segment, local_rank) in self._reduced,
                 *[(size(x.reads), size(x.out), x.parameters, len(x.tiles)) for x in part.layers],
                 *(shape_key(x) for x in part.layers if self.calibration),
             )
+            sizes = self._numbers.setdefault(key, len(self._numbers))
+            self._sizes_of[segment, part.share] = sizes
         return sizes
 
     def _computation(

@@ -296,22 +296,22 @@ class Engine:
                 else:
                     ended += self._flow_over(transfer, now)
         after, missing = self.graph.after, self.missing
+        enter = self._enter if now < self.all_entered else self._begin
         for i in ended:
             self.end[i] = now
             for other in after[i]:
                 missing[other] -= 1
                 if not missing[other]:
-                    self._enter(other, now)
+                    enter(other, now)
         return len(ended)
 
     def _enter(self, i: int, now: float) -> None:
         """Begin an activity, or wait until all its ranks have entered the step."""
-        if now < self.all_entered:
-            entered = max([self.entry[rank] for rank in self.graph.ranks[i]])
-            if entered > now:
-                self._push(entered, 2, i)
-                return
-        self._begin(i, now)
+        entered = max([self.entry[rank] for rank in self.graph.ranks[i]])
+        if entered > now:
+            self._push(entered, 2, i)
+        else:
+            self._begin(i, now)
 
     def _push(self, at: float, what: int, which: int) -> None:
         self.counter += 1
