@@ -38,8 +38,7 @@ class Part(NamedTuple):
     reads: Ranges
 
 
-@dataclass(frozen=True)
-class PlacedLayer:
+class PlacedLayer(NamedTuple):
     """A layer with its parts, by rank within one replica, ranks ascending.
 
     Args:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from math import ceil, log2
+from typing import NamedTuple
 
 from orchestrator.program.ops import ALL_REDUCE
 from orchestrator.simulate.nccl import Nccl, estimates
@@ -30,8 +30,7 @@ from orchestrator.simulate.network import Load, Route, Topology, combined
 MOST_DIRECT = 8
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(NamedTuple):
     """A part of a collective: first a latency, then bytes over links.
 
     Args:
@@ -51,8 +50,7 @@ class Phase:
         return self.latency + self.size / _speed(self.load, capacity)
 
 
-@dataclass(frozen=True)
-class Collective:
+class Collective(NamedTuple):
     """An algorithm with its phases, one after another."""
 
     algorithm: str

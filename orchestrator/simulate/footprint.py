@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from orchestrator.models.layers import (
     Conv,
@@ -41,8 +42,7 @@ from orchestrator.program.segments import LayerPart, SegmentPart
 INT64 = 8  # bytes: pooling's places, labels, and the hash behind dropout's mask
 
 
-@dataclass(frozen=True, slots=True)
-class LayerMemory:
+class LayerMemory(NamedTuple):
     """Bytes of one layer part for one chunk.
 
     Args:
@@ -65,8 +65,7 @@ class LayerMemory:
     same: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
+class Footprint(NamedTuple):
     """Bytes of one segment part for one chunk; "most" is above what was alive before.
 
     Args:
