@@ -58,6 +58,7 @@ class SegmentPart(NamedTuple):
     Args:
         layers: in order; the same object for ranks that differ in their examples only.
         share: number of ``layers`` among those of this segment.
+        sizes: of each layer: channels it reads and computes, parameters, tiles of its weight.
         batch: examples within the chunk.
         examples: of each chunk.
         parameters: weight and bias values held.
@@ -66,6 +67,7 @@ class SegmentPart(NamedTuple):
 
     layers: tuple[LayerPart, ...]
     share: int
+    sizes: tuple[tuple[int, int, int, int], ...]
     batch: Ranges
     examples: int
     parameters: int
@@ -208,10 +210,11 @@ def _segment_parts(first: PlacedLayer, by_layer: list[LayerParts]) -> dict[int, 
     for share, batches in enumerate(groups.values()):
         any_rank = next(iter(batches))
         layers = tuple([parts[any_rank] for parts in by_layer])
+        sizes = tuple([(size(x.reads), size(x.out), x.parameters, len(x.tiles)) for x in layers])
         parameters = sum([layer.parameters for layer in layers])
         macs = sum([layer.macs_per_image for layer in layers])
         for rank, batch in batches.items():
-            found[rank] = SegmentPart(layers, share, batch, size(batch), parameters, macs)
+            found[rank] = SegmentPart(layers, share, sizes, batch, size(batch), parameters, macs)
     return {rank: found[rank] for rank in first.parts}
 
 

@@ -146,7 +146,7 @@ class CostModel:
             key = (
                 segment,
                 (segment, local_rank) in self._reduced,
-                *[(size(x.reads), size(x.out), x.parameters, len(x.tiles)) for x in part.layers],
+                part.sizes,
                 *(shape_key(x) for x in part.layers if self.calibration),
             )
             sizes = self._numbers.setdefault(key, len(self._numbers))

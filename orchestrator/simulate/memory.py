@@ -46,7 +46,7 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
-from orchestrator.program.segments import Message, SegmentPart
+from orchestrator.program.segments import Message
 from orchestrator.simulate.footprint import Footprint, footprint
 
 PARTS = (
@@ -118,7 +118,6 @@ class _Exchanges:
         self._leaving: dict[int, dict[int, list[Message]]] = {}
         self._pairs: dict[tuple[int, int], dict[tuple[int, int], Message]] = {}
         self._footprints: dict[object, Footprint] = {}
-        self._sizes_of: dict[tuple[int, int], tuple[object, ...]] = {}  # by segment and share
 
     def signature(self, rank: int) -> tuple[object, ...]:
         """Equal for ranks that hold as much and whose ops are alike, as columns of a split are."""
@@ -130,7 +129,7 @@ class _Exchanges:
             if part is None:
                 parts.append(None)
                 continue
-            reads, out = size(part.reads), size(part.out)
+            reads, out = part.sizes[0][0], part.sizes[-1][1]
             arriving = [
                 (m.values, _is_view(m.given, reads))
                 for turn in range(len(program.boundaries[segment.index].messages))
@@ -141,20 +140,12 @@ class _Exchanges:
                 (m.turn, m.values, _is_view(m.taken, out), m.target == local_rank)
                 for m in self.leaving(segment.index + 1, local_rank)
             ]
-            parts += part.examples, self._sizes(segment.index, part), *arriving, None, *leaving
+            parts += part.examples, part.sizes, *arriving, None, *leaving
         if ids:
             mine = itemgetter(*ids)
             parts += mine(columns.kind), mine(columns.segment), mine(columns.microbatch)
             parts.append(mine(columns.bytes))
         return tuple(parts)
-
-    def _sizes(self, segment: int, part: SegmentPart) -> tuple[object, ...]:
-        """What a part holds of each of its layers, but for its examples."""
-        sizes = self._sizes_of.get((segment, part.share))
-        if sizes is None:
-            layers = [(size(x.reads), size(x.out), x.parameters, len(x.tiles)) for x in part.layers]
-            sizes = self._sizes_of[segment, part.share] = tuple(layers)
-        return sizes
 
     def arriving(self, segment: int, turn: int, rank: int) -> list[Message]:
         """Messages from which a rank puts its input together."""
