@@ -300,29 +300,36 @@ def _messages(before: Segment, after: Segment, turn: int) -> list[Message]:
     wanted = [(shift(batch, turn * after.chunk), reads) for batch, reads in needs]
     found = []
     for source, part in before.parts.items():
-        batch, out = part.batch, part.out
-        pieces = [_piece(batch, out, *need) for need in wanted]
+        has_batch, has_channels = part.batch, part.out
+        pieces = {}
+        for need, (wants_batch, wants_channels) in enumerate(wanted):
+            batch = _overlap(has_batch, wants_batch)
+            if not batch.number:
+                continue
+            channels = _overlap(has_channels, wants_channels)
+            if channels.number:
+                taken, given = (batch.taken, channels.taken), (batch.given, channels.given)
+                pieces[need] = taken, given, batch.number * channels.number * values
         behind = bisect_right(targets, source)
         for target in targets[behind:] + targets[:behind]:
-            taken, given, number = pieces[need_of[target]]
-            if number:
-                found.append(Message(turn, source, target, taken, given, number * values))
+            if need_of[target] in pieces:
+                found.append(Message(turn, source, target, *pieces[need_of[target]]))
     return found
 
 
-Rectangle = tuple[Ranges, Ranges]  # examples, channels
+class _Overlap(NamedTuple):
+    """What one range has and another wants: positions in the one and in the other, how many."""
+
+    taken: Ranges
+    given: Ranges
+    number: int
 
 
 # Pairs of ranks meet in few ways, and every boundary between layers that are split alike is alike.
 @lru_cache(maxsize=65_536)
-def _piece(
-    batch: Ranges, out: Ranges, wanted_batch: Ranges, wanted: Ranges
-) -> tuple[Rectangle, Rectangle, int]:
-    """What one rectangle has and another wants: positions in the one and in the other, how many."""
-    examples, channels = intersect(batch, wanted_batch), intersect(out, wanted)
-    taken = local(examples, batch), local(channels, out)
-    given = local(examples, wanted_batch), local(channels, wanted)
-    return taken, given, size(examples) * size(channels)
+def _overlap(has: Ranges, wants: Ranges) -> _Overlap:
+    both = intersect(has, wants)
+    return _Overlap(local(both, has), local(both, wants), size(both))
 
 
 def buckets(segments: tuple[Segment, ...]) -> tuple[tuple[Bucket, ...], ...]:
