@@ -301,8 +301,11 @@ def _messages(before: Segment, after: Segment, turn: int) -> list[Message]:
     found = []
     for source, part in before.parts.items():
         has_batch, has_channels = part.batch, part.out
+        low, high = has_batch[0][0], has_batch[-1][1]
         pieces = {}
         for need, (wants_batch, wants_channels) in enumerate(wanted):
+            if wants_batch[-1][1] <= low or high <= wants_batch[0][0]:
+                continue  # most, where many ranks split the batch
             batch = _overlap(has_batch, wants_batch)
             if not batch.number:
                 continue

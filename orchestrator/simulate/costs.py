@@ -310,7 +310,7 @@ class CostModel:
                 route = self.topology.path(source, target)[0]
                 whole = self._interpolate(points, size, f"messages over {level}")
                 speed = min(self.topology.capacity[x] for x in route)
-                found = _divided(whole, size, speed)
+                found = _divided(whole, size, speed, points[0][1])
             self._messages[key] = found
         return self._messages[key]
 
@@ -335,7 +335,7 @@ class CostModel:
                 capacity = self.topology.capacity
                 whole = self._interpolate(points, size, f"{kind} over {len(group)} ranks")
                 speed = min(capacity[x] / w for x, w in ring.load)
-                found = (Phase(*_divided(whole, ring.size, speed), ring.load),)
+                found = (Phase(*_divided(whole, ring.size, speed, points[0][1]), ring.load),)
             self._phases[key] = found
         return self._phases[key]
 
@@ -395,11 +395,15 @@ class CostModel:
         return max(line, y0 * at / x0)
 
 
-def _divided(seconds: float, size: float, speed: float) -> tuple[float, float]:
-    """A measured time as latency and as bytes at a speed: all bytes, or as many as it suffices
-    for, since small messages can be quicker than a link's speed (buffers take them)."""
-    latency = seconds - size / speed
-    return (latency, size) if latency >= 0 else (0.0, seconds * speed)
+def _divided(seconds: float, size: float, speed: float, least: float) -> tuple[float, float]:
+    """A measured time as latency, and as bytes at a link's speed: as many as take the rest.
+
+    The latency is what bytes at that speed leave of the time, and at most ``least``, the time of
+    the smallest size: a transfer that is slower than its link is so all along, not at its start.
+    It may be quicker, too, since buffers take what is small.
+    """
+    latency = min(max(0.0, seconds - size / speed), least)
+    return latency, (seconds - latency) * speed
 
 
 def _stretch(device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:

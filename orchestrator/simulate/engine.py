@@ -345,7 +345,7 @@ class Engine:
         if copy is not None:
             transfer = _Transfer([-1 - rank], (rank,))
             self._count(transfer, 1)
-            self._flow(now, copy.latency, copy.load, copy.size, transfer)
+            self._flow(now + copy.latency, copy.load, copy.size, transfer)
         if self.processors is None:
             return
         seconds = self.costs.loading(rank)
@@ -384,7 +384,7 @@ class Engine:
         for latency, size, load, places, ranks in bundled:
             transfer = _Transfer([messages[p] for p in places], ranks)
             self._count(transfer, 1)
-            self._flow(now, latency, load, size, transfer)
+            self._flow(now + latency, load, size, transfer)
 
     def _bundled(self, messages: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Bundle]:
         """Messages of so many bytes from rank to rank: as few flows as they can be followed as."""
@@ -419,16 +419,11 @@ class Engine:
 
     def _next_phase(self, transfer: _Transfer, now: float) -> None:
         phase = self.phases[transfer.activities[0]].popleft()
-        self._flow(now, phase.latency, phase.load, phase.size, transfer)
+        self._flow(now + phase.latency, phase.load, phase.size, transfer)
 
-    def _flow(
-        self, now: float, latency: float, load: Load, size: float, transfer: _Transfer
-    ) -> None:
-        """Bytes flow after the latency, which is as much longer under computation as the flow."""
-        if self.network.stretch is not None:
-            latency *= self.network.stretch(transfer)
+    def _flow(self, at: float, load: Load, size: float, transfer: _Transfer) -> None:
         self.waiting.append((load, size, transfer))
-        self._push(now + latency, 1, len(self.waiting) - 1)
+        self._push(at, 1, len(self.waiting) - 1)
 
     def _flow_over(self, transfer: _Transfer, now: float) -> Sequence[int]:
         """The activities that have ended with a flow: none if a phase of a collective follows."""

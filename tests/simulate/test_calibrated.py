@@ -19,6 +19,8 @@ from orchestrator.simulate.calibration import (
     shape_key,
 )
 from orchestrator.simulate.cluster import Cluster, Device, Level
+from orchestrator.simulate.costs import CostModel
+from orchestrator.simulate.network import Topology
 from orchestrator.simulate.predict import simulate
 
 MODEL = Model("two", (64,), [Linear(name="a", features=64), Linear(name="b", features=64)])
@@ -84,6 +86,20 @@ def test_a_message_takes_what_was_measured(measured: float) -> None:
         if kind in (SEND_F, RECV_F)
     ]
     assert times == pytest.approx([measured] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("measured", "latency"),
+    [(0.5, 1e-3), (10 * BYTES / 1e6 + 4e-4, 4e-4), (0.01, 0.0)],
+    ids=["slower than the link", "the link and a little", "quicker"],
+)
+def test_what_is_slower_than_its_link_is_so_all_along(measured: float, latency: float) -> None:
+    """Before the bytes flow, no more time goes by than the smallest message takes."""
+    links = (LinkTime("network", BYTES, 1e-3), LinkTime("network", 10 * BYTES, measured))
+    cluster = cluster_of(STAGES, replace(MEASURED, links=links))
+    costs = CostModel(compile_plan(STAGES, MODEL), cluster, Topology(cluster))
+    found = costs.message(0, 1, 10 * BYTES)
+    assert found == pytest.approx((latency, (measured - latency) * 1e6), rel=1e-6)
 
 
 @pytest.mark.parametrize("measured", [1e-3, 0.5])

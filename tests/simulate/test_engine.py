@@ -115,29 +115,6 @@ def simulated(plan_name: str, cluster_name: str, *settings: str) -> StepTimes:
     return simulate(plan, model_of(plan), load_cluster(cluster_name)).times
 
 
-class OnCores(Given):
-    """On two cores that carry the transfers, too: three times as long while both ranks compute."""
-
-    def message(self, source: int, target: int, size: int) -> tuple[float, float] | None:
-        return 0.25, 0.0
-
-    def sharing(self) -> Sharing | None:
-        return Sharing(ranks=2, threads=1, slowdown=0.0, stretch=3.0)
-
-    jitter = 0.0
-
-    def loading(self, rank: int) -> float:
-        return 0.0
-
-
-def test_what_a_message_takes_before_its_bytes_flow_is_stretched_too() -> None:
-    program = pipeline(2, 2, "GPipe")
-    times = run(program, OnCores(1.0, 2.0))
-    took = {str(op): times.end[op.id] - times.start[op.id] for op in program.ops()}
-    assert took["1SEND_F0"] == 0.5  # its sender computes, its receiver waits
-    assert took["1SEND_F1"] == 0.5  # the other way round
-
-
 @pytest.mark.parametrize(
     ("plan_name", "replicas"),
     [("krizhevsky2012-half", 2), ("single", 4), ("single", 8), ("data-parallel", 2),
