@@ -385,7 +385,7 @@ def _disturbance(group: tuple[int, ...], transport: Transport) -> tuple[float, f
     def rate(goes_on: Callable[[], bool]) -> tuple[float, float]:
         """Products a second, and seconds."""
         begun, count = time.perf_counter(), 0
-        while goes_on():
+        while not count or goes_on():  # one at least: transfers may be over before it begins
             torch.mm(x, x, out=out)
             count += 1
         seconds = time.perf_counter() - begun
