@@ -1,9 +1,9 @@
 """Transports over torch.distributed: gloo between processors, NCCL between GPUs.
 
-Neither blocks where a transfer is posted. On gloo a thread per lane begins the collectives, waits
-for all transfers in order and notes when each ended. On NCCL every ordered pair of ranks has a
-communicator of its own, so that the two directions of an exchange cannot wait for each other, and
-transfers are queued on the lane's stream; the host never waits.
+Neither blocks where a transfer is posted. On gloo threads hand sends and collectives over, wait
+for the ends of all transfers in order and note when they were. On NCCL every ordered pair of ranks
+has a communicator of its own, so that the two directions of an exchange cannot wait for each other,
+and transfers are queued on the lane's stream; the host never waits.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def _groups(program: Program) -> list[tuple[int, ...]]:
 
 
 class GlooHandle:
-    """A transfer that a lane's thread sees to its end.
+    """A transfer that the threads of its lane see to its end.
 
     Args:
-        act: returns when the transfer is over; raises what went wrong.
+        start: hands it to gloo, which may send a part of it before it returns, and gives what
+            waits for the end; raises what went wrong.
         keep: what must live until the end.
-        started: when it was handed to gloo, which may send a part of it before it returns; None if
-            ``act`` hands it over.
     """
 
-    def __init__(self, act: Callable[[], object], keep: Any, started: float | None = None) -> None:
-        self.act: Callable[[], object] | None = act
-        self.keep, self.started, self.ended = keep, started, 0.0
+    def __init__(self, start: Callable[[], Callable[[], object]], keep: Any) -> None:
+        self.start: Callable[[], Callable[[], object]] | None = start
+        self.finish: Callable[[], object] | None = None
+        self.keep, self.started, self.ended = keep, 0.0, 0.0
         self.error: BaseException | None = None
         self.event = threading.Event()
 
@@ -94,50 +94,59 @@ class GlooHandle:
         pass
 
     def marks(self) -> tuple[float, float]:
-        assert self.started is not None
         return self.started, self.ended
 
-    def complete(self) -> None:
-        """In the lane's thread, when all before it on the lane is over."""
-        assert self.act is not None
-        if self.started is None:
-            self.started = time.perf_counter()
+    def begin(self) -> None:
+        """Hand it to gloo."""
+        assert self.start is not None
+        self.started = time.perf_counter()
         try:
-            self.act()
+            self.finish = self.start()
         except BaseException as error:
             self.error = error
+
+    def complete(self) -> None:
+        """Wait for its end."""
+        if self.finish is not None:
+            try:
+                self.finish()
+            except BaseException as error:
+                self.error = error
         self.ended = time.perf_counter()
-        self.act = self.keep = None
+        self.start = self.finish = self.keep = None
         self.event.set()
 
 
 class GlooTransport:
     """One rank's connection over the default process group; first in, first out per pair.
 
-    Collectives go one after another, as a lane's ops do. Left to itself, gloo works on two of a
+    Sends are handed over by a thread, since gloo sends what the socket takes before it returns.
+    Collectives go one after another, as a lane's ops do: left to itself, gloo works on two of a
     group at a time, and the one that is needed first waits for its half of the link.
     """
 
     def __init__(self, program: Program, rank: int) -> None:
         self.rank = rank
         self.groups = {group: dist.new_group(list(group)) for group in _groups(program)}
-        self.lanes: dict[str, SimpleQueue[GlooHandle]] = {}
-        for lane in (SEND, RECEIVE, REDUCE):
-            queue: SimpleQueue[GlooHandle] = SimpleQueue()
-            self.lanes[lane] = queue
-            threading.Thread(target=_complete, args=(queue,), daemon=True, name=lane).start()
+        self.sends, self.sent, self.received, self.collectives = (
+            SimpleQueue[GlooHandle]() for _ in range(4)
+        )
+        for name, act in (
+            (SEND, self._send), (f"{SEND} ends", self._end_send),
+            (RECEIVE, self._end_receive), (REDUCE, self._collect),
+        ):  # fmt: skip
+            threading.Thread(target=_endlessly, args=(act,), daemon=True, name=name).start()
 
     def send(self, tensor: Tensor, peer: int) -> Handle:
-        begun = time.perf_counter()
-        work = dist.isend(tensor, peer)
-        assert work is not None, "this rank is in the default group"
-        return self._queue(SEND, GlooHandle(work.wait, tensor, begun))
+        handle = GlooHandle(lambda: _waiting(dist.isend(tensor, peer)), tensor)
+        self.sends.put(handle)
+        return handle
 
     def receive(self, tensor: Tensor, peer: int) -> Handle:
-        begun = time.perf_counter()
-        work = dist.irecv(tensor, peer)
-        assert work is not None, "this rank is in the default group"
-        return self._queue(RECEIVE, GlooHandle(work.wait, tensor, begun))
+        handle = GlooHandle(lambda: _waiting(dist.irecv(tensor, peer)), tensor)
+        handle.begin()
+        self.received.put(handle)
+        return handle
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
         comm = self.groups[group]
@@ -154,16 +163,35 @@ class GlooTransport:
             dist.reduce_scatter_tensor(result, tensor, group=comm)
             shard.copy_(result)
 
-        return self._queue(REDUCE, GlooHandle(act, tensor))
-
-    def _queue(self, lane: str, handle: GlooHandle) -> GlooHandle:
-        self.lanes[lane].put(handle)
+        handle = GlooHandle(lambda: act, tensor)
+        self.collectives.put(handle)
         return handle
 
+    def _send(self) -> None:
+        handle = self.sends.get()
+        handle.begin()
+        self.sent.put(handle)
 
-def _complete(queue: SimpleQueue[GlooHandle]) -> None:
+    def _end_send(self) -> None:
+        self.sent.get().complete()
+
+    def _end_receive(self) -> None:
+        self.received.get().complete()
+
+    def _collect(self) -> None:
+        handle = self.collectives.get()
+        handle.begin()
+        handle.complete()
+
+
+def _waiting(work: dist.Work | None) -> Callable[[], object]:
+    assert work is not None, "this rank is in the default group"
+    return work.wait
+
+
+def _endlessly(act: Callable[[], None]) -> None:
     while True:
-        queue.get().complete()
+        act()
 
 
 # -- NCCL -----------------------------------------------------------------------------------------

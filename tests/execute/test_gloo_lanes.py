@@ -1,4 +1,4 @@
-"""What a lane's thread does with a rank's transfers over gloo: one after another, in order."""
+"""What the threads of a rank's lanes do with transfers over gloo, and in which order."""
 
 from __future__ import annotations
 
@@ -18,11 +18,24 @@ from orchestrator.program.resolve import model_of
 GROUP = (0, 1)
 
 
+class Work:
+    """A message that is over at once."""
+
+    def wait(self) -> None:
+        pass
+
+
 class Dist:
-    """Stands in for torch.distributed: an all-reduce doubles, takes a while, and fails on zeros."""
+    """Stands in for torch.distributed.
+
+    An all-reduce doubles, takes a while, and fails on zeros; a send is taken when the socket has
+    room, and there is no peer 7.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.room = threading.Event()
+        self.taken: list[float] = []
 
     def new_group(self, ranks: list[int]) -> object:
         return tuple(ranks)
@@ -36,10 +49,23 @@ class Dist:
             raise RuntimeError("nothing to reduce")
         tensor *= 2
 
+    def isend(self, tensor: Tensor, peer: int) -> Work:
+        assert self.room.wait(60)
+        if peer == 7:
+            raise ValueError("no peer 7")
+        self.taken.append(tensor[0].item())
+        return Work()
+
 
 @pytest.fixture
-def transport(monkeypatch: pytest.MonkeyPatch) -> GlooTransport:
-    monkeypatch.setattr(distributed, "dist", Dist())
+def gloo(monkeypatch: pytest.MonkeyPatch) -> Dist:
+    stand_in = Dist()
+    monkeypatch.setattr(distributed, "dist", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def transport(gloo: Dist) -> GlooTransport:
     plan = load_plan("data-parallel", ["model.width=0.0625", "model.image_size=64"])
     return GlooTransport(compile_plan(plan, model_of(plan)), rank=0)
 
@@ -68,3 +94,25 @@ def test_a_collective_that_fails_is_never_done_and_the_next_one_goes_on(
     following.wait()
     assert following.done()
     assert not failed.done()
+
+
+def test_a_send_that_the_socket_does_not_take_yet_keeps_nobody(
+    gloo: Dist, transport: GlooTransport
+) -> None:
+    handles = [transport.send(torch.full((2,), float(i)), peer=1) for i in range(4)]
+    assert not any(handle.done() for handle in handles)
+    gloo.room.set()
+    handles[-1].wait()
+    assert all(handle.done() for handle in handles)
+    assert gloo.taken == [0, 1, 2, 3]
+
+
+def test_a_send_that_gloo_refuses_is_told_to_whoever_waits(
+    gloo: Dist, transport: GlooTransport
+) -> None:
+    gloo.room.set()
+    refused, following = (transport.send(torch.ones(2), peer) for peer in (7, 1))
+    with pytest.raises(ValueError, match="no peer 7"):
+        refused.wait()
+    following.wait()
+    assert not refused.done()
