@@ -108,6 +108,7 @@ def _calibration(
         threads=threads,
         compute_slowdown=min(0.95, median([m.compute_slowdown for m in found.values()])),
         transfer_stretch=median([m.transfer_stretch for m in found.values()]),
+        post_s=median([x for m in found.values() for x in m.posts] or [0.0]),
         jitter=_jitter(found),
         load_s=load_s,
         layers=tuple(

@@ -1,7 +1,7 @@
 """Transports over torch.distributed: gloo between processors, NCCL between GPUs.
 
-Neither blocks where a transfer is posted. On gloo threads hand sends and collectives over, wait
-for the ends of all transfers in order and note when they were. On NCCL every ordered pair of ranks
+Neither blocks where a transfer is posted. On gloo threads hand the transfers over, wait for their
+ends in order and note when they were. On NCCL every ordered pair of ranks
 has a communicator of its own, so that the two directions of an exchange cannot wait for each other,
 and transfers are queued on the lane's stream; the host never waits.
 """
@@ -120,7 +120,8 @@ class GlooHandle:
 class GlooTransport:
     """One rank's connection over the default process group; first in, first out per pair.
 
-    Sends are handed over by a thread, since gloo sends what the socket takes before it returns.
+    Messages are handed over by a thread, since gloo sends what the socket takes before it returns,
+    and whoever posts a receive of the same pair meanwhile is kept, too.
     Collectives go one after another, as a lane's ops do: left to itself, gloo works on two of a
     group at a time, and the one that is needed first waits for its half of the link.
     """
@@ -128,24 +129,22 @@ class GlooTransport:
     def __init__(self, program: Program, rank: int) -> None:
         self.rank = rank
         self.groups = {group: dist.new_group(list(group)) for group in _groups(program)}
-        self.sends, self.sent, self.received, self.collectives = (
-            SimpleQueue[GlooHandle]() for _ in range(4)
-        )
+        self.posted = SimpleQueue[tuple[GlooHandle, SimpleQueue[GlooHandle]]]()
+        self.sent, self.received, self.collectives = (SimpleQueue[GlooHandle]() for _ in range(3))
         for name, act in (
-            (SEND, self._send), (f"{SEND} ends", self._end_send),
-            (RECEIVE, self._end_receive), (REDUCE, self._collect),
+            ("post", self._begin), (SEND, lambda: self.sent.get().complete()),
+            (RECEIVE, lambda: self.received.get().complete()), (REDUCE, self._collect),
         ):  # fmt: skip
             threading.Thread(target=_endlessly, args=(act,), daemon=True, name=name).start()
 
     def send(self, tensor: Tensor, peer: int) -> Handle:
         handle = GlooHandle(lambda: _waiting(dist.isend(tensor, peer)), tensor)
-        self.sends.put(handle)
+        self.posted.put((handle, self.sent))
         return handle
 
     def receive(self, tensor: Tensor, peer: int) -> Handle:
         handle = GlooHandle(lambda: _waiting(dist.irecv(tensor, peer)), tensor)
-        handle.begin()
-        self.received.put(handle)
+        self.posted.put((handle, self.received))
         return handle
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
@@ -167,16 +166,10 @@ class GlooTransport:
         self.collectives.put(handle)
         return handle
 
-    def _send(self) -> None:
-        handle = self.sends.get()
+    def _begin(self) -> None:
+        handle, ending = self.posted.get()
         handle.begin()
-        self.sent.put(handle)
-
-    def _end_send(self) -> None:
-        self.sent.get().complete()
-
-    def _end_receive(self) -> None:
-        self.received.get().complete()
+        ending.put(handle)
 
     def _collect(self) -> None:
         handle = self.collectives.get()

@@ -34,6 +34,7 @@ MESSAGE_BYTES = (4096, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432)
 REDUCED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 UPDATED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 COPIED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
+POSTED_BYTES = 1_048_576
 LEAST_COMMUNICATIONS = 7  # they vary more than computations, and are quick
 
 
@@ -71,6 +72,7 @@ class Measured:
             just before it while all did the same.
         links: by peer and bytes; of rank 0 only.
         reductions: by bytes.
+        posts: see :func:`_time_posts`.
         compute_slowdown, transfer_stretch: see :func:`_disturbance`.
     """
 
@@ -82,6 +84,7 @@ class Measured:
     reductions: dict[int, list[float]]
     copies: dict[int, list[float]]
     copies_relief: dict[int, list[float]]
+    posts: list[float]
     compute_slowdown: float
     transfer_stretch: float
 
@@ -133,6 +136,7 @@ class Meter:
         self._pairs: list[list[tuple[Any, Any]]] = [[] for _ in self._jobs]
         self._links: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         self._reductions: defaultdict[int, list[float]] = defaultdict(list)
+        self._posts: list[float] = []
         self._disturbances: list[tuple[float, float]] = []
 
     def warm_up(self) -> None:
@@ -152,7 +156,7 @@ class Meter:
                 self._pairs[job].append((self._together[job][-1], once()))
 
     def communicate(self) -> None:
-        """Every message and all-reduce some times, and once computation under transfers."""
+        """Every message and all-reduce some times, and computation between and under transfers."""
         if self.world_size == 1:
             return
         for peer in range(1, self.world_size):
@@ -163,6 +167,7 @@ class Meter:
         group = tuple(range(self.world_size))
         for size in REDUCED_BYTES:
             self._reductions[size] += _time_reduction(size, group, self.transport)
+        self._posts += _time_posts(self.rank, self.world_size, self.transport)
         self._disturbances.append(_disturbance(group, self.transport))
 
     def measured(self) -> Measured:
@@ -184,6 +189,7 @@ class Meter:
             reductions=dict(self._reductions),
             copies=dict(zip(COPIED_BYTES, together[copies:], strict=True)),
             copies_relief=_reliefs(COPIED_BYTES, self._pairs[copies:]),
+            posts=self._posts,
             compute_slowdown=max(0.0, median(lost)),
             transfer_stretch=max(1.0, median(longer)),
         )
@@ -363,6 +369,27 @@ def _time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> 
         begun = time.perf_counter()
         once()
         times.append(time.perf_counter() - begun)
+    return times[1:]
+
+
+def _time_posts(rank: int, world_size: int, transport: Transport) -> list[float]:
+    """What each of two posts takes between two products of matrices, while all ranks do the same.
+
+    Posting a transfer wakes the threads that carry it, which want the core that has woken them.
+    """
+    x, out = torch.randn(512, 512), torch.empty(512, 512)
+    data = torch.zeros(POSTED_BYTES // 4)
+    after, before = (rank + 1) % world_size, (rank - 1) % world_size
+    times = []
+    for _ in range(6):
+        torch.mm(x, x, out=out)
+        begun = time.perf_counter()
+        sent = transport.send(data, after)
+        received = transport.receive(torch.empty_like(data), before)
+        times.append((time.perf_counter() - begun) / 2)
+        torch.mm(x, x, out=out)
+        received.wait()
+        sent.wait()
     return times[1:]
 
 

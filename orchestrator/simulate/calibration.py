@@ -100,6 +100,7 @@ class Calibration:
         neighbours: how many ranks, of consecutive numbers, disturb each other; 0: those of a node.
         compute_slowdown: fraction of its speed that computation loses under a transfer.
         transfer_stretch: times as long as a transfer takes while its ranks compute.
+        post_s: seconds that a rank's computation waits for each transfer that it posts.
         jitter: relative standard deviation of a rank's computation about other ranks'.
         load_s: seconds of loading one image, by what ``run --data`` names.
     """
@@ -112,6 +113,7 @@ class Calibration:
     neighbours: int = 0
     compute_slowdown: float = 0.0
     transfer_stretch: float = 1.0
+    post_s: float = 0.0
     jitter: float = 0.0
     load_s: Mapping[str, float] = field(default_factory=dict)
     layers: tuple[LayerTime, ...] = ()

@@ -95,6 +95,11 @@ class CalibrationFile(Part):
         description="Times as long as a transfer takes while its ranks compute.",
         examples=[1.5],
     )
+    post_s: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="Seconds that a rank's computation waits for each transfer that it posts.",
+        examples=[2e-4],
+    )
     jitter: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
         description="Relative standard deviation of a rank's computation about other ranks'.",

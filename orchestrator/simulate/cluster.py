@@ -319,6 +319,7 @@ def _calibration(file: CalibrationFile) -> Calibration:
         neighbours=file.neighbours,
         compute_slowdown=file.compute_slowdown,
         transfer_stretch=file.transfer_stretch,
+        post_s=file.post_s,
         jitter=file.jitter,
         load_s=dict(file.load_s),
         layers=tuple(LayerTime(**dict(row)) for row in file.layers),

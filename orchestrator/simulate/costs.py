@@ -345,7 +345,7 @@ class CostModel:
         c = self.calibration
         if c is not None and c.threads:
             ranks = c.neighbours or self.cluster.devices_per_node
-            return Sharing(ranks, c.threads, c.compute_slowdown, c.transfer_stretch)
+            return Sharing(ranks, c.threads, c.compute_slowdown, c.transfer_stretch, c.post_s)
         slowdown = max(device.transfer_slowdown for device, _ in self.cluster.kinds)
         return Sharing(1, 1, slowdown) if slowdown else None
 

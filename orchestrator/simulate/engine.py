@@ -148,6 +148,23 @@ def _edges(
     return after, missing
 
 
+def _posts(program: Program, graph: Graph) -> list[list[tuple[int, int]]]:
+    """By activity, ranks and how many transfers each posts between its last computation and this
+    activity, which counts if it is a transfer. Of a message the sender is all that is listed."""
+    kinds = program.columns.kind
+    found: list[list[tuple[int, int]]] = [[] for _ in graph.ops]
+    for rank, ids in enumerate(program.order):
+        count = 0
+        for i in ids:
+            lane = LANE_OF[kinds[i]]
+            count += lane != COMPUTE
+            if lane != RECEIVE:
+                found[graph.activity[i]].append((rank, count))
+            if lane == COMPUTE:
+                count = 0
+    return found
+
+
 class _Transfer(NamedTuple):
     """Activities whose bytes are followed as one flow, and the ranks that it keeps busy."""
 
@@ -187,6 +204,8 @@ class Engine:
         self.graph = build_graph(program)
         self.sharing = costs.sharing()
         self.jitter = costs.jitter if self.sharing is not None else 0.0
+        self.post = self.sharing.post if self.sharing is not None else 0.0
+        self.posts = _posts(program, self.graph) if self.post else []
         self.step = -1  # how many were played before this one
         self.counter = 0  # events of the newest step
         self.entered: list[float] = []
@@ -228,6 +247,7 @@ class Engine:
         if entry == self.entry and not self.jitter:
             return
         self.entry, self.all_entered = entry, max(entry)
+        self.computed = list(entry)  # by rank, when its last computation has ended
         graph = self.graph
         count = len(graph.ops)
         self.start, self.end = [0.0] * count, [0.0] * count
@@ -295,21 +315,27 @@ class Engine:
                     self.network.add(now, load, size, transfer)
                 else:
                     ended += self._flow_over(transfer, now)
-        after, missing = self.graph.after, self.missing
-        enter = self._enter if now < self.all_entered else self._begin
+        graph, missing = self.graph, self.missing
+        enter = self._enter if now < self.all_entered or self.post else self._begin
         for i in ended:
             self.end[i] = now
-            for other in after[i]:
+            if graph.lanes[i] == COMPUTE:
+                self.computed[graph.ranks[i][0]] = now
+            for other in graph.after[i]:
                 missing[other] -= 1
                 if not missing[other]:
                     enter(other, now)
         return len(ended)
 
     def _enter(self, i: int, now: float) -> None:
-        """Begin an activity, or wait until all its ranks have entered the step."""
-        entered = max([self.entry[rank] for rank in self.graph.ranks[i]])
-        if entered > now:
-            self._push(entered, 2, i)
+        """Begin an activity, or wait until all its ranks have entered the step and have posted
+        what comes before it."""
+        at = max([self.entry[rank] for rank in self.graph.ranks[i]])
+        if self.post:
+            posted = [self.computed[rank] + count * self.post for rank, count in self.posts[i]]
+            at = max(at, *posted)
+        if at > now:
+            self._push(at, 2, i)
         else:
             self._begin(i, now)
 

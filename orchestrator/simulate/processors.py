@@ -32,12 +32,14 @@ class Sharing:
         threads: of each rank's computation; what loads its data is one more.
         slowdown: fraction of its speed that computation loses under a transfer.
         stretch: times as long as a transfer takes while all its ranks compute.
+        post: seconds that a rank's computation waits for each transfer that it posts.
     """
 
     ranks: int
     threads: int
     slowdown: float
     stretch: float = 1.0
+    post: float = 0.0
 
 
 @dataclass(slots=True)

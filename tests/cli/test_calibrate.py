@@ -43,6 +43,7 @@ def test_a_calibrated_machine_predicts_what_was_measured(tmp_path: Path) -> None
     assert all(0 < row.alone <= row.seconds for row in calibration.layers)
     assert all(row.seconds > 0 for row in calibration.links)
     assert all(row.seconds > 0 for row in calibration.collectives)
+    assert 0 < calibration.post_s < 0.1
     assert calibration.load_s.keys() == {"digits", "synthetic"}
 
     told = command("simulate", "--plan", str(plan), "--cluster", str(cluster), "--json")

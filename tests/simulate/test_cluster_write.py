@@ -20,8 +20,8 @@ from orchestrator.simulate.cluster_write import cluster_yaml
 def test_a_written_cluster_loads_back(tmp_path: Path) -> None:
     calibration = Calibration(
         date="2026-11-21", hardware="a processor", model="alexnet2012", versions={"torch": "2"},
-        threads=1, neighbours=2, compute_slowdown=0.25, transfer_stretch=1.5, jitter=0.05,
-        load_s={"digits": 0.00025},
+        threads=1, neighbours=2, compute_slowdown=0.25, transfer_stretch=1.5, post_s=0.0002,
+        jitter=0.05, load_s={"digits": 0.00025},
         layers=(LayerTime("conv", "3x8x8 > 4x8x8 kernel 3", "float32", 8, "forward", 0.125, 0.5),),
         optimizer=(BytesTime(4096, 0.25),), copies=(BytesTime(8192, 0.125, 0.0625),),
         links=(LinkTime("node", 4096, 0.5),),

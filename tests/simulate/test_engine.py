@@ -168,6 +168,17 @@ class Jittery(Given):
         return rank
 
 
+class Posting(Jittery):
+    """A rank's computation waits a quarter of a second for each transfer that it posts."""
+
+    def sharing(self) -> Sharing | None:
+        return Sharing(ranks=1, threads=1, slowdown=0.0, post=0.25)
+
+    @property
+    def jitter(self) -> float:
+        return 0.0
+
+
 class Loading(Jittery):
     """Every rank loads its next images beside the step, for longer than the step takes."""
 
@@ -177,6 +188,23 @@ class Loading(Jittery):
 
     def loading(self, rank: int) -> float:
         return 10.0
+
+
+def test_transfers_are_posted_one_after_another_between_computations() -> None:
+    """Each keeps its rank for a while, begins behind that, and computation goes on behind all."""
+    program = pipeline(2, 2, "GPipe")
+    times = run(program, Posting(1.0, 2.0))
+    first, second = (
+        [(str(op), times.start[op.id]) for op in program.rank_ops(rank)] for rank in (0, 1)
+    )
+    assert first[:6] == [
+        ("0F0", 0.0), ("1SEND_F0", 1.25), ("1RECV_B0", 6.25), ("1RECV_B1", 8.5), ("0F1", 1.75),
+        ("1SEND_F1", 3.0),
+    ]  # fmt: skip
+    assert second[:7] == [
+        ("1RECV_F0", 1.25), ("1RECV_F1", 3.0), ("1F0", 1.25), ("1F1", 3.0), ("1B0", 4.0),
+        ("1SEND_B0", 6.25), ("1B1", 6.25),
+    ]  # fmt: skip
 
 
 def test_a_step_that_begins_as_the_one_before_is_that_one_again() -> None:
