@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -332,26 +333,46 @@ def _timed(act: Callable[[], object]) -> Callable[[], float]:
 # -- communication --------------------------------------------------------------------------------
 
 
+@cache
+def _factors() -> tuple[Tensor, Tensor]:
+    return torch.randn(512, 512), torch.empty(512, 512)
+
+
+def _product() -> None:
+    """A computation of some milliseconds."""
+    x, out = _factors()
+    torch.mm(x, x, out=out)
+
+
 def _repeats(size: int) -> int:
     """In one round, of so many bytes."""
     return max(1, min(5, 8_388_608 // size))
 
 
 def _time_messages(rank: int, peer: int, size: int, transport: Transport) -> list[float]:
-    """Half of the way there and back, between rank 0 and a peer; empty on other ranks."""
+    """Half of the way there and back, between rank 0 and a peer; empty on other ranks.
+
+    As in a run, both have just computed, and what is sent is new.
+    """
     if rank not in (0, peer):
         return []
     other = peer if rank == 0 else 0
-    tensor = torch.zeros(size // 4)
+    token = torch.zeros(1)
     times = []
-    for _ in range(1 + _repeats(size)):
-        received = transport.receive(torch.empty_like(tensor), other)
+    for i in range(1 + _repeats(size)):
+        tensor = torch.full((size // 4,), float(i))
         if rank == 0:
+            ready = transport.receive(token, other)
+        received = transport.receive(torch.empty_like(tensor), other)
+        _product()
+        if rank == 0:
+            ready.wait()
             begun = time.perf_counter()
             transport.send(tensor, other)
             received.wait()
             times.append((time.perf_counter() - begun) / 2)
         else:
+            transport.send(token, other)
             received.wait()
             transport.send(tensor, other).wait()
     return times[1:]
@@ -377,17 +398,16 @@ def _time_posts(rank: int, world_size: int, transport: Transport) -> list[float]
 
     Posting a transfer wakes the threads that carry it, which want the core that has woken them.
     """
-    x, out = torch.randn(512, 512), torch.empty(512, 512)
     data = torch.zeros(POSTED_BYTES // 4)
     after, before = (rank + 1) % world_size, (rank - 1) % world_size
     times = []
     for _ in range(6):
-        torch.mm(x, x, out=out)
+        _product()
         begun = time.perf_counter()
         sent = transport.send(data, after)
         received = transport.receive(torch.empty_like(data), before)
         times.append((time.perf_counter() - begun) / 2)
-        torch.mm(x, x, out=out)
+        _product()
         received.wait()
         sent.wait()
     return times[1:]
@@ -402,7 +422,6 @@ def _disturbance(group: tuple[int, ...], transport: Transport) -> tuple[float, f
         (fraction of its speed that computation loses under a transfer, times as long as a transfer
         takes under computation).
     """
-    x, out = torch.randn(512, 512), torch.empty(512, 512)
     data = torch.zeros(8_388_608 // 4)
 
     def transfers() -> list[Handle]:
@@ -413,7 +432,7 @@ def _disturbance(group: tuple[int, ...], transport: Transport) -> tuple[float, f
         """Products a second, and seconds."""
         begun, count = time.perf_counter(), 0
         while not count or goes_on():  # one at least: transfers may be over before it begins
-            torch.mm(x, x, out=out)
+            _product()
             count += 1
         seconds = time.perf_counter() - begun
         return count / seconds, seconds
