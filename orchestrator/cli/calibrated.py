@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import combinations
 from math import log
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from orchestrator import __version__
@@ -126,7 +126,7 @@ def _calibration(
         ),
         optimizer=_bytes_times([(m.optimizer, m.optimizer_relief) for m in found.values()]),
         copies=_bytes_times([(m.copies, m.copies_relief) for m in found.values()]),
-        links=tuple(LinkTime(lv, size, median(s), _spread(s)) for (lv, size), s in links.items()),
+        links=tuple(LinkTime(lv, size, _mean(s), _spread(s)) for (lv, size), s in links.items()),
         collectives=tuple(
             CollectiveTime("ALL_REDUCE", len(found), size, median(s), _spread(s))
             for size in found[0].reductions
@@ -145,6 +145,12 @@ def _bytes_times(
         ratios = [x for _, reliefs in found for x in reliefs[size]]
         rows.append(BytesTime(size, median(times), median(times) * _relief(ratios), _spread(times)))
     return tuple(rows)
+
+
+def _mean(times: Sequence[float]) -> float:
+    """But for the largest fiftieth, one at least: a machine that stalls is no part of a message."""
+    kept = sorted(times)[: -max(1, len(times) // 50)] if len(times) > 1 else times
+    return mean(kept)
 
 
 def _relief(ratios: list[float]) -> float:

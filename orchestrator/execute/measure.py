@@ -352,30 +352,35 @@ def _repeats(size: int) -> int:
 def _time_messages(rank: int, peer: int, size: int, transport: Transport) -> list[float]:
     """Half of the way there and back, between rank 0 and a peer; empty on other ranks.
 
-    As in a run, both have just computed, and what is sent is new.
+    As in a run, what is sent is new, and both compute before, meanwhile and behind. So a peer
+    answers late; it tells how late.
     """
     if rank not in (0, peer):
         return []
     other = peer if rank == 0 else 0
-    token = torch.zeros(1)
     times = []
-    for i in range(1 + _repeats(size)):
-        tensor = torch.full((size // 4,), float(i))
-        if rank == 0:
-            ready = transport.receive(token, other)
+    for i in range(1 + 2 * _repeats(size)):
+        tensor, late = torch.full((size // 4,), float(i)), torch.zeros(1, dtype=torch.float64)
         received = transport.receive(torch.empty_like(tensor), other)
         _product()
         if rank == 0:
-            ready.wait()
-            begun = time.perf_counter()
-            transport.send(tensor, other)
-            received.wait()
-            times.append((time.perf_counter() - begun) / 2)
+            sent = transport.send(tensor, other)
+            _compute_until(received)
+            transport.receive(late, other).wait()
+            times.append((received.marks()[1] - sent.marks()[0] - late.item()) / 2)
         else:
-            transport.send(token, other)
-            received.wait()
-            transport.send(tensor, other).wait()
+            _compute_until(received)
+            sent = transport.send(tensor, other)
+            _compute_until(sent)
+            late[0] = sent.marks()[0] - received.marks()[1]
+            transport.send(late, other).wait()
     return times[1:]
+
+
+def _compute_until(handle: Handle) -> None:
+    _product()
+    while not handle.done():
+        _product()
 
 
 def _time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> list[float]:

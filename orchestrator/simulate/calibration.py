@@ -15,7 +15,7 @@ In a cluster file::
         - {bytes: 4194304, seconds: 0.0011}
       copies:       # of so many bytes of memory
         - {bytes: 4194304, seconds: 0.0005}
-      links:        # one message between two devices whose path ends at this level
+      links:        # one message, on the mean, between two devices whose path ends at this level
         - {level: host, bytes: 65536, seconds: 0.00042}
       collectives:
         - {kind: ALL_REDUCE, ranks: 2, bytes: 4194304, seconds: 0.012}
@@ -72,7 +72,11 @@ class BytesTime:
 
 @dataclass(frozen=True)
 class LinkTime:
-    """One message of ``bytes`` between two devices, alone; ``level``: the outermost on its path."""
+    """One message of ``bytes`` between two devices; ``level``: the outermost on its path.
+
+    ``seconds`` is the mean, while both ends compute: now and then a message waits for a core, and
+    what a step waits for is the sum of many.
+    """
 
     level: str
     bytes: int

@@ -74,7 +74,7 @@ def _tables(c: Calibration) -> list[str]:
             for r in rows
         ]
     if c.links:
-        lines.append("  links:")
+        lines.append("  links:   # means, while both ends compute")
     lines += [
         f"    - {{level: {r.level}, bytes: {r.bytes}, seconds: {r.seconds:.5g}, "
         f"spread: {r.spread:.2g}}}"

@@ -310,7 +310,9 @@ class CostModel:
                 route = self.topology.path(source, target)[0]
                 whole = self._interpolate(points, size, f"messages over {level}")
                 speed = min(self.topology.capacity[x] for x in route)
-                found = _divided(whole, size, speed, points[0][1])
+                latency, flowing = _divided(whole, size, speed, points[0][1])
+                # measured while both compute, which stretches what flows; the engine does so, too
+                found = latency, flowing / self.calibration.transfer_stretch
             self._messages[key] = found
         return self._messages[key]
 
