@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from statistics import mean, median, quantiles
+from statistics import mean, quantiles
 from typing import Any
 
 from scipy.stats import kendalltau
@@ -91,21 +91,25 @@ def module(*arguments: str, place: Place = HERE, quiet: bool = False) -> str:
 
 def report(rows: Sequence[dict[str, Any]]) -> None:
     """A line a plan; medians over the steps."""
-    print("| plan | measured s | quartiles | predicted s | error | exposed s | predicted "
-          "| memory MB | predicted |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| plan | measured s | quartiles | predicted s | error | exposed s | quartiles "
+          "| predicted | memory MB | predicted |")  # fmt: skip
+    print("|---" * 10 + "|")
     times = []
     for row in rows:
         steps = [step["step_time_s"] for step in row["steps"]]
         low, measured, high = quantiles(steps, n=4, method="inclusive")
         predicted = row["predicted"]["step_time_s"]
         times.append((predicted, measured))
-        exposed = median(step["exposed_communication_time_s"] for step in row["steps"])
+        least, exposed, most = quantiles(
+            [step["exposed_communication_time_s"] for step in row["steps"]],
+            n=4, method="inclusive",
+        )  # fmt: skip
         held, guessed = (row[s]["peak_memory_bytes"] / 1e6 for s in ("measured", "predicted"))
         print(
             f"| {row['name']} | {measured:.3f} | {low:.2f} to {high:.2f} | {predicted:.3f} "
             f"| {predicted / measured - 1:+.1%} "
-            f"| {exposed:.3f} | {row['predicted']['exposed_communication_time_s']:.3f} "
+            f"| {exposed:.4f} | {least:.3f} to {most:.3f} "
+            f"| {row['predicted']['exposed_communication_time_s']:.4f} "
             f"| {held:,.0f} | {guessed:,.0f} ({guessed / held - 1:+.0%}) |"
         )
     errors = [abs(predicted / measured - 1) for predicted, measured in times]

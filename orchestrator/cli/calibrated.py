@@ -108,7 +108,7 @@ def _calibration(
         threads=threads,
         compute_slowdown=min(0.95, median([m.compute_slowdown for m in found.values()])),
         transfer_stretch=median([m.transfer_stretch for m in found.values()]),
-        post_s=median([x for m in found.values() for x in m.posts] or [0.0]),
+        post_s=_mean([x for m in found.values() for x in m.posts] or [0.0]),
         jitter=_jitter(found),
         load_s=load_s,
         layers=tuple(
@@ -148,7 +148,7 @@ def _bytes_times(
 
 
 def _mean(times: Sequence[float]) -> float:
-    """But for the largest fiftieth, one at least: a machine that stalls is no part of a message."""
+    """But for the largest fiftieth, one at least: in those the machine has stalled."""
     kept = sorted(times)[: -max(1, len(times) // 50)] if len(times) > 1 else times
     return mean(kept)
 

@@ -53,7 +53,7 @@ def _tables(c: Calibration) -> list[str]:
         f"  neighbours: {c.neighbours}   # ranks that disturb each other; 0: those of a node",
         f"  compute_slowdown: {c.compute_slowdown:.4g}   # lost under a transfer",
         f"  transfer_stretch: {c.transfer_stretch:.4g}   # times as long under computation",
-        f"  post_s: {c.post_s:.4g}   # of a rank's computation, for each transfer it posts",
+        f"  post_s: {c.post_s:.4g}   # of a rank's computation, for each transfer it posts; mean",
         f"  jitter: {c.jitter:.4g}   # of a rank's computation about others'",
         f"  load_s: {{{', '.join(f'{k}: {v:.4g}' for k, v in c.load_s.items())}}}",
         "  # Medians. seconds: while all ranks of the machine do it; alone: the others rest;",
