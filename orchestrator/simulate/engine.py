@@ -319,7 +319,7 @@ class Engine:
         enter = self._enter if now < self.all_entered or self.post else self._begin
         for i in ended:
             self.end[i] = now
-            if graph.lanes[i] == COMPUTE:
+            if self.post and graph.lanes[i] == COMPUTE:
                 self.computed[graph.ranks[i][0]] = now
             for other in graph.after[i]:
                 missing[other] -= 1
