@@ -311,8 +311,8 @@ class CostModel:
                 whole = self._interpolate(points, size, f"messages over {level}")
                 speed = min(self.topology.capacity[x] for x in route)
                 latency, flowing = _divided(whole, size, speed, points[0][1])
-                # measured while both compute, which stretches what flows; the engine does so, too
-                found = latency, flowing / self.calibration.transfer_stretch
+                # so long as one end computes, whose stretch the engine adds: the other one waits
+                found = latency, flowing / ((1 + self.calibration.transfer_stretch) / 2)
             self._messages[key] = found
         return self._messages[key]
 
