@@ -1,9 +1,9 @@
 """Transports over torch.distributed: gloo between processors, NCCL between GPUs.
 
 Neither blocks where a transfer is posted. On gloo threads hand the transfers over, wait for their
-ends in order and note when they were. On NCCL every ordered pair of ranks
-has a communicator of its own, so that the two directions of an exchange cannot wait for each other,
-and transfers are queued on the lane's stream; the host never waits.
+ends in order and note when they were. On NCCL every ordered pair of ranks has a communicator of
+its own, so that the two directions of an exchange cannot wait for each other, and transfers are
+queued on the lane's stream; the host never waits.
 """
 
 from __future__ import annotations

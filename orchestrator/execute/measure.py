@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -22,20 +21,25 @@ from torch import Tensor
 
 from orchestrator.execute.distributed import connect
 from orchestrator.execute.host_memory import keep_freed_memory
+from orchestrator.execute.measure_transfers import (
+    MESSAGE_BYTES,
+    REDUCED_BYTES,
+    disturbance,
+    time_messages,
+    time_posts,
+    time_reduction,
+)
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot, sgd
-from orchestrator.execute.transport import Handle, Transport
+from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.layers import CrossEntropy
 from orchestrator.models.model import Recipe
 from orchestrator.models.torch_layers import Draw, apply_layer, loss_sum
-from orchestrator.program.ops import ALL_REDUCE, Program
+from orchestrator.program.ops import Program
 from orchestrator.program.segments import LayerPart
 
-MESSAGE_BYTES = (4096, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432)
-REDUCED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 UPDATED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 COPIED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
-POSTED_BYTES = 1_048_576
 LEAST_COMMUNICATIONS = 7  # they vary more than computations, and are quick
 
 
@@ -73,8 +77,8 @@ class Measured:
             just before it while all did the same.
         links: by peer and bytes; of rank 0 only.
         reductions: by bytes.
-        posts: see :func:`_time_posts`.
-        compute_slowdown, transfer_stretch: see :func:`_disturbance`.
+        posts: see :func:`time_posts`.
+        compute_slowdown, transfer_stretch: see :func:`disturbance`.
     """
 
     layers: dict[Layer, list[float]]
@@ -138,7 +142,7 @@ class Meter:
         self._links: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         self._reductions: defaultdict[int, list[float]] = defaultdict(list)
         self._posts: list[float] = []
-        self._disturbances: list[tuple[float, float]] = []
+        self.disturbances: list[tuple[float, float]] = []
 
     def warm_up(self) -> None:
         """A round that does not count, in which memory is taken and caches fill."""
@@ -162,19 +166,19 @@ class Meter:
             return
         for peer in range(1, self.world_size):
             for size in MESSAGE_BYTES:
-                times = _time_messages(self.rank, peer, size, self.transport)
+                times = time_messages(self.rank, peer, size, self.transport)
                 if self.rank == 0:
                     self._links[peer, size] += times
         group = tuple(range(self.world_size))
         for size in REDUCED_BYTES:
-            self._reductions[size] += _time_reduction(size, group, self.transport)
-        self._posts += _time_posts(self.rank, self.world_size, self.transport)
-        self._disturbances.append(_disturbance(group, self.transport))
+            self._reductions[size] += time_reduction(size, group, self.transport)
+        self._posts += time_posts(self.rank, self.world_size, self.transport)
+        self.disturbances.append(disturbance(group, self.transport))
 
     def measured(self) -> Measured:
         """All that has been measured so far."""
         count, together = self._chains, self._together
-        lost, longer = zip(*(self._disturbances or [(0.0, 1.0)]), strict=True)
+        lost, longer = zip(*(self.disturbances or [(0.0, 1.0)]), strict=True)
         copies = count + len(UPDATED_BYTES)
         return Measured(
             layers=_by_layer(together[:count]),
@@ -328,126 +332,3 @@ def _timed(act: Callable[[], object]) -> Callable[[], float]:
         return time.perf_counter() - begun
 
     return once
-
-
-# -- communication --------------------------------------------------------------------------------
-
-
-@cache
-def _factors() -> tuple[Tensor, Tensor]:
-    return torch.randn(512, 512), torch.empty(512, 512)
-
-
-def _product() -> None:
-    """A computation of some milliseconds."""
-    x, out = _factors()
-    torch.mm(x, x, out=out)
-
-
-def _repeats(size: int) -> int:
-    """In one round, of so many bytes."""
-    return max(1, min(5, 8_388_608 // size))
-
-
-def _time_messages(rank: int, peer: int, size: int, transport: Transport) -> list[float]:
-    """Half of the way there and back, between rank 0 and a peer; empty on other ranks.
-
-    As in a run, what is sent is new, and both compute before, meanwhile and behind. So a peer
-    answers late; it tells how late.
-    """
-    if rank not in (0, peer):
-        return []
-    other = peer if rank == 0 else 0
-    times = []
-    for i in range(1 + 2 * _repeats(size)):
-        tensor, late = torch.full((size // 4,), float(i)), torch.zeros(1, dtype=torch.float64)
-        received = transport.receive(torch.empty_like(tensor), other)
-        _product()
-        if rank == 0:
-            sent = transport.send(tensor, other)
-            _compute_until(received)
-            transport.receive(late, other).wait()
-            times.append((received.marks()[1] - sent.marks()[0] - late.item()) / 2)
-        else:
-            _compute_until(received)
-            sent = transport.send(tensor, other)
-            _compute_until(sent)
-            late[0] = sent.marks()[0] - received.marks()[1]
-            transport.send(late, other).wait()
-    return times[1:]
-
-
-def _compute_until(handle: Handle) -> None:
-    _product()
-    while not handle.done():
-        _product()
-
-
-def _time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> list[float]:
-    tensor = torch.zeros(size // 4)
-
-    def once() -> None:
-        transport.collective(ALL_REDUCE, tensor, group).wait()
-
-    times = []
-    for _ in range(1 + _repeats(size)):
-        dist.barrier()
-        begun = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - begun)
-    return times[1:]
-
-
-def _time_posts(rank: int, world_size: int, transport: Transport) -> list[float]:
-    """What each of two posts takes between two products of matrices, while all ranks do the same.
-
-    Posting a transfer wakes the threads that carry it, which want the core that has woken them.
-    """
-    data = torch.zeros(POSTED_BYTES // 4)
-    after, before = (rank + 1) % world_size, (rank - 1) % world_size
-    times = []
-    for _ in range(6):
-        _product()
-        begun = time.perf_counter()
-        sent = transport.send(data, after)
-        received = transport.receive(torch.empty_like(data), before)
-        times.append((time.perf_counter() - begun) / 2)
-        _product()
-        received.wait()
-        sent.wait()
-    return times[1:]
-
-
-def _disturbance(group: tuple[int, ...], transport: Transport) -> tuple[float, float]:
-    """How computation and transfers disturb each other: the cores carry the transfers too.
-
-    Products of matrices and all-reduces, at the same time and each by itself.
-
-    Returns:
-        (fraction of its speed that computation loses under a transfer, times as long as a transfer
-        takes under computation).
-    """
-    data = torch.zeros(8_388_608 // 4)
-
-    def transfers() -> list[Handle]:
-        dist.barrier()
-        return [transport.collective(ALL_REDUCE, data, group) for _ in range(4)]
-
-    def rate(goes_on: Callable[[], bool]) -> tuple[float, float]:
-        """Products a second, and seconds."""
-        begun, count = time.perf_counter(), 0
-        while not count or goes_on():  # one at least: transfers may be over before it begins
-            _product()
-            count += 1
-        seconds = time.perf_counter() - begun
-        return count / seconds, seconds
-
-    begun = time.perf_counter()
-    for handle in transfers():
-        handle.wait()
-    alone = time.perf_counter() - begun
-    handles = transfers()
-    busy, seconds = rate(lambda: not all(handle.done() for handle in handles))
-    until = time.perf_counter() + seconds
-    quiet, _ = rate(lambda: time.perf_counter() < until)
-    return 1 - busy / quiet, seconds / alone

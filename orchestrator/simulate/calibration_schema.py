@@ -48,7 +48,7 @@ class BytesTimeFile(Part):
 
 
 class LinkTimeFile(Part):
-    """A row of measured messages."""
+    """A row of measured messages: means, while both ends compute."""
 
     level: Name
     bytes: Bytes

@@ -56,6 +56,10 @@ class Dist:
         self.taken.append(tensor[0].item())
         return Work()
 
+    def irecv(self, tensor: Tensor, peer: int) -> Work:
+        assert self.room.is_set(), "before the send that was posted first"
+        return Work()
+
 
 @pytest.fixture
 def gloo(monkeypatch: pytest.MonkeyPatch) -> Dist:
@@ -105,6 +109,18 @@ def test_a_send_that_the_socket_does_not_take_yet_keeps_nobody(
     handles[-1].wait()
     assert all(handle.done() for handle in handles)
     assert gloo.taken == [0, 1, 2, 3]
+
+
+def test_a_receive_behind_such_a_send_keeps_nobody_either(
+    gloo: Dist, transport: GlooTransport
+) -> None:
+    transport.send(torch.ones(2), peer=1)
+    received = transport.receive(torch.empty(2), peer=1)
+    assert not received.done()
+    gloo.room.set()
+    received.wait()
+    started, ended = received.marks()
+    assert 0 < started <= ended
 
 
 def test_a_send_that_gloo_refuses_is_told_to_whoever_waits(

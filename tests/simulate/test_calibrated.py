@@ -102,6 +102,19 @@ def test_what_is_slower_than_its_link_is_so_all_along(measured: float, latency: 
     assert found == pytest.approx((latency, (measured - latency) * 1e6), rel=1e-6)
 
 
+def test_a_message_was_measured_under_computation_of_one_end() -> None:
+    """So it takes as long as measured while its sender computes on and its receiver waits."""
+    plan = STAGES.model_copy(update={"n_microbatches": 2, "schedule": "GPipe"})
+    links = (LinkTime("network", 64, 1e-3), LinkTime("network", BYTES // 2, 0.25))
+    calibration = replace(MEASURED, links=links, transfer_stretch=3.0)
+    found = simulate(plan, MODEL, cluster_of(plan, calibration))
+    took = {
+        str(op): found.times.end[op.id] - found.times.start[op.id]
+        for op in found.program.ops() if op.kind == SEND_F
+    }  # fmt: skip
+    assert took["1SEND_F0"] == pytest.approx(0.25, rel=1e-6)
+
+
 @pytest.mark.parametrize("measured", [1e-3, 0.5])
 def test_a_collective_takes_what_was_measured(measured: float) -> None:
     weights = 4 * 2 * (64 * 64 + 64)
