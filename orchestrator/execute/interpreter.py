@@ -16,17 +16,26 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.device import Device, Mark
-from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
+from orchestrator.execute.parameters import (
+    TORCH_DTYPE,
+    SegmentParameters,
+    Slot,
+    cut_out,
+    put_in,
+)
 from orchestrator.execute.segment_runner import SegmentRunner
 from orchestrator.execute.transport import Handle, Transport
+from orchestrator.models.box import shape_of, whole
+from orchestrator.models.layer import LABELS
 from orchestrator.models.model import Recipe
-from orchestrator.models.ranges import Ranges, shift, size
-from orchestrator.models.torch_layers import Draw
+from orchestrator.models.randomness import Draw
+from orchestrator.models.ranges import Ranges, shift
 from orchestrator.observe.timeline import RankTimes
 from orchestrator.program.ledger import Edge, ring_bytes
 from orchestrator.program.ops import (
     COMPUTE,
     RECEIVE,
+    RECV_F,
     REDUCE,
     SEND,
     SEND_F,
@@ -37,7 +46,7 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
-from orchestrator.program.segments import Message
+from orchestrator.program.segments import Boundary, Import, Message, SegmentPart
 
 
 class Feed(Protocol):
@@ -121,8 +130,8 @@ class RankInterpreter:
 
     def _build(self, value: Callable[[Slot], Tensor]) -> None:
         program = self.program
-        trained_before = False
         split = any(op.kind == W for op in self.ops)
+        self.leaving: dict[int, list[Boundary]] = {}
         for segment, buckets in zip(program.segments, program.buckets, strict=True):
             part = segment.parts.get(self.local_rank)
             if part:
@@ -136,18 +145,23 @@ class RankInterpreter:
                 )  # fmt: skip
                 self.parameters[segment.index] = parameters
                 self.runners[segment.index] = SegmentRunner(
-                    part, parameters, needs_input_gradient=trained_before,
-                    loss_scale=1 / program.global_batch, split=split,
+                    segment, part, parameters, split=split,
+                    loss_scale=1 / (program.global_batch * program.model.predictions),
                 )  # fmt: skip
-            trained_before = trained_before or bool(buckets)
+                self.leaving[segment.index] = [
+                    b for b in program.boundaries[1:] if b.producer == segment.index
+                ]
 
     def _reset(self) -> None:
         self.handles: dict[int, Handle] = {}
         self.buffers: dict[int, Tensor] = {}  # by receive
+        # by direction, boundary and chunk: the receive of each rank's message
         self.incoming: defaultdict[tuple[str, int, int], dict[int, int]] = defaultdict(dict)
-        self.outputs: dict[tuple[int, int], Tensor] = {}
+        # by segment, layer and chunk
+        self.outputs: dict[tuple[int, int, int], Tensor] = {}
+        # by boundary and chunk of the reader; messages yet to be cut from each
         self.input_gradients: dict[tuple[int, int], Tensor] = {}
-        self.owed: dict[tuple[int, int], int] = {}  # messages yet to be cut from an input gradient
+        self.uncut: dict[tuple[int, int], int] = {}
         self.marks: dict[int, tuple[Mark, Mark]] = {}
 
     # -- one step -----------------------------------------------------------------------------
@@ -207,7 +221,7 @@ class RankInterpreter:
             if kept is handle:
                 op = self.program.op(i)
                 peers = ", ".join(str(p) for p in op.peers if p != self.rank)
-                layer = self.program.segments[op.segment].reader
+                layer = self.program.reader(op)
                 return f"rank {self.rank} waits for rank {peers} at {op} ({op.kind} before {layer})"
         return f"rank {self.rank} waits"
 
@@ -227,28 +241,27 @@ class RankInterpreter:
         elif op.kind == W:
             runner.backward_weight(chunk)
         else:
-            gradient = self._output_gradient(segment, chunk)
+            gradients = self._output_gradients(segment, chunk)
             backward = runner.backward if op.kind == B else runner.backward_input
-            found = backward(chunk, gradient)
-            if found is not None:
-                self._keep_input_gradient(segment, chunk, found)
+            imports = self.program.segments[segment].imports
+            for found, gradient in zip(imports, backward(chunk, gradients), strict=True):
+                if gradient is not None:
+                    self._keep_input_gradient(found.boundary, chunk, gradient)
 
     def _forward(self, op: Op, runner: SegmentRunner) -> None:
-        segment, chunk = op.segment, op.microbatch
-        part = runner.part
-        samples = self._samples(segment, chunk, part.batch)
-        last = segment == len(self.program.segments) - 1
-        labels = self.feed.labels(self.number, samples) if last else None
-        if labels is not None:
-            labels = self.device.load(labels)
-        x = self._input(op, part.input_shape, samples, part.reads)
+        number, chunk = op.segment, op.microbatch
+        segment, part = self.program.segments[number], runner.part
+        samples = self._samples(number, chunk, part.batch)
+        imports = tuple(
+            self._import(found, n, part, samples, chunk) for n, found in enumerate(segment.imports)
+        )
         draw = Draw(self.recipe.seed, self.number, self.device.load(samples))
-        recompute = self.program.recomputes(segment, chunk)
-        y = runner.forward(chunk, x, draw, labels, recompute=recompute)
-        if last:
-            self.loss += y.double()
-        else:
-            self.outputs[segment, chunk] = y
+        recompute = self.program.recomputes(number, chunk)
+        outputs = runner.forward(chunk, imports, draw, recompute=recompute)
+        if segment.has_loss:
+            self.loss += outputs.pop(len(part.layers) - 1).double()
+        for layer in segment.exports:
+            self.outputs[number, layer, chunk] = outputs[layer]
 
     def _samples(self, segment: int, chunk: int, batch: Ranges) -> Tensor:
         """Places in the step's global batch of a part's examples."""
@@ -259,27 +272,31 @@ class RankInterpreter:
         runs = shift(batch, base)
         return torch.cat([torch.arange(a, b) for a, b in runs])
 
-    def samples_of(self, segment: int) -> Tensor:
-        """All of a step's examples that this rank sees in a segment, ascending; empty if none."""
-        part = self.program.segments[segment].parts.get(self.local_rank)
-        if part is None:
-            return torch.empty(0, dtype=torch.int64)
-        chunks = range(self.program.segments[segment].chunks)
-        return torch.cat([self._samples(segment, chunk, part.batch) for chunk in chunks])
+    def samples_of(self, source: str) -> Tensor:
+        """All of a step's examples whose input or labels this rank reads, ascending."""
+        found = [torch.empty(0, dtype=torch.int64)]
+        for segment in self.program.segments:
+            part = segment.parts.get(self.local_rank)
+            if part is not None and any(x.source == source for x in segment.imports):
+                found += [
+                    self._samples(segment.index, chunk, part.batch)
+                    for chunk in range(segment.chunks)
+                ]
+        return torch.unique(torch.cat(found))
 
-    def _input(self, op: Op, shape: tuple[int, ...], samples: Tensor, reads: Ranges) -> Tensor:
-        """The segment's input, put together from what is here and what was received."""
-        segment, chunk = op.segment, op.microbatch
-        if segment == 0:
-            images = self.feed.images(self.number, samples)
-            if size(reads) != images.shape[1]:
-                images = torch.cat([images[:, a:b] for a, b in reads], 1)
-            return self.device.load(images).to(self.dtype)
-        boundary = self.program.boundaries[segment]
+    def _import(
+        self, found: Import, number: int, part: SegmentPart, samples: Tensor, chunk: int
+    ) -> Tensor:
+        """What a segment reads, loaded or put together from what is here and what was received."""
+        if found.boundary < 0:
+            return self._data(found, number, part, samples)
+        boundary = self.program.boundaries[found.boundary]
         turn = chunk % boundary.turns
         messages = [m for m in boundary.messages[turn] if m.target == self.local_rank]
-        received = self.incoming.pop(("F", segment, chunk), {})
-        here = self.outputs.get((segment - 1, chunk // boundary.turns))
+        received = self.incoming.pop((F, boundary.index, chunk), {})
+        key = (boundary.producer, boundary.layer, chunk // boundary.turns)
+        here = self.outputs.get(key)
+        shape = part.import_shape(number)
         if len(messages) == 1 and not boundary.summed:
             only = messages[0]
             if only.source != self.local_rank:
@@ -296,46 +313,69 @@ class RankInterpreter:
             put_in(x, message.given, piece, add=boundary.summed)
         return x
 
-    def _output_gradient(self, segment: int, chunk: int) -> Tensor | None:
-        """Gradient of a segment's output: the sum over all who read it. None behind the loss."""
-        program = self.program
-        self.outputs.pop((segment, chunk), None)
-        following = segment + 1
-        if following == len(program.segments):
-            return None
-        boundary = program.boundaries[following]
-        part = program.segments[segment].parts[self.local_rank]
-        turns = range(chunk * boundary.turns, (chunk + 1) * boundary.turns)
-        pieces: list[tuple[Message, Tensor]] = []
-        for reader in turns:
-            received = self.incoming.pop(("B", following, reader), {})
+    def _data(self, found: Import, number: int, part: SegmentPart, samples: Tensor) -> Tensor:
+        """A part's box of its examples' input or labels."""
+        if found.source == LABELS:
+            data = self.feed.labels(self.number, samples)
+        else:
+            data = self.feed.images(self.number, samples)
+        if part.imports[number] != whole(found.value.shape):
+            data = cut_out(data, (((0, len(data)),), *part.imports[number]))
+        loaded = self.device.load(data)
+        return loaded if found.value.integer else loaded.to(self.dtype)
+
+    def _output_gradients(self, segment: int, chunk: int) -> dict[int, Tensor]:
+        """By layer, the gradient of its output: the sum over all who read it. None of the loss."""
+        part = self.program.segments[segment].parts[self.local_rank]
+        pieces: defaultdict[int, list[tuple[Message, Tensor]]] = defaultdict(list)
+        for boundary in self.leaving[segment]:
+            self.outputs.pop((segment, boundary.layer, chunk), None)
+            imports = self.program.segments[boundary.consumer].imports
+            if imports[boundary.number].trained:
+                pieces[boundary.layer] += self._gradient_pieces(boundary, chunk)
+        found = {}
+        for layer, given in pieces.items():
+            shape = part.output_shape(layer)
+            if len(given) == 1 and given[0][1].numel() == _numel(shape):
+                found[layer] = given[0][1].reshape(shape)
+                continue
+            total = torch.zeros(shape, dtype=self.dtype, device=self.device.torch)
+            for message, piece in given:
+                put_in(total, message.taken, piece, add=True)
+            found[layer] = total
+        return found
+
+    def _gradient_pieces(self, boundary: Boundary, chunk: int) -> list[tuple[Message, Tensor]]:
+        """What the readers behind a boundary return of one chunk of an output."""
+        found = []
+        for reader in range(chunk * boundary.turns, (chunk + 1) * boundary.turns):
+            received = self.incoming.pop((B, boundary.index, reader), {})
             mine = [
-                m for m in boundary.messages[reader % boundary.turns] if m.source == self.local_rank
-            ]
+                m for m in boundary.gradients[reader % boundary.turns]
+                if m.source == self.local_rank
+            ]  # fmt: skip
             for message in sorted(mine, key=lambda m: m.target):
                 if message.target == self.local_rank:
-                    pieces.append((message, self._from_input_gradient(following, reader, message)))
+                    piece = self._from_input_gradient(boundary.index, reader, message)
                 else:
-                    pieces.append((message, self.buffers.pop(received[message.target])))
-        if len(pieces) == 1 and pieces[0][1].numel() == _numel(part.output_shape):
-            return pieces[0][1].reshape(part.output_shape)
-        total = torch.zeros(part.output_shape, dtype=self.dtype, device=self.device.torch)
-        for message, piece in pieces:
-            put_in(total, message.taken, piece, add=True)
-        return total
+                    piece = self.buffers.pop(received[message.target])
+                found.append((message, piece))
+        return found
 
-    def _keep_input_gradient(self, segment: int, chunk: int, gradient: Tensor) -> None:
+    def _keep_input_gradient(self, index: int, chunk: int, gradient: Tensor) -> None:
         """Keep a gradient until every message (and what stays here) has been cut from it."""
-        boundary = self.program.boundaries[segment]
-        messages = boundary.messages[chunk % boundary.turns]
-        self.owed[segment, chunk] = sum(m.target == self.local_rank for m in messages)
-        self.input_gradients[segment, chunk] = gradient
+        boundary = self.program.boundaries[index]
+        messages = boundary.gradients[chunk % boundary.turns]
+        count = sum(m.target == self.local_rank for m in messages)
+        if count:
+            self.uncut[index, chunk] = count
+            self.input_gradients[index, chunk] = gradient
 
-    def _from_input_gradient(self, segment: int, chunk: int, message: Message) -> Tensor:
-        piece = cut_out(self.input_gradients[segment, chunk], message.given)
-        self.owed[segment, chunk] -= 1
-        if not self.owed[segment, chunk]:
-            del self.input_gradients[segment, chunk]
+    def _from_input_gradient(self, index: int, chunk: int, message: Message) -> Tensor:
+        piece = cut_out(self.input_gradients[index, chunk], message.given)
+        self.uncut[index, chunk] -= 1
+        if not self.uncut[index, chunk]:
+            del self.input_gradients[index, chunk]
         return piece
 
     # -- communication ------------------------------------------------------------------------
@@ -350,10 +390,10 @@ class RankInterpreter:
             self._ready(op)
             return self.transport.send(tensor, op.peers[0])
         assert op.lane == RECEIVE
-        forward = op.kind == "RECV_F"
-        buffer = torch.empty(self._shape(op, message), dtype=self.dtype, device=self.device.torch)
+        shape = shape_of(message.taken)
+        buffer = torch.empty(shape, dtype=self.dtype, device=self.device.torch)
         self.buffers[op.id] = buffer
-        direction = "F" if forward else "B"
+        direction = F if op.kind == RECV_F else B
         sender = op.peers[0] % self.program.ranks_per_replica
         self.incoming[direction, op.segment, op.microbatch][sender] = op.id
         self._ready(op)
@@ -368,20 +408,18 @@ class RankInterpreter:
     def _message(self, op: Op) -> Message:
         boundary = self.program.boundaries[op.segment]
         peer = op.peers[0] % self.program.ranks_per_replica
-        forward = op.kind in (SEND_F, "RECV_F")
+        forward = op.kind in (SEND_F, RECV_F)
         gives = (op.lane == SEND) == forward  # whether this rank is the forward's source
         pair = (self.local_rank, peer) if gives else (peer, self.local_rank)
         turn = op.microbatch % boundary.turns
-        return next(m for m in boundary.messages[turn] if (m.source, m.target) == pair)
-
-    def _shape(self, op: Op, message: Message) -> tuple[int, ...]:
-        sized = self.program.segments[op.segment].layers[0]
-        return (size(message.taken[0]), size(message.taken[1]), *sized.input_shape[1:])
+        messages = boundary.messages if forward else boundary.gradients
+        return next(m for m in messages[turn] if (m.source, m.target) == pair)
 
     def _outgoing(self, op: Op, message: Message) -> Tensor:
         if op.kind == SEND_F:
-            turns = self.program.boundaries[op.segment].turns
-            return cut_out(self.outputs[op.segment - 1, op.microbatch // turns], message.taken)
+            boundary = self.program.boundaries[op.segment]
+            key = (boundary.producer, boundary.layer, op.microbatch // boundary.turns)
+            return cut_out(self.outputs[key], message.taken)
         return self._from_input_gradient(op.segment, op.microbatch, message)
 
     def _reduce(self, op: Op) -> Handle:
@@ -394,7 +432,7 @@ class RankInterpreter:
 
     def _count(self, op: Op, tensor: Tensor) -> None:
         """The ledger's other side: what is really handed to the transport."""
-        layer = self.program.segments[op.segment].reader
+        layer = self.program.reader(op)
         if op.lane == SEND:
             direction = "forward" if op.kind == SEND_F else "backward"
             edge = Edge(self.rank, op.peers[0], layer, direction)
@@ -404,32 +442,6 @@ class RankInterpreter:
         following = op.peers[(place + 1) % len(op.peers)]
         values = ring_bytes(op.kind, tensor.numel(), len(op.peers), place)
         self.sent[Edge(self.rank, following, layer, "gradient")] += values * tensor.element_size()
-
-
-def cut_out(x: Tensor, where: tuple[Ranges, Ranges]) -> Tensor:
-    """Examples and channels of x, as a view where they are one run each."""
-    for dimension, ranges in enumerate(where):
-        if ranges == ((0, x.shape[dimension]),):
-            continue
-        pieces = [x.narrow(dimension, a, b - a) for a, b in ranges]
-        x = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dimension)
-    return x
-
-
-def put_in(x: Tensor, where: tuple[Ranges, Ranges], piece: Tensor, *, add: bool) -> None:
-    """Write (or add) a piece where it belongs in x."""
-    row = 0
-    for a, b in where[0]:
-        column = 0
-        for c, d in where[1]:
-            part = piece[row : row + b - a, column : column + d - c]
-            target = x[a:b, c:d]
-            if add:
-                target += part
-            else:
-                target.copy_(part)
-            column += d - c
-        row += b - a
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -107,8 +107,7 @@ def disagreements(program: Program, ranks: list[RankInterpreter]) -> list[str]:
                 weights = by_rank[other].parameters[segment.index].weights
                 for slot, a, b in zip(first.slots, first.weights, weights, strict=True):
                     if not torch.equal(a, b):
-                        name = f"{slot.layer.name}.{'bias' if slot.tile is None else 'weight'}"
-                        found.append(f"{name} differs between rank {group[0]} and rank {other}")
+                        found.append(f"{slot.name} differs between rank {group[0]} and rank {other}")
     return found
 
 
@@ -116,12 +115,10 @@ def gather_parameters(program: Program, ranks: list[RankInterpreter]) -> dict[st
     """Put the ranks' tiles together to whole weights; replicas and batch parts agree."""
     found: dict[str, Tensor] = {}
     for layer in program.model.layers:
-        if layer.has_weights:
-            found[f"{layer.name}.weight"] = torch.full(layer.weight_shape, torch.nan).double()
-            found[f"{layer.name}.bias"] = torch.full((layer.out_channels,), torch.nan).double()
+        for spec in layer.specs:
+            found[f"{layer.name}.{spec.name}"] = torch.full(spec.shape, torch.nan).double()
     for rank in ranks:
         for parameters in rank.parameters.values():
             for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
-                name = f"{slot.layer.name}.{'bias' if slot.tile is None else 'weight'}"
-                slot.put(found[name], weight.detach().double().cpu())
+                slot.put(found[slot.name], weight.detach().double().cpu())
     return found

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.models.layers import Conv, Linear, SizedLayer, Tile
+from orchestrator.models.box import Box, shape_of
+from orchestrator.models.layer import Constant, ParameterSpec, SizedLayer, Tile
 from orchestrator.models.model import Recipe
-from orchestrator.models.ranges import Ranges, size
-from orchestrator.models.torch_layers import initial_weight, take
+from orchestrator.models.randomness import seed_of
+from orchestrator.models.terms import take
 from orchestrator.program.segments import SegmentPart
 
 TORCH_DTYPE = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,62 +32,90 @@ TORCH_DTYPE = {"float64": torch.float64, "float32": torch.float32, "bfloat16": t
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a rank's parameters: a tile of a layer's weight, or channels of its bias.
+    """One tensor of a rank's parameters: a box of a layer's parameter.
 
     Args:
         layer: the layer.
-        tile: which rectangle of the weight; None for the bias.
-        channels: which channels of the bias; () for a weight.
+        tile: which box of which parameter.
     """
 
     layer: SizedLayer
-    tile: Tile | None
-    channels: Ranges
+    tile: Tile
+
+    @property
+    def name(self) -> str:
+        """Of the whole parameter: ``layer.parameter``."""
+        return f"{self.layer.name}.{self.tile.parameter}"
+
+    @property
+    def spec(self) -> ParameterSpec:
+        """The whole parameter."""
+        return self.layer.spec(self.tile.parameter)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of this tensor."""
+        return shape_of(self.tile.box)
 
     @property
     def decays(self) -> bool:
-        """Weights decay, biases do not."""
-        return self.tile is not None
+        """Whether weight decay applies."""
+        return self.spec.decays
 
     def of(self, whole: Tensor) -> Tensor:
-        """This slot's part of the layer's whole weight or bias; a view where it can be."""
-        if self.tile is None:
-            return take(whole[None], self.channels)[0]
-        inner = self.layer.in_values if isinstance(self.layer.layer, Linear) else 1
-        rows, (start, stop) = slice(*self.tile.out), self.tile.fan
-        return whole[rows, start * inner : stop * inner]
+        """This slot's part of the whole parameter; a view where it can be."""
+        return cut_out(whole, self.tile.box)
 
     def put(self, whole: Tensor, value: Tensor) -> None:
-        """Write ``value`` where this slot lies in the layer's whole weight or bias."""
-        if self.tile is not None:
-            self.of(whole).copy_(value)
-            return
-        done = 0
-        for start, stop in self.channels:
-            whole[start:stop] = value[done : done + stop - start]
-            done += stop - start
+        """Write ``value`` where this slot lies in the whole parameter."""
+        put_in(whole, self.tile.box, value, add=False)
+
+
+def cut_out(x: Tensor, box: Box) -> Tensor:
+    """A box of a tensor with one dimension for each of its axes, as a view where they are one run
+    each."""
+    for dimension, ranges in enumerate(box):
+        x = take(x, ranges, dimension)
+    return x
+
+
+def put_in(x: Tensor, box: Box, piece: Tensor, *, add: bool) -> None:
+    """Write (or add) a piece where it belongs in x."""
+    dimension = next((d for d, ranges in enumerate(box) if len(ranges) > 1), None)
+    if dimension is None:
+        for d, ((start, stop),) in enumerate(box):
+            x = x.narrow(d, start, stop - start)
+        if add:
+            x += piece
+        else:
+            x.copy_(piece)
+        return
+    done = 0
+    for start, stop in box[dimension]:
+        inner = (*box[:dimension], ((start, stop),), *box[dimension + 1 :])
+        put_in(x, inner, piece.narrow(dimension, done, stop - start), add=add)
+        done += stop - start
 
 
 def slots_of(part: SegmentPart) -> list[Slot]:
-    """The tensors behind a segment part, layer by layer, weights before bias."""
-    found = []
-    for layer in part.layers:
-        found += [Slot(layer.sized, tile, ()) for tile in layer.tiles]
-        if layer.bias:
-            found.append(Slot(layer.sized, None, layer.bias))
-    return found
+    """The tensors behind a segment part, layer by layer."""
+    return [Slot(layer.sized, tile) for layer in part.layers for tile in layer.tiles]
 
 
 def initial_value(slot: Slot, seed: int, wholes: dict[str, Tensor]) -> Tensor:
-    """Float32 start value; ``wholes`` keeps whole weights between the slots of one layer."""
-    layer = slot.layer.layer
-    assert isinstance(layer, Conv | Linear)
-    if slot.tile is None:
-        return torch.full((size(slot.channels),), float(layer.bias))
-    if slot.layer.name not in wholes:
+    """Float32 start value; ``wholes`` keeps the whole parameter between the slots of one layer."""
+    if isinstance(slot.spec.initial, Constant):
+        return slot.spec.initial.draw(slot.shape, torch.Generator())
+    if slot.name not in wholes:
         wholes.clear()
-        wholes[slot.layer.name] = initial_weight(slot.layer, seed)
-    return slot.of(wholes[slot.layer.name])
+        wholes[slot.name] = initial_parameter(slot.layer, slot.spec, seed)
+    return slot.of(wholes[slot.name])
+
+
+def initial_parameter(layer: SizedLayer, spec: ParameterSpec, seed: int) -> Tensor:
+    """The whole parameter, float32 on the CPU, drawn from (seed, parameter, layer)."""
+    generator = torch.Generator().manual_seed(seed_of(seed, spec.name, layer.name))
+    return spec.initial.draw(spec.shape, generator)
 
 
 class SegmentParameters:

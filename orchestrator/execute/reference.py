@@ -1,7 +1,8 @@
 """One device, no program: the whole network, ordinary autograd over the whole batch, one update.
 
-What every plan has to agree with. It shares with the executors the layers' arithmetic and the
-initial weights, and nothing of placement, segments, schedules or transports.
+What every plan has to agree with. It is made of torch's own modules (:meth:`Layer.whole`), not of
+the functions that the parts are computed with, so a layer whose part is wrong is found, too. It
+shares with the executors the initial values and the masks of dropout.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.interpreter import Feed
-from orchestrator.execute.parameters import TORCH_DTYPE, update
-from orchestrator.models.layers import Conv, CrossEntropy, Linear
+from orchestrator.execute.parameters import TORCH_DTYPE, initial_parameter, update
+from orchestrator.models.layer import INPUT, LABELS
 from orchestrator.models.model import Model, Recipe
-from orchestrator.models.torch_layers import Draw, apply_layer, initial_weight, loss_sum
+from orchestrator.models.randomness import Draw
+
+Values = dict[str, Tensor]  # by the name of the layer that makes it
 
 
 class Reference:
@@ -41,77 +44,80 @@ class Reference:
         self.update_examples = dict(update_examples)
         self.weights: dict[str, Tensor] = {}
         self.velocities: dict[str, Tensor] = {}
+        self.decays: dict[str, bool] = {}
         for sized in model.layers:
-            if isinstance(sized.layer, Conv | Linear):
-                bias = torch.full((sized.out_channels,), float(sized.layer.bias))
-                start = {"weight": initial_weight(sized, recipe.seed), "bias": bias}
-                for part, value in start.items():
-                    weight = value.to(self.dtype).requires_grad_()
-                    self.weights[f"{sized.name}.{part}"] = weight
-                    self.velocities[f"{sized.name}.{part}"] = torch.zeros_like(weight)
+            for spec in sized.specs:
+                name = f"{sized.name}.{spec.name}"
+                start = initial_parameter(sized, spec, recipe.seed).to(self.dtype)
+                self.weights[name] = start.requires_grad_()
+                self.velocities[name] = torch.zeros_like(start)
+                self.decays[name] = spec.decays
 
     def step(self, step: int) -> float:
         """One training step; returns the mean loss over the global batch."""
         samples = torch.arange(self.global_batch)
-        images = self.feed.images(step, samples).to(self.dtype)
-        labels = self.feed.labels(step, samples)
+        images = self.feed.images(step, samples)
+        if not self.model.input.integer:
+            images = images.to(self.dtype)
+        values = {INPUT: images, LABELS: self.feed.labels(step, samples)}
         names = [layer.name for layer in self.model.layers]
         small = [i for i, name in enumerate(names) if name in self.update_examples]
-        cut = small[0] if small else len(names)
-        if not small:
-            loss = self._through(images, range(cut), step, samples, labels)
-            self._update(range(cut), loss, 1.0)
-            return float(loss.detach())
-        return self._step_in_slices(cut, images, step, samples, labels)
+        if small:
+            return self._step_in_slices(small[0], values, step, samples)
+        loss = self._through(values, range(len(names)), step, samples)
+        self._update(range(len(names)), loss, 1.0)
+        return float(loss.detach())
 
-    def _step_in_slices(
-        self, cut: int, images: Tensor, step: int, samples: Tensor, labels: Tensor
-    ) -> float:
+    def _step_in_slices(self, cut: int, values: Values, step: int, samples: Tensor) -> float:
         """Layers from ``cut`` on see the batch in slices and are updated after each."""
-        names = [layer.name for layer in self.model.layers]
-        sizes = {self.update_examples[n] for n in names[cut:-1]}
+        layers = self.model.layers
+        sizes = {self.update_examples[layer.name] for layer in layers[cut:-1]}
         assert len(sizes) == 1, "one slice size for all layers that have one"
         size = sizes.pop()
-        features = self._through(images, range(cut), step, samples, labels)
-        gradient = torch.zeros_like(features)
+        self._through(values, range(cut), step, samples)
+        read = {source for layer in layers[cut:] for source in layer.sources}
+        crossing = {name: x for name, x in values.items() if name in read}
+        trained = [name for name, x in crossing.items() if x.requires_grad]
+        gradients = {name: torch.zeros_like(crossing[name]) for name in trained}
         total = 0.0
         for start in range(0, self.global_batch, size):
             rows = slice(start, start + size)
-            x = features[rows].detach().requires_grad_()
-            loss = self._through(x, range(cut, len(names)), step, samples[rows], labels[rows])
-            (gradient[rows],) = torch.autograd.grad(loss, x, retain_graph=True)
-            self._update(range(cut, len(names)), loss, self.global_batch / size)
+            mine = {name: x[rows].detach() for name, x in crossing.items()}
+            inputs = [mine[name].requires_grad_() for name in trained]
+            loss = self._through(mine, range(cut, len(layers)), step, samples[rows])
+            found = torch.autograd.grad(loss, inputs, retain_graph=True)
+            for name, gradient in zip(trained, found, strict=True):
+                gradients[name][rows] = gradient
+            self._update(range(cut, len(layers)), loss, self.global_batch / size)
             total += float(loss.detach())
-        self._update(range(cut), (features * gradient).sum(), 1.0)
+        behind = sum((crossing[name] * gradients[name]).sum() for name in trained)
+        assert isinstance(behind, Tensor)
+        self._update(range(cut), behind, 1.0)
         return total
 
-    def _through(
-        self, x: Tensor, span: range, step: int, samples: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _through(self, values: Values, span: range, step: int, samples: Tensor) -> Tensor:
+        """Compute some layers; returns the last one's output, the loss as a mean."""
         draw = Draw(self.recipe.seed, step, samples)
         for i in span:
             sized = self.model.layers[i]
-            if isinstance(sized.layer, CrossEntropy):
-                return loss_sum(sized.layer, x, labels) / self.global_batch
-            out, reads = ((0, sized.out_channels),), ((0, sized.in_channels),)
-            weights = [self.weights[f"{sized.name}.weight"]] if sized.has_weights else []
-            x = apply_layer(
-                sized, x, out=out, reads=reads, weights=weights,
-                bias=self.weights.get(f"{sized.name}.bias"), bias_channels=out, draw=draw,
-            )  # fmt: skip
-        return x
+            named = {spec.name: self.weights[f"{sized.name}.{spec.name}"] for spec in sized.specs}
+            inputs = [values[source] for source in sized.sources]
+            values[sized.name] = sized.layer.whole(sized, inputs, named, draw)
+        last = values[self.model.layers[span[-1]].name]
+        if self.model.layers[span[-1]].layer.is_loss:
+            return last / (self.global_batch * self.model.predictions)
+        return last
 
     def _update(self, span: range, loss: Tensor, scale: float) -> None:
         names = [
-            f"{self.model.layers[i].name}.{part}"
-            for i in span
-            if self.model.layers[i].has_weights
-            for part in ("weight", "bias")
+            f"{layer.name}.{spec.name}"
+            for layer in (self.model.layers[i] for i in span)
+            for spec in layer.specs
         ]
         gradients = torch.autograd.grad(loss, [self.weights[n] for n in names])
         with torch.no_grad():
             for name, gradient in zip(names, gradients, strict=True):
                 update(
                     self.weights[name], self.velocities[name], gradient, self.recipe, scale,
-                    decay=name.endswith(".weight"),
+                    decay=self.decays[name],
                 )  # fmt: skip

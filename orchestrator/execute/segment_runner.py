@@ -2,183 +2,238 @@
 
 A chunk's forward keeps what its backward needs, under the chunk's number. Three ways to keep it:
 
-    whole        one graph from input to output; B walks it once
-    recomputed   the input only; B runs the forward again first
+    whole        one graph from inputs to outputs; B walks it once
+    recomputed   the inputs only; B runs the forward again first
     split        a chain of graphs, cut around every layer with weights, so that I (input gradients)
                  and W (weight gradients) walk no node twice
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from orchestrator.execute.parameters import SegmentParameters
-from orchestrator.models.layers import CrossEntropy
-from orchestrator.models.torch_layers import Draw, apply_layer, loss_sum
-from orchestrator.program.segments import SegmentPart
+from orchestrator.execute.parameters import SegmentParameters, cut_out
+from orchestrator.models.box import Box, is_empty, within
+from orchestrator.models.randomness import Draw
+from orchestrator.program.segments import Segment, SegmentPart
+
+# A value of a segment: the position of the layer that makes it, or -1 - that of an import.
+Values = dict[int, Tensor]
 
 
 class Link(NamedTuple):
-    """One graph: a run of layers, its detached input and its output."""
+    """One graph: a run of layers, its detached inputs and its outputs, by value."""
 
     weights: slice
-    x: Tensor
-    y: Tensor
+    inputs: Values
+    outputs: Values
+
+
+class Owed(NamedTuple):
+    """What W computes: gradients of a graph's weights from those of its outputs."""
+
+    weights: slice
+    outputs: list[Tensor]
+    gradients: list[Tensor]
 
 
 @dataclass
-class Kept:
+class Saved:
     """What a chunk's forward leaves for its backward."""
 
-    x: Tensor
+    imports: tuple[Tensor, ...]
     draw: Draw
-    labels: Tensor | None
     links: list[Link] = field(default_factory=list)
-    owed: list[tuple[Link, Tensor]] = field(default_factory=list)  # for W: graphs and gradients
+    owed: list[Owed] = field(default_factory=list)
 
 
 class SegmentRunner:
     """Runs one segment part.
 
     Args:
-        part: which layers and which share of them.
+        segment, part: which layers, and which share of them.
         parameters: its weights; gradients are accumulated there.
-        needs_input_gradient: whether anything before it is trained.
-        loss_scale: factor on the summed loss: one over the global batch.
+        loss_scale: factor on the summed loss: one over the number of labels of a step.
         split: keep the graphs so that the backward can be done in two halves.
     """
 
     def __init__(
         self,
+        segment: Segment,
         part: SegmentPart,
         parameters: SegmentParameters,
         *,
-        needs_input_gradient: bool,
         loss_scale: float,
         split: bool,
     ) -> None:
-        self.part, self.parameters = part, parameters
-        self.needs_input_gradient = needs_input_gradient
+        self.segment, self.part, self.parameters = segment, part, parameters
         self.loss_scale = loss_scale
-        self.kept: dict[int, Kept] = {}
-        self.runs = _runs(part, split=split)
+        self.saved: dict[int, Saved] = {}
+        self.given = {*segment.exports, len(part.layers) - 1}
+        self.runs = _runs(segment, part, self.given, split=split)
         self.starts = _weight_starts(part)
+        self.cuts = _cuts(segment, part)
 
     def forward(
-        self, chunk: int, x: Tensor, draw: Draw, labels: Tensor | None, *, recompute: bool
-    ) -> Tensor:
-        """Output of the segment, or the summed loss; keeps what the backward needs.
+        self, chunk: int, imports: tuple[Tensor, ...], draw: Draw, *, recompute: bool
+    ) -> Values:
+        """Outputs that others read, and that of the last layer, by the layer's position; the loss
+        is summed over the examples and scaled. Keeps what the backward needs.
 
         Args:
-            x: ``part.input_shape``.
-            labels: (n,) where the segment ends in the loss.
-            recompute: keep the input only.
+            imports: ``part.import_shape(n)`` of each.
+            recompute: keep the imports only.
         """
-        kept = Kept(x, draw, labels)
-        self.kept[chunk] = kept
+        saved = Saved(imports, draw)
+        self.saved[chunk] = saved
         if recompute:
+            values = {-1 - n: x for n, x in enumerate(imports)}
             with torch.no_grad():
-                return self._through(x, slice(0, len(self.part.layers)), draw, labels)
-        self._build(kept)
-        return kept.links[-1].y.detach()
+                self._through(values, slice(0, len(self.part.layers)), draw)
+            return {n: values[n] for n in self.given}
+        self._build(saved)
+        return {
+            n: y.detach() for link in saved.links for n, y in link.outputs.items()
+            if n in self.given
+        }  # fmt: skip
 
-    def backward(self, chunk: int, gradient: Tensor | None) -> Tensor | None:
-        """B: gradient of the output in (None for the loss), gradient of the input out."""
-        kept = self.kept.pop(chunk)
-        if not kept.links:
-            self._build(kept)
-        wanted = self._walk(kept, gradient, with_weights=True)
-        return wanted
+    def backward(self, chunk: int, gradients: Mapping[int, Tensor]) -> list[Tensor | None]:
+        """B: gradients of outputs in, by the layer's position (none for the loss); gradients of
+        imports out, None for those that want none."""
+        saved = self.saved.pop(chunk)
+        if not saved.links:
+            self._build(saved)
+        return self._walk(saved, dict(gradients), with_weights=True)
 
-    def backward_input(self, chunk: int, gradient: Tensor | None) -> Tensor | None:
+    def backward_input(self, chunk: int, gradients: Mapping[int, Tensor]) -> list[Tensor | None]:
         """I: as ``backward``, leaving the weight gradients for W."""
-        kept = self.kept[chunk]
-        if not kept.links:
-            self._build(kept)
-        wanted = self._walk(kept, gradient, with_weights=False)
+        saved = self.saved[chunk]
+        if not saved.links:
+            self._build(saved)
+        wanted = self._walk(saved, dict(gradients), with_weights=False)
         if not self.parameters.weights:  # no W will come for it
-            del self.kept[chunk]
+            del self.saved[chunk]
         return wanted
 
     def backward_weight(self, chunk: int) -> None:
         """W: the weight gradients of a chunk whose I has ended."""
-        kept = self.kept.pop(chunk)
+        saved = self.saved.pop(chunk)
         found: dict[int, Tensor] = {}
-        for link, gradient in kept.owed:
-            wanted = self.parameters.weights[link.weights]
-            for i, g in enumerate(torch.autograd.grad(link.y, wanted, gradient)):
-                found[link.weights.start + i] = g
+        for owed in saved.owed:
+            wanted = self.parameters.weights[owed.weights]
+            for i, g in enumerate(torch.autograd.grad(owed.outputs, wanted, owed.gradients)):
+                found[owed.weights.start + i] = g
         self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
 
-    def _build(self, kept: Kept) -> None:
+    def _build(self, saved: Saved) -> None:
         """Run the forward and keep its graphs."""
-        x = kept.x
-        for i, run in enumerate(self.runs):
-            wants = self.needs_input_gradient if i == 0 else True
-            x = x.detach().requires_grad_(wants and x.is_floating_point())
+        values = {-1 - n: x for n, x in enumerate(saved.imports)}
+        for run, entering, leaving in self.runs:
+            inputs = {}
+            for n in entering:
+                wants = n >= 0 or self.segment.imports[-1 - n].trained
+                x = values[n].detach()
+                inputs[n] = x.requires_grad_(wants and x.is_floating_point())
+            inside = dict(inputs)
             with torch.enable_grad():
-                y = self._through(x, run, kept.draw, kept.labels)
+                self._through(inside, run, saved.draw)
+            outputs = {n: inside[n] for n in leaving}
+            values.update(outputs)
             weights = slice(self.starts[run.start], self.starts[run.stop])
-            kept.links.append(Link(weights, x, y))
-            x = y
+            saved.links.append(Link(weights, inputs, outputs))
 
-    def _through(self, x: Tensor, run: slice, draw: Draw, labels: Tensor | None) -> Tensor:
+    def _through(self, values: Values, run: slice, draw: Draw) -> None:
+        """Compute some layers, from what they read to what they give."""
         for number in range(run.start, run.stop):
-            layer = self.part.layers[number]
-            if isinstance(layer.sized.layer, CrossEntropy):
-                assert labels is not None
-                return loss_sum(layer.sized.layer, x, labels) * self.loss_scale
-            tensors = self.parameters.weights[self.starts[number] : self.starts[number + 1]]
-            count = len(layer.tiles)
-            x = apply_layer(
-                layer.sized, x, out=layer.out, reads=layer.reads,
-                weights=tensors[:count], bias=tensors[count] if layer.bias else None,
-                bias_channels=layer.bias, draw=draw,
-            )  # fmt: skip
-        return x
+            part = self.part.layers[number]
+            inputs = []
+            for source, box in zip(self.segment.sources[number], self.cuts[number], strict=True):
+                x = values[source]
+                inputs.append(x if box is None else cut_out(x, (((0, len(x)),), *box)))
+            weights = self.parameters.weights[self.starts[number] : self.starts[number + 1]]
+            y = part.sized.layer.compute(part, inputs, weights, draw)
+            values[number] = y * self.loss_scale if part.sized.layer.is_loss else y
 
-    def _walk(self, kept: Kept, gradient: Tensor | None, *, with_weights: bool) -> Tensor | None:
+    def _walk(
+        self, saved: Saved, gradients: Values, *, with_weights: bool
+    ) -> list[Tensor | None]:
         found: dict[int, Tensor] = {}
-        for link in reversed(kept.links):
+        for link in reversed(saved.links):
             weights = self.parameters.weights[link.weights]
-            inputs = [link.x] if link.x.requires_grad else []
+            wanted = [n for n, x in link.inputs.items() if x.requires_grad]
+            inputs = [link.inputs[n] for n in wanted]
             now = weights if with_weights else []
-            grads: tuple[Tensor, ...] = ()
+            outputs = [y for y in link.outputs.values() if y.requires_grad]
+            given = [gradients.pop(n, None) for n, y in link.outputs.items() if y.requires_grad]
+            grads: Sequence[Tensor] = ()
             if inputs or now:
                 grads = torch.autograd.grad(
-                    link.y, [*inputs, *now], gradient, retain_graph=bool(weights) and not now
+                    outputs, [*inputs, *now], given, retain_graph=bool(weights) and not now
                 )
             if weights and not with_weights:
-                owed = torch.ones_like(link.y) if gradient is None else gradient
-                kept.owed.append((link, owed))
+                owed = [
+                    torch.ones_like(y) if g is None else g
+                    for y, g in zip(outputs, given, strict=True)
+                ]
+                saved.owed.append(Owed(link.weights, outputs, owed))
             for i, g in enumerate(grads[len(inputs) :]):
                 found[link.weights.start + i] = g
-            gradient = grads[0] if inputs else None
+            del given
+            for n, g in zip(wanted, grads, strict=False):
+                gradients[n] = gradients[n] + g if n in gradients else g
         if found:
             self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
-        return gradient
+        return [gradients.get(-1 - n) for n in range(len(self.segment.imports))]
 
 
-def _runs(part: SegmentPart, *, split: bool) -> list[slice]:
-    """The layers of each graph: all in one, or cut around every layer with weights."""
+class Run(NamedTuple):
+    """The layers of one graph, the values that it reads and those that are read behind it."""
+
+    layers: slice
+    entering: tuple[int, ...]
+    leaving: tuple[int, ...]
+
+
+def _runs(segment: Segment, part: SegmentPart, given: set[int], *, split: bool) -> list[Run]:
+    """All layers in one graph, or cut around every layer with weights."""
     count = len(part.layers)
-    if not split:
-        return [slice(0, count)]
     cuts = {0, count}
-    for i, layer in enumerate(part.layers):
-        if layer.tiles:
-            cuts |= {i, i + 1}
+    if split:
+        for i, layer in enumerate(part.layers):
+            if layer.tiles:
+                cuts |= {i, i + 1}
     ordered = sorted(cuts)
-    return [slice(a, b) for a, b in zip(ordered, ordered[1:], strict=False)]
+    found = []
+    for start, stop in zip(ordered, ordered[1:], strict=False):
+        read = [n for i in range(start, stop) for n in segment.sources[i]]
+        later = {n for i in range(stop, count) for n in segment.sources[i]} | given
+        entering = tuple(dict.fromkeys(n for n in read if not start <= n < stop))
+        leaving = tuple(n for n in range(start, stop) if n in later)
+        found.append(Run(slice(start, stop), entering, leaving))
+    return found
 
 
 def _weight_starts(part: SegmentPart) -> list[int]:
     """Where each layer's tensors begin in the segment's list; one more entry for the end."""
     starts = [0]
     for layer in part.layers:
-        starts.append(starts[-1] + len(layer.tiles) + bool(layer.bias))
+        starts.append(starts[-1] + len(layer.tiles))
     return starts
+
+
+def _cuts(segment: Segment, part: SegmentPart) -> list[tuple[Box | None, ...]]:
+    """By layer and input, where its box lies in the value that it is cut from; None for all of
+    it."""
+    found = []
+    for layer, sources in zip(part.layers, segment.sources, strict=True):
+        cuts: list[Box | None] = []
+        for source, box in zip(sources, layer.reads, strict=True):
+            has = part.layers[source].out if source >= 0 else part.imports[-1 - source]
+            cuts.append(None if box == has or is_empty(box) else within(box, has))
+        found.append(tuple(cuts))
+    return found

@@ -10,7 +10,7 @@ from torch import Tensor
 from orchestrator.execute.local import LocalExecutor, disagreements
 from orchestrator.execute.reference import Reference
 from orchestrator.models.model import Model, Recipe
-from orchestrator.models.torch_layers import seed_of
+from orchestrator.models.randomness import seed_of
 from orchestrator.program import Program, find_deadlock, grid
 from orchestrator.program.ledger import Edge, edges
 
@@ -54,12 +54,18 @@ class RandomFeed:
         if step != self._step:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "images", step))
             shape = (self.global_batch, *self.model.input_shape)
-            self._images, self._step = torch.randn(shape, generator=generator), step
+            if self.model.input.integer:
+                most = self.model.vocabulary
+                self._images = torch.randint(most, shape, generator=generator)
+            else:
+                self._images = torch.randn(shape, generator=generator)
+            self._step = step
         return self._images[samples]
 
     def labels(self, step: int, samples: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "labels", step))
-        return torch.randint(self.model.classes, (self.global_batch,), generator=generator)[samples]
+        shape = (self.global_batch, *self.model.labels.shape)
+        return torch.randint(self.model.classes, shape, generator=generator)[samples]
 
 
 def verify(

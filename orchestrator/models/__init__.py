@@ -1,36 +1,62 @@
-"""What a network computes: named layers with shapes, connectivity, parameters, multiply-adds.
+"""What a network computes: a graph of named layers, each kind of which says all about itself.
 
-Descriptions only; the torch side stands apart in :mod:`orchestrator.models.torch_layers`.
+A kind is a file here, or a class in a user's model file; see :mod:`orchestrator.models.layer`.
 """
 
-from orchestrator.models.layers import (
-    Conv,
-    Dropout,
+from orchestrator.models.activations import GELU, ReLU, Sigmoid, SiLU, Tanh
+from orchestrator.models.combine import Add, Concat, Flatten, Multiply, Sum
+from orchestrator.models.conv import Conv
+from orchestrator.models.cross_entropy import CrossEntropy
+from orchestrator.models.dropout import Dropout
+from orchestrator.models.layer import (
+    INPUT,
+    Constant,
     Layer,
-    Linear,
-    MaxPool,
-    ReLU,
-    ResponseNorm,
+    LayerPart,
+    Normal,
+    ParameterSpec,
     SizedLayer,
-    SpatialNorm,
-    Sum,
+    Uniform,
+    Value,
 )
+from orchestrator.models.linear import Linear
 from orchestrator.models.model import Model, Recipe
+from orchestrator.models.pool import AveragePool, GlobalAveragePool, MaxPool
 from orchestrator.models.registry import build_model, load_model, model_names
+from orchestrator.models.response_norm import ResponseNorm
+from orchestrator.models.spatial_norm import SpatialNorm
 
 __all__ = [
+    "GELU",
+    "INPUT",
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Constant",
     "Conv",
+    "CrossEntropy",
     "Dropout",
+    "Flatten",
+    "GlobalAveragePool",
     "Layer",
+    "LayerPart",
     "Linear",
     "MaxPool",
     "Model",
+    "Multiply",
+    "Normal",
+    "ParameterSpec",
     "ReLU",
     "Recipe",
     "ResponseNorm",
+    "SiLU",
+    "Sigmoid",
     "SizedLayer",
     "SpatialNorm",
     "Sum",
+    "Tanh",
+    "Uniform",
+    "Value",
     "build_model",
     "load_model",
     "model_names",

@@ -14,18 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import InputError
-from orchestrator.models.layers import (
-    Conv,
-    Dropout,
-    Layer,
-    Linear,
-    MaxPool,
-    ReLU,
-    ResponseNorm,
-    SpatialNorm,
-    same_size_as_ceil,
-)
+from orchestrator.models.activations import ReLU
+from orchestrator.models.conv import Conv, same_size_as_ceil
+from orchestrator.models.dropout import Dropout
+from orchestrator.models.layer import Layer
+from orchestrator.models.linear import Linear
 from orchestrator.models.model import Model
+from orchestrator.models.pool import MaxPool
+from orchestrator.models.response_norm import ResponseNorm
+from orchestrator.models.spatial_norm import SpatialNorm
 
 NORMS = ("column", "whole", "none")
 

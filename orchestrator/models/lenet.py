@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from orchestrator.models.layers import Conv, Linear, MaxPool, ReLU
+from orchestrator.models.activations import ReLU
+from orchestrator.models.conv import Conv
+from orchestrator.models.linear import Linear
 from orchestrator.models.model import Model
+from orchestrator.models.pool import MaxPool
 
 
 def build_lenet5(classes: int = 10, image_size: int = 32, width: float = 1.0) -> Model:

@@ -1,4 +1,14 @@
-"""A model: a chain of named layers, sized for one input, ending in its loss."""
+"""A model: a graph of named layers, sized for one example, ending in its loss.
+
+    Model("tiny", (3, 32, 32), [
+        Conv(name="conv1", channels=32, kernel=3, padding=1),
+        ReLU(name="relu1"),
+        Conv(name="conv2", channels=32, kernel=3, padding=1),
+        Add(name="sum", inputs=("conv2", "relu1")),    # inputs: by default the layer before
+        GlobalAveragePool(name="pool"),
+        Linear(name="fc", features=10),
+    ])
+"""
 
 from __future__ import annotations
 
@@ -7,7 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.errors import InputError
-from orchestrator.models.layers import CrossEntropy, Layer, Shape, SizedLayer
+from orchestrator.models.cross_entropy import CrossEntropy
+from orchestrator.models.layer import INPUT, LABELS, Layer, Shape, SizedLayer, Value, value_of
+
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -26,48 +39,119 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Model:
-    """Layers in order with their shapes. ``layers`` ends with the loss, named ``loss``.
+    """Layers in an order in which each comes after those that it reads. The loss is added.
 
     Args:
         name: what the model is called.
-        input_shape: (channels, height, width) of one image.
-        chain: the layers from image to class scores, names unique.
+        input_shape: (channels, height, width) of one image, (features,) of a vector, (tokens,) of
+            a text, (tokens, features) of a sequence.
+        declared: the layers from the input to the class scores, names unique.
 
     Raises:
-        InputError: a name twice, ``loss`` as a name, or shapes that do not fit.
+        InputError: a name twice, ``input``, ``labels`` or ``loss`` as a name, an input that does
+            not exist or comes later, a layer that nothing reads, or shapes that do not fit.
     """
 
     name: str
     input_shape: Shape
-    chain: tuple[Layer, ...]
+    declared: tuple[Layer, ...]
     recipe: Recipe = Recipe()
 
     def __init__(
-        self, name: str, input_shape: Shape, chain: Iterable[Layer], recipe: Recipe | None = None
+        self, name: str, input_shape: Shape, layers: Iterable[Layer], recipe: Recipe | None = None
     ) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "input_shape", tuple(input_shape))
-        object.__setattr__(self, "chain", tuple(chain))
+        object.__setattr__(self, "declared", tuple(layers))
         object.__setattr__(self, "recipe", recipe or Recipe())
-        hash(self.chain)  # layers are values, and keys of memos: a list in one fails here
-        names = [layer.name for layer in self.chain]
-        twice = {n for n in names if names.count(n) > 1}
-        if twice or "loss" in names or not names:
-            what = f"layer name used twice: {min(twice)}" if twice else "a layer cannot be 'loss'"
-            raise InputError(f"model {name}: {what if names else 'it has no layers'}")
-        if len(self.layers[-2].output_shape) != 1:
+        hash(self.declared)  # layers are values, and keys of memos: a list in one fails here
+        self._check_names()
+        self._check_readers()
+        scores = self.layers[-2].output
+        if scores.axes[-1:] != ("channel",):
             raise InputError(f"model {name}: its last layer must give class scores (a Linear)")
+
+    def _check_names(self) -> None:
+        names = [layer.name for layer in self.declared]
+        twice = {n for n in names if names.count(n) > 1}
+        taken = sorted({INPUT, LABELS, LOSS} & set(names))
+        if twice or taken or not names:
+            what = f"layer name used twice: {min(twice)}" if twice else "it has no layers"
+            what = f"a layer cannot be {taken[0]!r}" if taken else what
+            raise InputError(f"model {self.name}: {what}")
+
+    def _check_readers(self) -> None:
+        read = {source for layer in self.layers for source in layer.sources}
+        unread = [layer.name for layer in self.layers[:-1] if layer.name not in read]
+        if unread:
+            raise InputError(
+                f"model {self.name}: nothing reads layer {unread[0]}",
+                remedy=f"name it in the inputs of a later layer, or leave {unread[0]} out",
+            )
 
     @cached_property
     def layers(self) -> tuple[SizedLayer, ...]:
         """Every layer with its shapes, the loss last."""
-        sized, shape = [], self.input_shape
-        for layer in (*self.chain, CrossEntropy(name="loss")):
-            after = layer.output_shape(shape)
-            layer.terms(shape)  # refuses groups and columns that do not divide
-            sized.append(SizedLayer(layer, shape, after))
-            shape = after
+        values = {INPUT: self.input}
+        sized: list[SizedLayer] = []
+        before = INPUT
+        for layer in self.declared:
+            sources = layer.inputs or (before,)
+            for source in sources:
+                if source not in values:
+                    raise InputError(self._missing(layer, source))
+            count = layer.input_count
+            if count is not None and len(sources) != count:
+                raise InputError(
+                    f"layer {layer.name}: a {layer.kind or type(layer).__name__} reads {count} "
+                    f"{'value' if count == 1 else 'values'}, found inputs {', '.join(sources)}"
+                )
+            inputs = tuple(values[source] for source in sources)
+            sized.append(SizedLayer.of(layer, *inputs, sources=sources))
+            values[layer.name] = sized[-1].output
+            before = layer.name
+        scores = values[before]
+        tokens = "token" in scores.axes
+        labels = Value(scores.shape[:1] if tokens else (), ("token",) if tokens else (), True)
+        loss = CrossEntropy(name=LOSS, inputs=(before, LABELS))
+        sized.append(SizedLayer.of(loss, scores, labels, sources=loss.inputs))
         return tuple(sized)
+
+    def _missing(self, layer: Layer, source: str) -> str:
+        names = [other.name for other in self.declared]
+        if source == layer.name:
+            return f"model {self.name}: layer {layer.name} reads itself"
+        if source not in names:
+            earlier = ", ".join([INPUT, *names[: names.index(layer.name)]])
+            return (
+                f"model {self.name}: layer {layer.name} reads {source!r}, which does not exist; "
+                f"before it are: {earlier}"
+            )
+        reads = {other.name: other.inputs for other in self.declared}
+        seen, open_ = set[str](), [source]
+        while open_:
+            at = open_.pop()
+            if at not in seen:
+                seen.add(at)
+                open_ += reads.get(at) or ([names[names.index(at) - 1]] if at in names[1:] else [])
+        if layer.name in seen:
+            return f"model {self.name}: a cycle: {layer.name} reads {source}, which reads it"
+        return (
+            f"model {self.name}: layer {layer.name} reads {source}, which comes later; put "
+            f"{source} before {layer.name}"
+        )
+
+    @cached_property
+    def input(self) -> Value:
+        """What one example of the data is."""
+        readers = [
+            layer
+            for i, layer in enumerate(self.declared)
+            if INPUT in layer.inputs or (i == 0 and not layer.inputs)
+        ]
+        if len(self.input_shape) == 1 and readers and all(r.reads_tokens for r in readers):
+            return Value(self.input_shape, ("token",), True)
+        return value_of(self.input_shape)
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -75,16 +159,31 @@ class Model:
         return {layer.name: i for i, layer in enumerate(self.layers)}
 
     @property
+    def labels(self) -> Value:
+        """What the labels of one example are."""
+        return self.layers[-1].inputs[1]
+
+    @property
     def classes(self) -> int:
         """Number of class scores."""
-        return self.layers[-2].out_channels
+        return self.layers[-2].output.channels
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that its input is made of; 0 where that is no text."""
+        return max((layer.vocabulary for layer in self.declared), default=0)
+
+    @property
+    def predictions(self) -> int:
+        """Scored positions of one example: 1, or its tokens."""
+        return self.labels.shape[0] if self.labels.shape else 1
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """Values that are trained."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one image, forward."""
+        """Multiply-adds of one example, forward."""
         return sum(layer.macs for layer in self.layers)

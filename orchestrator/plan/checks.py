@@ -30,11 +30,7 @@ def of_entry(entry: Entry) -> list[Problem]:
     problems = []
     n_ranks = len(entry.ranks)
     grid = entry.grid
-    if entry.split == "none" and n_ranks != 1:
-        message = f"found none over {n_ranks} ranks; allowed: none on exactly one rank"
-        remedy = "write split: batch or split: channel, or keep one rank"
-        problems.append(Problem(("split",), message, remedy))
-    elif grid.size != n_ranks:
+    if entry.split != "none" and grid.size != n_ranks:
         parts = " x ".join(f"{axis} {count}" for axis, count in grid.axes)
         message = f"found a grid of {grid.size} ({parts}) over {n_ranks} ranks; allowed: one rank "
         message += "for each cell of the grid"

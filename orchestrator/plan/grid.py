@@ -16,10 +16,10 @@ from typing import Literal, get_args
 
 from orchestrator.plan.problem import Problem, found, listed, nearest, printable, refusal
 
-Axis = Literal["batch", "channel", "input"]
+Axis = Literal["batch", "channel", "height", "token", "input"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
-Split = Literal["none", "batch", "channel", "input"]
+Split = Literal["none", "batch", "channel", "height", "token", "input"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -27,12 +27,14 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class Grid:
     """Parts along each axis; ``axes`` keeps the order in which the ranks run through them.
 
-    The last axis varies fastest. Without ``axes`` the order is batch, channel, input, and axes
-    of one part are left out.
+    The last axis varies fastest. Without ``axes`` the order is batch, channel, height, token,
+    input, and axes of one part are left out.
     """
 
     batch: int = 1
     channel: int = 1
+    height: int = 1
+    token: int = 1
     input: int = 1
     axes: tuple[tuple[Axis, int], ...] = ()
 
@@ -40,6 +42,8 @@ class Grid:
         parts: dict[Axis, int] = {
             "batch": self.batch,
             "channel": self.channel,
+            "height": self.height,
+            "token": self.token,
             "input": self.input,
         }
         if not self.axes:
@@ -51,8 +55,7 @@ class Grid:
     @classmethod
     def of(cls, axes: tuple[tuple[Axis, int], ...]) -> Grid:
         """The grid with these axes, in this order."""
-        parts = dict(axes)
-        return cls(parts.get("batch", 1), parts.get("channel", 1), parts.get("input", 1), axes)
+        return cls(**dict(axes), axes=axes)  # type: ignore[arg-type]
 
     @property
     def size(self) -> int:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from orchestrator.plan import checks
-from orchestrator.plan.grid import AXES, SPLITS, Grid, Split, read_split
+from orchestrator.plan.grid import AXES, Axis, SPLITS, Grid, Split, read_split
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
 
@@ -255,6 +255,10 @@ class Entry(_Part):
         if isinstance(self.split, Grid):
             return self.split
         return Grid() if self.split == "none" else Grid.of(((self.split, len(self.ranks)),))
+
+    def shares_of(self, axis: Axis) -> tuple[int, ...] | None:
+        """Unequal parts along an axis; None for equal ones."""
+        return self.shares if self.split == axis else None
 
     @property
     def first(self) -> str:

@@ -41,15 +41,7 @@ from orchestrator.program.schedule import (
     Action,
     linearise,
 )
-from orchestrator.program.segments import (
-    Boundary,
-    Bucket,
-    Segment,
-    SegmentPart,
-    boundaries,
-    buckets,
-    cut,
-)
+from orchestrator.program.segments import Boundary, Bucket, Cut, Segment, SegmentPart, cut
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
 
@@ -69,11 +61,9 @@ def compile_plan(
     """
     placement = place(plan, model)
     order = _global_order(plan, placement)
-    segments = cut(placement, model, ITEMSIZE[dtype], plan.replicas)
+    pieces = cut(placement, ITEMSIZE[dtype], plan.replicas)
     emitter = _Emitter(
-        segments,
-        boundaries(segments, placement),
-        buckets(segments),
+        pieces,
         replicas=plan.replicas,
         listed=1 if fold else plan.replicas,
         ranks_per_replica=plan.ranks_per_replica,
@@ -96,9 +86,9 @@ def compile_plan(
         folded=fold and plan.replicas > 1,
         ranks_per_replica=plan.ranks_per_replica,
         stages=placement.stages,
-        segments=segments,
-        boundaries=emitter.boundaries,
-        buckets=emitter.buckets,
+        segments=pieces.segments,
+        boundaries=pieces.boundaries,
+        buckets=pieces.buckets,
         checkpoint=plan.activation_checkpoint,
         sharded=plan.optimizer_sharding == "zero1",
         columns=columns,
@@ -147,13 +137,10 @@ def _global_order(plan: Plan, placement: Placement) -> list[Action]:
     return linearise(BUILDERS[plan.schedule](groups, count, microbatches), count)
 
 
-def _input_gradient_flops(part: SegmentPart, needed: bool) -> int:
-    """Of all layers, but not of the very first with weights, whose input is the image."""
-    macs = part.macs_per_image
-    if not needed:
-        first = next((x for x in part.layers if x.tiles), None)
-        macs -= first.macs_per_image if first else 0
-    return 2 * macs * part.examples
+def _input_gradient_flops(segment: Segment, part: SegmentPart) -> int:
+    """Of the layers whose inputs were computed from something that is trained."""
+    wanted = zip(part.layers, segment.wants, strict=True)
+    return 2 * part.examples * sum(layer.macs_per_example for layer, wants in wanted if wants)
 
 
 Arrived = defaultdict[int, list[int]]
@@ -168,9 +155,7 @@ class _Emitter:
 
     def __init__(
         self,
-        segments: tuple[Segment, ...],
-        bounds: tuple[Boundary, ...],
-        groups: tuple[tuple[Bucket, ...], ...],
+        cut: Cut,
         *,
         replicas: int,
         listed: int,
@@ -180,32 +165,40 @@ class _Emitter:
         recompute: int,
         n_microbatches: int,
     ) -> None:
-        self.segments, self.boundaries, self.buckets = segments, bounds, groups
+        self.segments, self.boundaries, self.buckets = cut.segments, cut.boundaries, cut.buckets
         self.replicas, self.itemsize, self.sharded = replicas, itemsize, sharded
         self.ranks_per_replica = ranks_per_replica
         self.offsets = [r * ranks_per_replica for r in range(listed)]
         self.recompute, self.n_microbatches = recompute, n_microbatches
-        weighted = [any(p.parameters for p in s.parts.values()) for s in segments]
-        self.has_weights = weighted
-        self.needs_input_gradient = [any(weighted[:i]) for i in range(len(segments))]
+        segments = cut.segments
+        self.has_weights = [any(p.parameters for p in s.parts.values()) for s in segments]
+        # by segment: boundaries behind it, and those before it through which gradients go back
+        self.leaving = [[b for b in cut.boundaries if b.producer == s.index] for s in segments]
+        self.returning = [
+            [cut.boundaries[x.boundary] for x in s.imports if x.trained] for s in segments
+        ]
         # by segment and rank within a replica, of one chunk
         self.forward_flops = [
-            {rank: 2 * part.macs_per_image * part.examples for rank, part in s.parts.items()}
+            {rank: 2 * part.macs_per_example * part.examples for rank, part in s.parts.items()}
             for s in segments
         ]
         self.input_gradient_flops = [
-            {rank: _input_gradient_flops(part, needed) for rank, part in s.parts.items()}
-            for s, needed in zip(segments, self.needs_input_gradient, strict=True)
+            {rank: _input_gradient_flops(s, part) for rank, part in s.parts.items()}
+            for s in segments
         ]
         # from here on segments work in turns, forward and backward of each before the next
         self.turning = next(
             (s.index for s in segments if s.chunk < segments[0].chunk or s.update_chunks),
             len(segments),
         )
-        # by segment and turn: source, target, bytes
+        # by boundary and turn: source, target, bytes
         self.hops = [
             [[(m.source, m.target, m.values * itemsize) for m in turn] for turn in b.messages]
-            for b in bounds
+            for b in cut.boundaries
+        ]
+        self.hops_back = [
+            [[(m.source, m.target, m.values * itemsize) for m in turn] for turn in b.gradients]
+            for b in cut.boundaries
         ]
         self.columns = Columns()
         count = listed * ranks_per_replica
@@ -250,27 +243,41 @@ class _Emitter:
         """The forward of some segments in a row, and of all finer chunks behind the last one."""
         for s in mine:
             self.compute_forward(s, chunk)
-            following = s + 1
-            if following == len(self.segments):
-                return
-            if following == self.turning or self.boundaries[following].turns > 1:
-                self.take_turns(following, chunk)
-            else:
-                self.send_forward(following, chunk, gated=False)
+            for boundary in self.leaving[s]:
+                if not self.in_turns(boundary):
+                    self.send_forward(boundary, chunk, gated=False)
+        following = mine[-1] + 1 if mine else len(self.segments)
+        if following < len(self.segments) and self.begins_turns(following):
+            self.take_turns(following, chunk)
+
+    def begins_turns(self, s: int) -> bool:
+        """Whether segments from here on take turns of what comes before."""
+        return s == self.turning or self.segments[s].chunk < self.segments[s - 1].chunk
+
+    def in_turns(self, boundary: Boundary) -> bool:
+        """Whether it leads into segments that take turns, from what comes before them."""
+        a, b = boundary.producer, boundary.consumer
+        return boundary.turns > 1 or a < self.turning <= b
 
     def take_turns(self, s: int, chunk: int) -> None:
         """Forward and backward of segment ``s`` and all behind it, turn by turn.
 
         The next turn's transfer starts when this turn's computation does.
         """
-        turns = self.boundaries[s].turns
+        turns = self.segments[s - 1].chunk // self.segments[s].chunk
         size = self.segments[s].chunk
         mine = [x.index for x in takewhile(lambda x: x.chunk == size, self.segments[s:])]
-        self.send_forward(s, chunk * turns, gated=True)
+        entering = [
+            b for b in self.boundaries
+            if b.consumer in mine and b.producer < s and b.producer >= 0 and self.in_turns(b)
+        ]  # fmt: skip
+        for boundary in entering:
+            self.send_forward(boundary, chunk * turns, gated=True)
         for turn in range(turns):
             now = chunk * turns + turn
             if turn + 1 < turns:
-                self.send_forward(s, now + 1, gated=True)
+                for boundary in entering:
+                    self.send_forward(boundary, now + 1, gated=True)
             self.forwards(mine, now)
             for x in reversed(mine):
                 self.backwards(x, now, B)
@@ -290,7 +297,7 @@ class _Emitter:
 
     def backwards(self, s: int, chunk: int, kind: str) -> None:
         """B or I of one chunk on every rank, then its gradients sent back, then reductions."""
-        if not (self.has_weights[s] or self.needs_input_gradient[s]):
+        if not self.segments[s].trained:
             return
         forwards = (kind == B) + self.recomputed(s, chunk)  # as much work as so many
         arrived = self.arrived_b.pop((s, chunk), _nothing_yet())
@@ -302,8 +309,8 @@ class _Emitter:
                 flops = self.input_gradient_flops[s][local_rank] + forwards * forward
                 ids[rank] = self.compute(rank, kind, s, chunk, flops, needs)
         self.backward[s, chunk] = ids
-        if self.needs_input_gradient[s]:
-            self.send_backward(s, chunk)
+        for boundary in self.returning[s]:
+            self.send_backward(boundary, chunk)
         if kind == B:
             self.count_gradients(s, ids, chunk)
 
@@ -323,12 +330,14 @@ class _Emitter:
 
     # -- communication ------------------------------------------------------------------------
 
-    def send_forward(self, s: int, chunk: int, *, gated: bool) -> None:
-        """What segment ``s`` reads for a chunk; ``gated``: not before the newest compute op."""
-        source_chunk, turn = divmod(chunk, self.boundaries[s].turns)
-        made, arrived = self.forward[s - 1, source_chunk], self.arrived_f[s, chunk]
+    def send_forward(self, boundary: Boundary, chunk: int, *, gated: bool) -> None:
+        """What the consumer reads for a chunk; ``gated``: not before the newest compute op."""
+        source_chunk, turn = divmod(chunk, boundary.turns)
+        made = self.forward[boundary.producer, source_chunk]
+        arrived = self.arrived_f[boundary.consumer, chunk]
+        index = boundary.index
         for offset in self.offsets:
-            for a, b, size in self.hops[s][turn]:
+            for a, b, size in self.hops[index][turn]:
                 source, target = offset + a, offset + b
                 if source == target:
                     arrived[target].append(made[source])
@@ -336,21 +345,25 @@ class _Emitter:
                 needs = [made[source]]
                 if gated:
                     needs = sorted({*needs, *self.newest[source]})
-                self.post(source, SEND_F, s, chunk, self.peer[target], size, needs)
-                arrived[target].append(self.post_receive(target, RECV_F, s, chunk, source, size))
+                self.post(source, SEND_F, index, chunk, self.peer[target], size, needs)
+                received = self.post_receive(target, RECV_F, index, chunk, source, size)
+                arrived[target].append(received)
 
-    def send_backward(self, s: int, chunk: int) -> None:
-        """The gradients of what segment ``s`` read, each back to the rank that it came from."""
-        source_chunk, turn = divmod(chunk, self.boundaries[s].turns)
-        made, arrived = self.backward[s, chunk], self.arrived_b[s - 1, source_chunk]
+    def send_backward(self, boundary: Boundary, chunk: int) -> None:
+        """The gradients of what the consumer read, each back to the rank that it came from."""
+        source_chunk, turn = divmod(chunk, boundary.turns)
+        made = self.backward[boundary.consumer, chunk]
+        arrived = self.arrived_b[boundary.producer, source_chunk]
+        index = boundary.index
         for offset in self.offsets:
-            for a, b, size in self.hops[s][turn]:
+            for a, b, size in self.hops_back[index][turn]:
                 source, target = offset + b, offset + a
                 if source == target:
                     arrived[target].append(made[source])
                     continue
-                self.post(source, SEND_B, s, chunk, self.peer[target], size, (made[source],))
-                arrived[target].append(self.post_receive(target, RECV_B, s, chunk, source, size))
+                self.post(source, SEND_B, index, chunk, self.peer[target], size, (made[source],))
+                received = self.post_receive(target, RECV_B, index, chunk, source, size)
+                arrived[target].append(received)
 
     def count_gradients(self, s: int, ids: dict[int, int], chunk: int) -> None:
         """After the last chunk (or the last before an update): sum gradients over their ranks.

@@ -61,11 +61,12 @@ def _sent(program: Program) -> Iterator[tuple[Edge, str, int]]:
     c = program.columns
     alike = Counter(zip(c.kind, c.segment, c.rank, c.peers, c.bytes, strict=True))
     readers = [segment.reader for segment in program.segments]
+    crossed = [boundary.reader for boundary in program.boundaries]
     for (kind, segment, rank, peers, size), times in alike.items():
         lane = LANE_OF[kind]
         if lane == SEND:
             direction = "forward" if kind == SEND_F else "backward"
-            yield Edge(rank, peers[0], readers[segment], direction), kind, size * times
+            yield Edge(rank, peers[0], crossed[segment], direction), kind, size * times
         elif lane == REDUCE:
             place = peers.index(rank)
             following = peers[(place + 1) % len(peers)]

@@ -44,8 +44,9 @@ class Op(NamedTuple):
             lane that have the same peer; in order of id.
         kind: F, B, I, W, STEP, SEND_F, RECV_F, SEND_B, RECV_B, ALL_REDUCE, REDUCE_SCATTER,
             ALL_GATHER.
-        segment: the segment it computes, updates or reduces; for an exchange the one that reads.
-        microbatch: the chunk of that segment.
+        segment: the segment it computes, updates or reduces; for a send or receive the boundary
+            that it crosses, which in a chain of layers is the number of the segment that reads.
+        microbatch: the chunk of that segment; for a send or receive of the one that reads.
         peers: the other rank of a send or receive; the whole group of a collective.
         bytes: what is sent or received; the buffer of a collective (its full size on every rank);
             the parameters a STEP updates.
@@ -163,7 +164,15 @@ class Program:
         """Whether a send or receive crosses pipeline stages."""
         if op.lane not in (SEND, RECEIVE):
             return False
-        return self.segments[op.segment].stage != self.segments[op.segment - 1].stage
+        boundary = self.boundaries[op.segment]
+        stages = [self.segments[s].stage for s in (boundary.producer, boundary.consumer)]
+        return stages[0] != stages[1]
+
+    def reader(self, op: Op) -> str:
+        """The layer that names an op: of an exchange the one that reads, else the segment's first."""
+        if op.lane in (SEND, RECEIVE):
+            return self.boundaries[op.segment].reader
+        return self.segments[op.segment].reader
 
     def digest(self) -> str:
         """Short hash of the text, equal on every rank that compiled the same plan."""

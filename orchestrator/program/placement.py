@@ -1,13 +1,12 @@
 """Where every layer of the model is computed: a plan's entries become one part per rank and layer.
 
-A part is a rectangle, examples x output channels, of one layer's output. Every value of every
-activation is computed by exactly one rank (or is a partial sum of several, which a ``Sum`` layer
-inserted here adds up), so each exchange in the forward has one transposed exchange in the
-backward.
+A part is some examples and a box of one layer's output. Every value of every activation is computed
+by exactly one rank, or is a partial sum of several, which a ``Sum`` layer inserted here adds up; or
+all ranks of an entry compute all of it (``split: none`` over several ranks).
 
 Examples are counted within a *chunk*: what a layer processes at once. That is a microbatch, and
 less behind an exchange that goes in turns or in layers that update in smaller batches
-(``training.layer_batch``): chunks only get finer from the image to the loss.
+(``training.layer_batch``): chunks only get finer from the input to the loss.
 """
 
 from __future__ import annotations
@@ -18,10 +17,15 @@ from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
 from orchestrator.errors import InputError
-from orchestrator.models.layers import SizedLayer, Sum
+from orchestrator.models.box import Box, is_empty
+from orchestrator.models.combine import Sum
+from orchestrator.models.layer import INPUT, LABELS, SizedLayer
 from orchestrator.models.model import Model
 from orchestrator.models.ranges import Ranges, normalise, shift
 from orchestrator.plan import Axis, Entry, Plan
+from orchestrator.program.selection import selected
+
+FROM_INPUT, FROM_LABELS = -1, -2  # sources that are data, not layers
 
 
 class Part(NamedTuple):
@@ -29,40 +33,45 @@ class Part(NamedTuple):
 
     Args:
         batch: examples, within the chunk.
-        out: output channels it computes.
-        reads: input channels it needs for them.
+        out: the box of the output that it computes.
+        reads: the box of each input that it needs for it.
     """
 
     batch: Ranges
-    out: Ranges
-    reads: Ranges
+    out: Box
+    reads: tuple[Box, ...]
 
 
 class PlacedLayer(NamedTuple):
     """A layer with its parts, by rank within one replica, ranks ascending.
 
     Args:
+        sources: positions of the placed layers that it reads; :data:`FROM_INPUT`,
+            :data:`FROM_LABELS` for data.
         chunk: examples at once.
         update: examples after which it is updated, where that is less than the global batch
             (``training.layer_batch``), else 0.
         partial: its output is a partial sum.
+        replicated: every rank computes all of it.
     """
 
     sized: SizedLayer
+    sources: tuple[int, ...]
     entry: int
     stage: int
     chunk: int
     update: int
     partial: bool
+    replicated: bool
     parts: dict[int, Part]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The whole chain, placed.
+    """The whole model, placed.
 
     Args:
-        layers: with the ``Sum`` layers and the loss.
+        layers: with the ``Sum`` layers and the loss, each behind those that it reads.
         stages: ranks of every pipeline stage, in layer order.
         microbatch: examples of a microbatch in one replica.
         n_microbatches: of a step.
@@ -75,36 +84,44 @@ class Placement:
 
 
 def place(plan: Plan, model: Model) -> Placement:
-    """Give every layer of ``model`` its ranks and rectangles.
+    """Give every layer of ``model`` its ranks and boxes.
 
     Raises:
-        InputError: layers that are unknown, out of order, missing or placed twice; channels, inputs
-            or examples that do not divide; exchanges and layer batches that cannot be.
+        InputError: layers that are unknown, out of order, missing or placed twice; an axis that a
+            layer cannot be cut on; channels, inputs or examples that do not divide; exchanges and
+            layer batches that cannot be.
     """
-    entry_of = _entries_by_layer(plan, model)
+    entry_of, order = _entries_by_layer(plan, model)
     stage_of = _stages(plan)
     updates = update_examples(plan, model)
     microbatch = plan.global_batch_size // (plan.replicas * plan.n_microbatches)
-    chunks = _chunks(plan, model, entry_of, updates, microbatch)
+    chunks = _chunks(plan, model, entry_of, order, updates, microbatch)
     strided = any(entry.exchange == "scatter" for entry in plan.placement)
     placed: list[PlacedLayer] = []
+    where = {INPUT: FROM_INPUT, LABELS: FROM_LABELS}
     cutters: dict[tuple[int, int], _Cutter] = {}
-    for i, sized in enumerate(model.layers):
-        number, chunk = entry_of[min(i, len(entry_of) - 1)], chunks[i]
+    for i, chunk in zip(order, chunks, strict=True):
+        sized = model.layers[i]
+        number = entry_of[i]
         if (number, chunk) not in cutters:
             pieces = chunk // chunks[-1] if strided else 1
             cutters[number, chunk] = _Cutter(plan, number, sized, chunk, pieces)
         cutter = cutters[number, chunk]
         partial = cutter.is_partial(sized)
-        stage = stage_of[number]
-        update = updates.get(model.layers[min(i, len(entry_of) - 1)].name, 0)
+        # the loss goes with the layer that gives the scores
+        update = updates.get(model.layers[min(i, len(model.layers) - 2)].name, 0)
+        sources = tuple([where[source] for source in sized.sources])
+        common = (number, stage_of[number], chunk, update)
         parts = cutter.parts(sized)
-        placed.append(PlacedLayer(sized, number, stage, chunk, update, partial, parts))
+        where[sized.name] = len(placed)
+        placed.append(PlacedLayer(sized, sources, *common, partial, cutter.replicates, parts))
         if partial:
-            shape = sized.output_shape
-            total = SizedLayer(Sum(name=f"{sized.name}.sum"), shape, shape)
+            total = SizedLayer(
+                Sum(name=f"{sized.name}.sum"), (sized.output,), sized.output, (sized.name,)
+            )
+            sources, where[sized.name] = (where[sized.name],), len(placed)
             parts = cutter.parts(total)
-            placed.append(PlacedLayer(total, number, stage, chunk, update, False, parts))
+            placed.append(PlacedLayer(total, sources, *common, False, False, parts))
     ranks = [
         tuple(
             sorted({r for n, e in enumerate(plan.placement) if stage_of[n] == s for r in e.ranks})
@@ -114,47 +131,71 @@ def place(plan: Plan, model: Model) -> Placement:
     return Placement(tuple(placed), tuple(ranks), microbatch, plan.n_microbatches)
 
 
-def layer_span(model: Model, text: str, place: str) -> range:
-    """Positions of ``first..last`` or of one name; the loss has none."""
-    first, _, last = text.partition("..")
-    names = [layer.name for layer in model.layers[:-1]]
-    for name in (first, last or first):
-        if name not in names:
-            raise InputError(
-                f"{model.name} has no layer {name!r}; its layers: {' '.join(names)}", place
-            )
-    span = range(names.index(first), names.index(last or first) + 1)
-    if not span:
-        raise InputError(f"{text!r} runs backwards: {last} comes before {first}", place)
-    return span
+def _entries_by_layer(plan: Plan, model: Model) -> tuple[dict[int, int], list[int]]:
+    """The entry of every layer, and the order in which layers are placed, the loss last.
 
-
-def _entries_by_layer(plan: Plan, model: Model) -> list[int]:
-    """The entry of every layer but the loss; each layer exactly once, in order."""
-    entry_of: list[int] = []
+    Entry by entry, in the model's order within each; a layer comes behind all that it reads.
+    """
+    entry_of: dict[int, int] = {}
+    order: list[int] = []
+    names = [layer.name for layer in model.layers]
     for number, entry in enumerate(plan.placement):
-        place = plan.place(("placement", number, "layers"))
-        span = layer_span(model, entry.layers, place)
-        if span.start != len(entry_of):
-            expected = model.layers[len(entry_of)].name
-            twice = span.start < len(entry_of)
+        location = plan.place(("placement", number, "layers"))
+        wanted = selected(model, entry.layers, location)
+        text = entry.layers if isinstance(entry.layers, str) else ", ".join(entry.layers)
+        twice = [i for i in wanted if i in entry_of]
+        if twice:
+            free = [names[i] for i in range(len(names) - 1) if i not in entry_of]
+            how = "starts at" if twice[0] == wanted[0] else "holds"
             raise InputError(
-                f"{entry.layers!r} starts at {model.layers[span.start].name}, which "
-                + ("is placed already" if twice else "leaves layers out"),
-                place,
-                "nothing is left to place, drop this entry"
-                if expected == "loss"
-                else f"start this entry at {expected}",
-            )
-        entry_of += [number] * len(span)
-    missing = [layer.name for layer in model.layers[len(entry_of) : -1]]
+                f"{text!r} {how} {names[twice[0]]}, which is placed already",
+                location,
+                f"start this entry at {free[0]}" if free
+                else "nothing is left to place, drop this entry",
+            )  # fmt: skip
+        entry_of |= dict.fromkeys(wanted, number)
+        order += wanted
+    missing = [i for i in range(len(names) - 1) if i not in entry_of]
     if missing:
+        _refuse_missing(plan, model, entry_of, missing)
+    _check_order(plan, model, entry_of, order)
+    loss = len(names) - 1
+    entry_of[loss] = entry_of[loss - 1]
+    return entry_of, [*order, loss]
+
+
+def _refuse_missing(
+    plan: Plan, model: Model, entry_of: dict[int, int], missing: list[int]
+) -> NoReturn:
+    names = [layer.name for layer in model.layers]
+    run = [i for i in missing if i - missing[0] == missing.index(i)]
+    following = entry_of.get(run[-1] + 1)
+    if following is not None and run[0] > 0:
+        entry = plan.placement[following]
         raise InputError(
-            f"layers without a rank: {' '.join(missing)}",
-            plan.place(("placement",)),
-            f"end the last entry at {missing[-1]}, or add an entry {missing[0]}..{missing[-1]}",
+            f"{entry.layers!r} starts at {names[run[-1] + 1]}, which leaves layers out",
+            plan.place(("placement", following, "layers")),
+            f"start this entry at {names[run[0]]}",
         )
-    return entry_of
+    a, b = names[missing[0]], names[missing[-1]]
+    raise InputError(
+        f"layers without a rank: {' '.join(names[i] for i in missing)}",
+        plan.place(("placement",)),
+        f"end the last entry at {b}, or add an entry {a}..{b}",
+    )
+
+
+def _check_order(plan: Plan, model: Model, entry_of: dict[int, int], order: list[int]) -> None:
+    position = {model.layers[i].name: p for p, i in enumerate(order)}
+    for p, i in enumerate(order):
+        for source in model.layers[i].sources:
+            if position.get(source, -1) > p:
+                name, number = model.layers[i].name, entry_of[model.index[source]]
+                raise InputError(
+                    f"{name} reads {source}, which placement[{number}] places later",
+                    plan.place(("placement", entry_of[i], "layers")),
+                    f"move the entry with {source} before this one",
+                )
 
 
 def _stages(plan: Plan) -> list[int]:
@@ -179,27 +220,27 @@ def update_examples(plan: Plan, model: Model) -> dict[str, int]:
     """By layer name, examples after which it is updated: the recipe's variable batch size."""
     updates: dict[str, int] = {}
     for text, examples in (plan.training.layer_batch or {}).items():
-        place = plan.place(("training", "layer_batch", text))
-        span = layer_span(model, text, place)
-        if span.stop != len(model.layers) - 1:
+        location = plan.place(("training", "layer_batch", text))
+        span = selected(model, text, location)
+        if span != tuple(range(span[0], len(model.layers) - 1)):
             last = model.layers[-2].name
             raise InputError(
                 f"{text!r} ends before the last layer; layers that update in smaller batches "
                 f"must reach {last}, where the loss is",
-                place,
-                f"{model.layers[span.start].name}..{last}: {examples}",
+                location,
+                f"{model.layers[span[0]].name}..{last}: {examples}",
             )
         if plan.replicas > 1:
             raise InputError(
                 "layer_batch with replicas: a slice of the batch would be spread over the copies",
-                place,
+                location,
                 "replicas: 1 and a batch split over the ranks instead",
             )
         if updates and examples not in updates.values():
             raise InputError(
                 f"{text!r} updates after {examples} examples and layers before it after "
                 f"{next(iter(updates.values()))}; allowed: one number for all",
-                place,
+                location,
                 "keep one line of layer_batch",
             )
         updates.update({model.layers[i].name: examples for i in span})
@@ -209,20 +250,25 @@ def update_examples(plan: Plan, model: Model) -> dict[str, int]:
 
 
 def _chunks(
-    plan: Plan, model: Model, entry_of: list[int], updates: dict[str, int], microbatch: int
+    plan: Plan,
+    model: Model,
+    entry_of: dict[int, int],
+    order: list[int],
+    updates: dict[str, int],
+    microbatch: int,
 ) -> list[int]:
-    """Examples at once, by layer, the loss included."""
-    chunks = []
+    """Examples at once, by layer in the order of placement, the loss included."""
+    chunks: list[int] = []
     chunk = microbatch
-    for i, layer in enumerate(model.layers[:-1]):
-        number = entry_of[i]
+    for position, i in enumerate(order[:-1]):
+        number, name = entry_of[i], model.layers[i].name
         entry = plan.placement[number]
-        starts = i == 0 or entry_of[i - 1] != number
+        starts = position == 0 or entry_of[order[position - 1]] != number
         if starts and entry.exchange != "gather" and number:
             turns = dict(plan.placement[number - 1].grid.axes).get("batch", 1)
             chunk = _finer(chunk, microbatch // turns, microbatch % turns, plan, number, "turns")
-        if layer.name in updates:
-            size = updates[layer.name]
+        if name in updates:
+            size = updates[name]
             chunk = _finer(chunk, size, microbatch % size, plan, number, "layer_batch")
         chunks.append(chunk)
     if updates and all(x.name in updates for x in model.layers if x.has_weights):
@@ -231,7 +277,11 @@ def _chunks(
             plan.place(("training", "layer_batch")),
             f"global_batch_size: {min(updates.values())}",
         )
-    finer = (i for i, c in enumerate(chunks) if c < microbatch or model.layers[i].name in updates)
+    finer = (
+        i
+        for i, c in zip(order, chunks, strict=False)
+        if c < microbatch or model.layers[i].name in updates
+    )
     refined = next(finer, None)
     stages = _stages(plan)
     if refined is not None and stages[entry_of[refined]] != stages[-1]:
@@ -268,37 +318,41 @@ class _Cutter:
         self.plan, self.number = plan, number
         self.entry: Entry = plan.placement[number]
         self.axes = self.entry.grid.axes
+        self.replicates = not self.axes and len(self.entry.ranks) > 1
+        self.inner = [axis for axis, _ in self.axes if axis != "batch"]
         self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
-        # by rank, along the axis that cuts channels: of the outputs, or of the inputs
-        self.along = [at.get("channel", at.get("input", 0)) for at in self.places]
+        # by rank, its place along the axes other than the batch
+        self.along = [tuple([at[axis] for axis in self.inner]) for at in self.places]
         self.batches = [self._batch(at, first, chunk, pieces) for at in self.places]
         self._found: dict[tuple[object, ...], dict[int, Part]] = {}
 
     def is_partial(self, sized: SizedLayer) -> bool:
         """Whether the ranks' outputs are partial sums."""
-        return sized.has_weights and dict(self.axes).get("input", 1) > 1
+        return dict(self.axes).get("input", 1) > 1 and _sums(sized)
 
     def parts(self, sized: SizedLayer) -> dict[int, Part]:
         """By rank, ascending; ranks that get no example are left out.
 
-        Layers whose channels are given out alike have these in common.
+        Layers whose boxes are given out alike have these in common.
         """
-        channels: dict[int, tuple[Ranges, Ranges]] = {}  # by place along the channels' axis
+        boxes: dict[tuple[int, ...], tuple[Box, tuple[Box, ...]]] = {}
         for place, at in zip(self.along, self.places, strict=True):
-            if place not in channels:
-                channels[place] = self._channels(sized, at)
-        key = (sized.kind == "loss", *channels.values())
+            if place not in boxes:
+                boxes[place] = self._boxes(sized, at)
+        key = (sized.layer.is_loss, *boxes.values())
         if key not in self._found:
-            self._found[key] = self._parts(channels, loss=sized.kind == "loss")
+            self._found[key] = self._parts(boxes, loss=sized.layer.is_loss)
         return self._found[key]
 
-    def _parts(self, channels: dict[int, tuple[Ranges, Ranges]], *, loss: bool) -> dict[int, Part]:
+    def _parts(
+        self, boxes: dict[tuple[int, ...], tuple[Box, tuple[Box, ...]]], *, loss: bool
+    ) -> dict[int, Part]:
         found = {}
         ranks = zip(self.entry.ranks, self.places, self.along, self.batches, strict=True)
         for rank, at, place, batch in ranks:
-            out, reads = channels[place]
-            mine = self._loss_batch(batch, at) if loss else batch
-            if mine and out:
+            out, reads = boxes[place]
+            mine = self._loss_batch(rank, batch, at) if loss else batch
+            if mine and not is_empty(out):
                 found[rank] = Part(mine, out, reads)
         return dict(sorted(found.items()))
 
@@ -309,21 +363,54 @@ class _Cutter:
             position, found[axis] = divmod(position, count)
         return found
 
-    def _channels(self, sized: SizedLayer, at: dict[Axis, int]) -> tuple[Ranges, Ranges]:
-        """Output channels that a rank computes, input channels that it needs for them."""
-        everything = ((0, sized.out_channels),)
-        out: Ranges = everything
-        if sized.kind == "loss":
-            return out, sized.reads(out)
-        if "channel" in at:
-            out = self._share(sized, "channel", sized.out_channels, at, strict=sized.has_weights)
-        elif "input" in at and sized.has_weights:
-            reads = self._share(sized, "input", sized.in_channels, at, strict=True)
-            return normalise(t.out for t in sized.terms(everything, reads)), reads
-        elif "input" in at:
-            out = self._share(sized, "input", sized.out_channels, at, strict=False)
-        out = normalise(out)
-        return out, sized.reads(out)
+    def _boxes(self, sized: SizedLayer, at: dict[Axis, int]) -> tuple[Box, tuple[Box, ...]]:
+        """The box of the output that a rank computes, and what it needs for it."""
+        value = sized.output
+        out = list(value.whole)
+        if sized.layer.is_loss:
+            if "token" in at and "token" in value.axes:
+                out[0] = self._share(sized, "token", value.size("token"), at, strict=False)
+            return tuple(out), sized.reads(tuple(out))
+        sums = "input" in at and _sums(sized)
+        for axis in self.inner:
+            name = "channel" if axis == "input" else axis
+            if axis == "input" and sums:
+                continue
+            self._check_axis(sized, name)
+            position = value.axes.index(name)
+            strict = axis == "channel" and sized.has_weights
+            out[position] = normalise(
+                self._share(sized, axis, value.shape[position], at, strict=strict)
+            )
+        box = tuple(out)
+        if is_empty(box):
+            return box, tuple([()] * len(sized.inputs))
+        if not sums:
+            return box, sized.reads(box)
+        (before,) = sized.inputs
+        channels = self._share(sized, "input", before.channels, at, strict=True)
+        touched = sized.layer.from_inputs(sized, channels)
+        assert touched is not None
+        channel = value.axes.index("channel")
+        out[channel] = touched[channel]
+        reads = list(sized.reads(tuple(out))[0])
+        reads[before.axes.index("channel")] = channels
+        return tuple(out), (tuple(reads),)
+
+    def _check_axis(self, sized: SizedLayer, axis: str) -> None:
+        """Refuse an axis that a layer cannot be cut on, by name and with a reason."""
+        axes = sized.output.axes
+        reason = (
+            f"its output has no {axis}" if axis not in axes else sized.layer.uncut(sized, axis)
+        )
+        if reason:
+            suits = ["batch", *(x for x in axes if not sized.layer.uncut(sized, x))]
+            suits = [x for x in suits if x != "width"]
+            raise InputError(
+                f"{sized.name} cannot be split by {axis}: {reason}; it can by {', '.join(suits)}",
+                self.plan.place(("placement", self.number, "split")),
+                f"place {sized.name} in an entry of its own, with split: {suits[-1]} or none",
+            )
 
     def _batch(self, at: dict[Axis, int], first: SizedLayer, chunk: int, pieces: int) -> Ranges:
         """A rank's examples, in ``pieces`` equal runs where an exchange goes by scatter."""
@@ -333,12 +420,14 @@ class _Cutter:
         share = self._share(first, "batch", run, at, strict=True)
         return normalise(r for p in range(pieces) for r in shift(share, p * run))
 
-    def _loss_batch(self, batch: Ranges, at: dict[Axis, int]) -> Ranges:
+    def _loss_batch(self, rank: int, batch: Ranges, at: dict[Axis, int]) -> Ranges:
         """The loss of each example is computed once: ranks that share a batch share it out."""
         count, index = 1, 0
         for axis, n in self.axes:
-            if axis != "batch":
+            if axis not in ("batch", "token"):
                 count, index = count * n, index * n + at[axis]
+        if self.replicates:
+            count, index = len(self.entry.ranks), self.entry.ranks.index(rank)
         if count == 1:
             return batch
         low, high = batch[0][0], batch[-1][1]
@@ -349,7 +438,7 @@ class _Cutter:
         self, sized: SizedLayer, axis: Axis, total: int, at: dict[Axis, int], *, strict: bool
     ) -> Ranges:
         """What a rank has of ``total`` things; with ``strict`` they must divide exactly."""
-        shares = self.entry.shares or (1,) * dict(self.axes)[axis]
+        shares = self.entry.shares_of(axis) or (1,) * dict(self.axes)[axis]
         whole = sum(shares)
         if strict and total % whole and any(total * share % whole for share in shares):
             self._refuse(sized, axis, total, shares)
@@ -384,3 +473,8 @@ def _in_shares(total: int, shares: tuple[int, ...]) -> Ranges:
         taken += share
         bounds.append(total * taken // whole)
     return tuple(pairwise(bounds))
+
+
+def _sums(sized: SizedLayer) -> bool:
+    """Whether a layer is a sum over its input channels, so that some of them give a partial sum."""
+    return sized.layer.from_inputs(sized, ((0, 1),)) is not None

@@ -1,55 +1,55 @@
 """Segments, what crosses between them, which gradients are summed: a program's static half.
 
 A segment is a run of layers that every rank computes without talking to anyone. It ends where a
-rank needs something that another has, where the stage or the chunk changes, and before a layer
-whose gradients fill a reduction *bucket*, so that the reduction can start while the backward goes
-on. Between two segments lies a *boundary* with its messages:
+rank needs something that another has, where something is sent, where the stage or the chunk changes,
+and before a layer whose gradients fill a reduction *bucket*, so that the reduction can start while
+the backward goes on. What a segment reads from others are its *imports*, what others read of it are
+its *exports*. Before each import lies a *boundary* with its messages:
 
-    producers' parts                 consumers' needs               messages
+    producer's parts                 consumer's needs               messages
     rank 0: examples x 0:128    ╳    rank 0: examples x 0:256   ->  0 -> 1, 1 -> 0 and two local
     rank 1: examples x 128:256       rank 1: examples x 0:256
+
+In a chain of layers every segment has one import and one export, and boundary n lies before
+segment n. Boundary 0 stands for the model's input, which every rank loads for itself.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from orchestrator.models.layers import Shape, SizedLayer, Tile
-from orchestrator.models.model import Model
-from orchestrator.models.ranges import Ranges, intersect, local, normalise, shift, size
-from orchestrator.program.placement import PlacedLayer, Placement
+from orchestrator.models.box import Box, Shape, hull, is_empty, shape_of, volume
+from orchestrator.models.layer import INPUT, LABELS, LayerPart, SizedLayer, Value
+from orchestrator.models.ranges import Ranges, intersect, local, shift, size
+from orchestrator.program.placement import FROM_INPUT, FROM_LABELS, PlacedLayer, Placement
 
 # A reduction takes about this much at once: small enough to start early, large enough that
 # latency (0.3 to 0.5 ms over gloo, microseconds over NCCL) does not matter beside it.
 BUCKET_BYTES = 4 * 2**20
 
 
-class LayerPart(NamedTuple):
-    """A rank's channels of one layer of a segment; ranks that differ in their examples share it.
+class Import(NamedTuple):
+    """A value that a segment reads from elsewhere.
 
     Args:
-        sized: the layer.
-        out: output channels it computes.
-        reads: input channels it needs for them.
-        tiles: rectangles of the weight it holds; () without weights.
-        bias: output channels whose bias it holds. Where a layer is split on its input, the bias
-            is with the rank that has the channel's first fan-in.
-        parameters: weight and bias values held.
-        macs_per_image: multiply-adds for one image, forward.
+        value: what one example of it is, whole.
+        source: name of the layer that makes it, or ``input``, or ``labels``.
+        boundary: number of the boundary that it crosses, from 1; -1 for data.
+        readers: the layers of the segment that read it, by position, and which of their inputs.
+        trained: it was computed from something that is trained, so its gradient goes back.
     """
 
-    sized: SizedLayer
-    out: Ranges
-    reads: Ranges
-    tiles: tuple[Tile, ...]
-    bias: Ranges
-    parameters: int
-    macs_per_image: int
+    value: Value
+    source: str
+    boundary: int
+    readers: tuple[tuple[int, int], ...]
+    trained: bool
 
 
 class SegmentPart(NamedTuple):
@@ -58,42 +58,30 @@ class SegmentPart(NamedTuple):
     Args:
         layers: in order; the same object for ranks that differ in their examples only.
         share: number of ``layers`` among those of this segment.
-        sizes: of each layer: channels it reads and computes, parameters, tiles of its weight.
+        sizes: of each layer: values it reads and computes, parameters, tiles.
+        imports: the box of each import.
         batch: examples within the chunk.
         examples: of each chunk.
-        parameters: weight and bias values held.
-        macs_per_image: multiply-adds for one image, forward.
+        parameters: values held.
+        macs_per_example: multiply-adds for one example, forward.
     """
 
     layers: tuple[LayerPart, ...]
     share: int
     sizes: tuple[tuple[int, int, int, int], ...]
+    imports: tuple[Box, ...]
     batch: Ranges
     examples: int
     parameters: int
-    macs_per_image: int
+    macs_per_example: int
 
-    @property
-    def reads(self) -> Ranges:
-        """Channels of the segment's input that this rank needs."""
-        return self.layers[0].reads
+    def import_shape(self, number: int) -> Shape:
+        """Shape of an import's tensor: examples, then the sizes of its box."""
+        return (self.examples, *shape_of(self.imports[number]))
 
-    @property
-    def out(self) -> Ranges:
-        """Channels of the segment's output that this rank gives."""
-        return self.layers[-1].out
-
-    @property
-    def input_shape(self) -> Shape:
-        """Shape of the input tensor: examples, channels, ..."""
-        first = self.layers[0].sized
-        return (self.examples, size(self.reads), *first.input_shape[1:])
-
-    @property
-    def output_shape(self) -> Shape:
-        """Shape of the output tensor: examples, channels, ..."""
-        last = self.layers[-1].sized
-        return (self.examples, size(self.out), *last.output_shape[1:])
+    def output_shape(self, layer: int) -> Shape:
+        """Shape of a layer's output tensor: examples, then the sizes of its box."""
+        return (self.examples, *shape_of(self.layers[layer].out))
 
 
 @dataclass(frozen=True)
@@ -101,12 +89,18 @@ class Segment:
     """A run of layers between two exchanges.
 
     Args:
-        index: position in the chain of segments.
+        index: position in the order of segments.
         stage: the pipeline stage it is in.
         chunk: examples at once.
         chunks: how many chunks one replica's share of the global batch is.
         parts: by rank within one replica.
         update_chunks: chunks after which its weights are updated; 0 for once a step.
+        sources: for each layer and input: the position of the layer of this segment that makes it,
+            or -1 - the position of the import.
+        imports: what it reads from other segments and from the data.
+        exports: positions of the layers whose output other segments read.
+        wants: by layer, whether one of its inputs was computed from something that is trained.
+        replicated: every rank computes all of it.
     """
 
     index: int
@@ -115,6 +109,11 @@ class Segment:
     chunks: int
     parts: dict[int, SegmentPart]
     update_chunks: int
+    sources: tuple[tuple[int, ...], ...]
+    imports: tuple[Import, ...]
+    exports: tuple[int, ...]
+    wants: tuple[bool, ...]
+    replicated: bool
 
     @cached_property
     def layers(self) -> tuple[SizedLayer, ...]:
@@ -123,17 +122,27 @@ class Segment:
 
     @property
     def reader(self) -> str:
-        """The layer that reads the segment's input: it names the exchange before it."""
+        """The first layer, which names the segment."""
         return self.layers[0].name
+
+    @cached_property
+    def trained(self) -> bool:
+        """Whether gradients reach it: something in it, or before it, is trained."""
+        return any(self.wants) or any(layer.has_weights for layer in self.layers)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether it ends in the loss."""
+        return any(found.source == LABELS for found in self.imports)
 
 
 class Message(NamedTuple):
-    """A rectangle of an activation that one rank gives another (or itself).
+    """A box of a value that one rank gives another (or itself).
 
     Args:
         turn: which of the consumer's chunks within the producer's chunk.
-        source, target: ranks within one replica; equal for what stays local.
-        taken: examples and channels, as positions in the producer's output tensor.
+        source, target: ranks within one replica, of the forward; equal for what stays local.
+        taken: examples and box, as positions in the producer's output tensor.
         given: the same, as positions in the consumer's input tensor.
         values: number of values.
     """
@@ -141,24 +150,37 @@ class Message(NamedTuple):
     turn: int
     source: int
     target: int
-    taken: tuple[Ranges, Ranges]
-    given: tuple[Ranges, Ranges]
+    taken: Box
+    given: Box
     values: int
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """What crosses from segment ``index - 1`` to segment ``index``.
+    """What crosses from one segment into an import of another.
 
     Args:
+        index: position among the boundaries.
+        producer, consumer: the segments; producer -1 for data.
+        layer: position in the producer of the layer whose output crosses.
+        number: which import of the consumer it is.
+        reader: name of the layer that reads: it names the exchange.
         turns: consumer chunks per producer chunk.
-        messages: by turn; sent in this order.
+        messages: of the forward, by turn; sent in this order.
+        gradients: the messages whose gradients go back, by turn: the same, but where an end is
+            replicated.
         summed: the messages are partial sums, which the receiver adds up in order of source.
     """
 
     index: int
+    producer: int
+    consumer: int
+    layer: int
+    number: int
+    reader: str
     turns: int
     messages: tuple[tuple[Message, ...], ...]
+    gradients: tuple[tuple[Message, ...], ...]
     summed: bool
 
 
@@ -167,7 +189,8 @@ class Bucket:
     """Parameters of one segment that one group of ranks holds alike and updates together.
 
     Args:
-        ranks: the group within one replica, ascending.
+        ranks: the group within one replica, ascending; each of its ranks has a part of the
+            gradient.
         parameters: values.
     """
 
@@ -176,32 +199,123 @@ class Bucket:
     parameters: int
 
 
-def cut(placement: Placement, model: Model, itemsize: int, replicas: int) -> tuple[Segment, ...]:
-    """Cut the chain of placed layers into segments."""
+# -- cutting --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The static half of a program.
+
+    Args:
+        segments, boundaries: see there.
+        buckets: by segment, the groups that share its parameters; () for one without.
+    """
+
+    segments: tuple[Segment, ...]
+    boundaries: tuple[Boundary, ...]
+    buckets: tuple[tuple[Bucket, ...], ...]
+
+
+def cut(placement: Placement, itemsize: int, replicas: int) -> Cut:
+    """Cut the placed layers into segments, and find what crosses between them."""
     layers, examples = placement.layers, placement.microbatch * placement.n_microbatches
     parts = [_layer_parts(layer) for layer in layers]
-    starts = _starts(layers, parts, itemsize, replicas)
-    segments = []
-    for index, (start, end) in enumerate(pairwise([*starts, len(layers)])):
+    starts = [*_starts(layers, parts, itemsize, replicas), len(layers)]
+    segment_of = [
+        index for index, (start, end) in enumerate(pairwise(starts)) for _ in range(start, end)
+    ]
+    exported: defaultdict[int, dict[int, None]] = defaultdict(dict)
+    for i, layer in enumerate(layers):
+        for source in layer.sources:
+            if source >= 0 and segment_of[source] != segment_of[i]:
+                exported[segment_of[source]][source] = None
+    trained: list[bool] = []
+    for layer in layers:
+        trained.append(layer.sized.has_weights or _any_trained(layer, trained))
+    segments: list[Segment] = []
+    crossings: list[_Crossing] = []
+    for index, (start, end) in enumerate(pairwise(starts)):
         first = layers[start]
+        sources, imports = _imports(layers, start, end, trained)
+        numbered = []
+        for number, (source, found) in enumerate(imports):
+            boundary = len(crossings) + 1 if source >= 0 else -1
+            if source >= 0:
+                crossings.append(_Crossing(source, segment_of[source], index, number, found))
+            numbered.append(found._replace(boundary=boundary))
         segments.append(
             Segment(
                 index,
                 first.stage,
                 first.chunk,
                 chunks=examples // first.chunk,
-                parts=_segment_parts(first, parts[start:end]),
+                parts=_segment_parts(first, parts[start:end], imports),
                 update_chunks=first.update // first.chunk,
+                sources=sources,
+                imports=tuple(numbered),
+                exports=tuple(sorted(source - start for source in exported[index])),
+                wants=tuple(_any_trained(layer, trained) for layer in layers[start:end]),
+                replicated=first.replicated,
             )
         )
-    return tuple(segments)
+    boundaries = [Boundary(0, -1, 0, 0, 0, segments[0].reader, 1, (), (), summed=False)]
+    for number, crossing in enumerate(crossings, 1):
+        boundaries.append(_boundary(number, crossing, segments, layers, starts))
+    return Cut(tuple(segments), tuple(boundaries), _buckets(segments))
 
 
-LayerParts = dict[int, LayerPart]  # by rank; one object for those that share their channels
+def _any_trained(layer: PlacedLayer, trained: Sequence[bool]) -> bool:
+    """Whether an input was computed from something that is trained."""
+    return any(source >= 0 and trained[source] for source in layer.sources)
 
 
-def _segment_parts(first: PlacedLayer, by_layer: list[LayerParts]) -> dict[int, SegmentPart]:
-    """By rank; what follows from the channels is worked out once for those that share them."""
+class _Crossing(NamedTuple):
+    """A placed layer whose output a later segment imports."""
+
+    source: int
+    producer: int
+    consumer: int
+    number: int
+    found: Import
+
+
+def _imports(
+    layers: Sequence[PlacedLayer], start: int, end: int, trained: Sequence[bool]
+) -> tuple[tuple[tuple[int, ...], ...], list[tuple[int, Import]]]:
+    """Where each layer's inputs come from, and the imports with their placed sources.
+
+    The labels come last, whatever reads them.
+    """
+    readers: dict[int, list[tuple[int, int]]] = {}
+    for i in range(start, end):
+        for number, source in enumerate(layers[i].sources):
+            if not start <= source < end:
+                readers.setdefault(source, []).append((i - start, number))
+    order = sorted(readers, key=lambda source: source == FROM_LABELS)
+    imports = []
+    for source in order:
+        name = {FROM_INPUT: INPUT, FROM_LABELS: LABELS}.get(source) or layers[source].sized.name
+        (at, number), *_ = readers[source]
+        value = layers[start + at].sized.inputs[number]
+        reading = tuple(readers[source])
+        imports.append((source, Import(value, name, -1, reading, source >= 0 and trained[source])))
+    sources = tuple(
+        tuple(
+            source - start if start <= source < end else -1 - order.index(source)
+            for source in layers[i].sources
+        )
+        for i in range(start, end)
+    )
+    return sources, imports
+
+
+LayerParts = dict[int, LayerPart]  # by rank; one object for those that share their boxes
+
+
+def _segment_parts(
+    first: PlacedLayer, by_layer: list[LayerParts], imports: list[tuple[int, Import]]
+) -> dict[int, SegmentPart]:
+    """By rank; what follows from the boxes is worked out once for those that share them."""
     groups: dict[tuple[int, ...], dict[int, Ranges]] = {}
     for rank, (batch, _, _) in first.parts.items():
         same = tuple([id(parts[rank]) for parts in by_layer])
@@ -210,33 +324,39 @@ def _segment_parts(first: PlacedLayer, by_layer: list[LayerParts]) -> dict[int, 
     for share, batches in enumerate(groups.values()):
         any_rank = next(iter(batches))
         layers = tuple([parts[any_rank] for parts in by_layer])
-        sizes = tuple([(size(x.reads), size(x.out), x.parameters, len(x.tiles)) for x in layers])
+        sizes = tuple([_sizes(layer) for layer in layers])
+        boxes = tuple(
+            [
+                _import_box([layers[at].reads[number] for at, number in one.readers])
+                for _, one in imports
+            ]
+        )
         parameters = sum([layer.parameters for layer in layers])
-        macs = sum([layer.macs_per_image for layer in layers])
+        macs = sum([layer.macs_per_example for layer in layers])
         for rank, batch in batches.items():
-            found[rank] = SegmentPart(layers, share, sizes, batch, size(batch), parameters, macs)
+            found[rank] = SegmentPart(
+                layers, share, sizes, boxes, batch, size(batch), parameters, macs
+            )
     return {rank: found[rank] for rank in first.parts}
 
 
+def _sizes(layer: LayerPart) -> tuple[int, int, int, int]:
+    values = sum([volume(box) for box in layer.reads])
+    return values, volume(layer.out), layer.parameters, len(layer.tiles)
+
+
+def _import_box(boxes: list[Box]) -> Box:
+    """What all readers of an import need of it."""
+    return boxes[0] if len(boxes) == 1 else hull(boxes) or boxes[0]
+
+
 def _layer_parts(layer: PlacedLayer) -> LayerParts:
-    sized = layer.sized
     found: LayerParts = {}
-    groups: dict[tuple[Ranges, Ranges], list[int]] = {}
+    groups: dict[tuple[Box, tuple[Box, ...]], list[int]] = {}
     for rank, (_, out, reads) in layer.parts.items():
         groups.setdefault((out, reads), []).append(rank)
     for (out, reads), group in groups.items():
-        tiles: tuple[Tile, ...] = ()
-        bias: Ranges = ()
-        parameters = macs = 0
-        if sized.has_weights:
-            tiles = sized.tiles(out, reads)
-            terms = sized.terms(out, reads)
-            bias = normalise(term.out for term in terms if term.fan[0] == 0)
-            weights = sized.weights(tiles)
-            parameters = weights + size(bias)
-            macs = weights * sized.layer.macs_per_weight(sized.input_shape)
-        part = LayerPart(sized, out, reads, tiles, bias, parameters, macs)
-        found |= dict.fromkeys(group, part)
+        found |= dict.fromkeys(group, layer.sized.part(out, reads))
     return found
 
 
@@ -244,78 +364,158 @@ def _starts(
     layers: Sequence[PlacedLayer], parts: list[LayerParts], itemsize: int, replicas: int
 ) -> list[int]:
     """Positions of the layers at which a segment begins."""
+    ends = _ends(layers)
     starts = []
     waiting = 0
     for i in range(len(layers) - 1, -1, -1):
         shares = {id(part): part for part in parts[i].values()}
-        summed = replicas > 1 or len(shares) < len(parts[i])
+        copies = len(parts[i]) if not layers[i].replicated else len(shares)
+        summed = replicas > 1 or len(shares) < copies
         if layers[i].sized.has_weights and summed:
-            # a bias for each channel: where the input is split, one rank has it for the others
-            waiting += itemsize * max(
-                [p.parameters - size(p.bias) + size(p.out) for p in shares.values()]
-            )
-        if i == 0 or waiting >= BUCKET_BYTES or _differs(layers[i - 1], layers[i]):
+            waiting += itemsize * max([_reduced(p) for p in shares.values()])
+        if i == 0 or waiting >= BUCKET_BYTES or i in ends:
             starts.append(i)
             waiting = 0
     return starts[::-1]
 
 
-def _differs(before: PlacedLayer, after: PlacedLayer) -> bool:
-    """Whether something must be exchanged or regrouped between two layers."""
-    regrouped = (before.stage, before.chunk, before.update, before.parts.keys()) != (
-        after.stage, after.chunk, after.update, after.parts.keys()
-    )  # fmt: skip
-    if before.partial or regrouped:
+def _reduced(part: LayerPart) -> int:
+    """Values that a rank's share of a layer may add to a reduction: with a bias for each channel,
+    since where the input is split one rank has it for the others."""
+    output = part.sized.output
+    if "channel" not in output.axes or all(x.name != "bias" for x in part.sized.specs):
+        return part.parameters
+    bias = sum([volume(tile.box) for tile in part.tiles if tile.parameter == "bias"])
+    return part.parameters - bias + size(output.along(part.out, "channel"))
+
+
+def _ends(layers: Sequence[PlacedLayer]) -> set[int]:
+    """Layers that cannot be in one segment with the one before: the two are computed in other ways,
+    this one reads what has to be exchanged, or the one before gives it."""
+    found = {i for i in range(1, len(layers)) if not _alike(layers[i - 1], layers[i])}
+    for i, layer in enumerate(layers):
+        for number, source in enumerate(layer.sources):
+            if source >= 0 and _differs(layers[source], layer, number):
+                found |= {i, source + 1}
+    return found
+
+
+def _alike(before: PlacedLayer, after: PlacedLayer) -> bool:
+    """Whether the same ranks compute both layers, of the same examples, in the same turns."""
+    a, b = before, after
+    if (a.stage, a.chunk, a.update, a.replicated) != (b.stage, b.chunk, b.update, b.replicated):
+        return False
+    if a.parts is b.parts:
         return True
-    return any(
-        part.batch != after.parts[rank].batch or part.out != after.parts[rank].reads
-        for rank, part in before.parts.items()
+    return a.parts.keys() == b.parts.keys() and all(
+        part.batch == b.parts[rank].batch for rank, part in a.parts.items()
     )
 
 
-def boundaries(segments: tuple[Segment, ...], placement: Placement) -> tuple[Boundary, ...]:
-    """The boundary before every segment but the first; element 0 is empty."""
-    partial = {layer.sized.name for layer in placement.layers if layer.partial}
-    found = [Boundary(0, 1, (), summed=False)]
-    for before, after in zip(segments, segments[1:], strict=False):
-        turns = before.chunk // after.chunk
-        messages = tuple(tuple(_messages(before, after, turn)) for turn in range(turns))
-        summed = before.layers[-1].name in partial
-        found.append(Boundary(after.index, turns, messages, summed))
-    return tuple(found)
+def _differs(before: PlacedLayer, after: PlacedLayer, number: int) -> bool:
+    """Whether a value must be exchanged or regrouped between its layer and input ``number`` of
+    another."""
+    if before.partial or not _alike(before, after):
+        return True
+    return any(part.out != after.parts[rank].reads[number] for rank, part in before.parts.items())
 
 
-def _messages(before: Segment, after: Segment, turn: int) -> list[Message]:
-    """Every rectangle that a rank of ``before`` has and a rank of ``after`` needs in this turn.
+# -- messages -------------------------------------------------------------------------------------
+
+
+def _boundary(
+    index: int,
+    crossing: _Crossing,
+    segments: Sequence[Segment],
+    layers: Sequence[PlacedLayer],
+    starts: Sequence[int],
+) -> Boundary:
+    before, after = segments[crossing.producer], segments[crossing.consumer]
+    position = crossing.source - starts[crossing.producer]
+    turns = before.chunk // after.chunk
+    has = {rank: (part.batch, *part.layers[position].out) for rank, part in before.parts.items()}
+    needs = {
+        rank: (part.batch, *part.imports[crossing.number])
+        for rank, part in after.parts.items()
+        if not is_empty(part.imports[crossing.number])
+    }
+    at, _ = crossing.found.readers[0]
+    wanted = [
+        {rank: (shift(box[0], turn * after.chunk), *box[1:]) for rank, box in needs.items()}
+        for turn in range(turns)
+    ]
+    messages = [
+        tuple(_messages(turn, has, now, _copies(before), {})) for turn, now in enumerate(wanted)
+    ]
+    gradients = messages
+    if before.replicated or after.replicated:
+        gradients = [
+            tuple(_messages(turn, has, now, {}, _copies(after))) for turn, now in enumerate(wanted)
+        ]
+    return Boundary(
+        index, crossing.producer, crossing.consumer, position, crossing.number,
+        after.layers[at].name, turns, tuple(messages), tuple(gradients),
+        summed=layers[crossing.source].partial,
+    )  # fmt: skip
+
+
+def _copies(segment: Segment) -> dict[int, tuple[int, ...]]:
+    """By rank, all ranks that compute the same; {} where each computes something else."""
+    ranks = tuple(segment.parts)
+    return dict.fromkeys(ranks, ranks) if segment.replicated else {}
+
+
+def _chosen(rank: int, peer: int, copies: dict[int, tuple[int, ...]]) -> bool:
+    """Whether, of the ranks that compute the same as ``rank``, this one serves ``peer``: itself if
+    it is one of them, else they take turns."""
+    same = copies.get(rank)
+    if not same:
+        return True
+    return rank == (peer if peer in same else same[peer % len(same)])
+
+
+def _messages(
+    turn: int,
+    has: dict[int, Box],
+    wanted: dict[int, Box],
+    sources: dict[int, tuple[int, ...]],
+    targets: dict[int, tuple[int, ...]],
+) -> list[Message]:
+    """Every box that a rank of the producer has and a rank of the consumer needs in this turn.
 
     A sender goes round its peers starting behind itself, so that nobody is everybody's first.
+
+    Args:
+        has, wanted: by rank, examples and box.
+        sources, targets: ranks that compute the same, of which one is enough.
     """
-    values = after.layers[0].in_values
-    targets = sorted(after.parts)
-    needs: dict[tuple[Ranges, Ranges], int] = {}  # numbered: ranks that need the same share one
-    need_of = {
-        rank: needs.setdefault((part.batch, part.reads), len(needs))
-        for rank, part in after.parts.items()
-    }
-    wanted = [(shift(batch, turn * after.chunk), reads) for batch, reads in needs]
+    ranks = sorted(wanted)
+    needs: dict[Box, int] = {}  # numbered: ranks that need the same share one
+    need_of = {rank: needs.setdefault(box, len(needs)) for rank, box in wanted.items()}
     found = []
-    for source, part in before.parts.items():
-        has_batch, has_channels = part.batch, part.out
-        low, high = has_batch[0][0], has_batch[-1][1]
+    for source, mine in has.items():
+        low, high = mine[0][0][0], mine[0][-1][1]
         pieces = {}
-        for need, (wants_batch, wants_channels) in enumerate(wanted):
-            if wants_batch[-1][1] <= low or high <= wants_batch[0][0]:
+        for box, need in needs.items():
+            if box[0][-1][1] <= low or high <= box[0][0][0]:
                 continue  # most, where many ranks split the batch
-            batch = _overlap(has_batch, wants_batch)
-            if not batch.number:
-                continue
-            channels = _overlap(has_channels, wants_channels)
-            if channels.number:
-                taken, given = (batch.taken, channels.taken), (batch.given, channels.given)
-                pieces[need] = taken, given, batch.number * channels.number * values
-        behind = bisect_right(targets, source)
-        for target in targets[behind:] + targets[:behind]:
-            if need_of[target] in pieces:
+            taken, given, number = [], [], 1
+            for a, b in zip(mine, box, strict=True):
+                overlap = _overlap(a, b)
+                number *= overlap.number
+                if not number:
+                    break
+                taken.append(overlap.taken)
+                given.append(overlap.given)
+            if number:
+                pieces[need] = tuple(taken), tuple(given), number
+        behind = bisect_right(ranks, source)
+        for target in ranks[behind:] + ranks[:behind]:
+            if (
+                need_of[target] in pieces
+                and _chosen(source, target, sources)
+                and _chosen(target, source, targets)
+            ):
                 found.append(Message(turn, source, target, *pieces[need_of[target]]))
     return found
 
@@ -335,14 +535,19 @@ def _overlap(has: Ranges, wants: Ranges) -> _Overlap:
     return _Overlap(local(both, has), local(both, wants), size(both))
 
 
-def buckets(segments: tuple[Segment, ...]) -> tuple[tuple[Bucket, ...], ...]:
-    """By segment, the groups that share its parameters; () for a segment without weights."""
+# -- parameters -----------------------------------------------------------------------------------
+
+
+def _buckets(segments: Iterable[Segment]) -> tuple[tuple[Bucket, ...], ...]:
+    """By segment, the groups that share its parameters and have parts of their gradients."""
     found = []
     for segment in segments:
-        groups: dict[tuple[tuple[tuple[Tile, ...], Ranges], ...], list[int]] = {}
+        groups: dict[tuple[object, ...], list[int]] = {}
         for rank, part in segment.parts.items():
             if part.parameters:
-                key = tuple([(x.tiles, x.bias) for x in part.layers if x.tiles])
+                key: tuple[object, ...] = tuple([x.tiles for x in part.layers if x.tiles])
+                if segment.replicated:  # each has the whole gradient
+                    key = (*key, rank)
                 groups.setdefault(key, []).append(rank)
         found.append(
             tuple(
@@ -351,3 +556,4 @@ def buckets(segments: tuple[Segment, ...]) -> tuple[tuple[Bucket, ...], ...]:
             )
         )
     return tuple(found)
+

@@ -26,9 +26,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from math import prod
 from operator import itemgetter
 
-from orchestrator.models.ranges import Ranges, size
+from orchestrator.models.box import Box, Shape, volume
+from orchestrator.models.ranges import size
 from orchestrator.program.ops import (
     ALL_GATHER,
     COMPUTE,
@@ -114,9 +116,13 @@ class _Exchanges:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._arriving: dict[tuple[int, int], dict[int, list[Message]]] = {}
+        self.behind = [
+            [b for b in program.boundaries[1:] if b.producer == segment.index]
+            for segment in program.segments
+        ]
+        self._arriving: dict[tuple[int, int, str], dict[int, list[Message]]] = {}
         self._leaving: dict[int, dict[int, list[Message]]] = {}
-        self._pairs: dict[tuple[int, int], dict[tuple[int, int], Message]] = {}
+        self._pairs: dict[tuple[int, int, bool], dict[tuple[int, int], Message]] = {}
         self._footprints: dict[object, Footprint] = {}
 
     def signature(self, rank: int) -> tuple[object, ...]:
@@ -129,62 +135,76 @@ class _Exchanges:
             if part is None:
                 parts.append(None)
                 continue
-            reads, out = part.sizes[0][0], part.sizes[-1][1]
-            arriving = [
-                (m.values, _is_view(m.given, reads))
-                for turn in range(len(program.boundaries[segment.index].messages))
-                for m in self.arriving(segment.index, turn, local_rank)
-                if m.source != local_rank
-            ]
-            leaving = [
-                (m.turn, m.values, _is_view(m.taken, out), m.target == local_rank)
-                for m in self.leaving(segment.index + 1, local_rank)
-            ]
-            parts += part.examples, part.sizes, *arriving, None, *leaving
+            parts += part.examples, part.sizes
+            for number, found in enumerate(segment.imports):
+                if found.boundary > 0:
+                    shape = part.import_shape(number)
+                    parts += [
+                        (m.values, _is_view(m.given, shape))
+                        for turn in range(program.boundaries[found.boundary].turns)
+                        for m in self.arriving(found.boundary, turn, local_rank)
+                        if m.source != local_rank
+                    ]
+                parts.append(None)
+            for boundary in self.behind[segment.index]:
+                shape = part.output_shape(boundary.layer)
+                parts += [
+                    (m.turn, m.values, _is_view(m.taken, shape), m.target == local_rank)
+                    for m in self.leaving(boundary.index, local_rank)
+                ]
         if ids:
             mine = itemgetter(*ids)
             parts += mine(columns.kind), mine(columns.segment), mine(columns.microbatch)
             parts.append(mine(columns.bytes))
         return tuple(parts)
 
-    def arriving(self, segment: int, turn: int, rank: int) -> list[Message]:
-        """Messages from which a rank puts its input together."""
-        if (segment, turn) not in self._arriving:
+    def arriving(self, boundary: int, turn: int, rank: int) -> list[Message]:
+        """Messages from which a rank puts an import together."""
+        return self._grouped(boundary, turn, "target", rank)
+
+    def returned(self, boundary: int, turn: int, rank: int) -> list[Message]:
+        """Messages whose gradients a rank cuts from an import's gradient."""
+        return self._grouped(boundary, turn, "returned", rank)
+
+    def _grouped(self, boundary: int, turn: int, how: str, rank: int) -> list[Message]:
+        key = (boundary, turn, how)
+        if key not in self._arriving:
+            found = self.program.boundaries[boundary]
             by_target: defaultdict[int, list[Message]] = defaultdict(list)
-            for message in self.program.boundaries[segment].messages[turn]:
+            for message in (found.messages if how == "target" else found.gradients)[turn]:
                 by_target[message.target].append(message)
-            self._arriving[segment, turn] = by_target
-        return self._arriving[segment, turn].get(rank, [])
+            self._arriving[key] = by_target
+        return self._arriving[key].get(rank, [])
 
-    def leaving(self, segment: int, rank: int) -> list[Message]:
-        """Messages, of all turns, whose gradients make up that of a rank's output."""
-        if segment not in self._leaving:
+    def leaving(self, boundary: int, rank: int) -> list[Message]:
+        """Messages, of all turns, whose gradients come back for a rank's output."""
+        if boundary not in self._leaving:
             by_source: defaultdict[int, list[Message]] = defaultdict(list)
-            for boundary in self.program.boundaries[segment : segment + 1]:
-                for message in chain.from_iterable(boundary.messages):
-                    by_source[message.source].append(message)
-            self._leaving[segment] = by_source
-        return self._leaving[segment].get(rank, [])
+            for message in chain.from_iterable(self.program.boundaries[boundary].gradients):
+                by_source[message.source].append(message)
+            self._leaving[boundary] = by_source
+        return self._leaving[boundary].get(rank, [])
 
-    def message(self, segment: int, turn: int, source: int, target: int) -> Message:
-        """The message of the forward between two ranks."""
-        if (segment, turn) not in self._pairs:
-            found = self.program.boundaries[segment].messages[turn]
-            self._pairs[segment, turn] = {(m.source, m.target): m for m in found}
-        return self._pairs[segment, turn][source, target]
+    def message(
+        self, boundary: int, turn: int, source: int, target: int, *, forward: bool
+    ) -> Message:
+        """The message between two ranks, forward or of gradients."""
+        key = (boundary, turn, forward)
+        if key not in self._pairs:
+            found = self.program.boundaries[boundary]
+            messages = (found.messages if forward else found.gradients)[turn]
+            self._pairs[key] = {(m.source, m.target): m for m in messages}
+        return self._pairs[key][source, target]
 
-    def footprint(
-        self, segment: int, rank: int, *, needs_input_gradient: bool, split: bool
-    ) -> Footprint:
+    def footprint(self, segment: int, rank: int, *, split: bool) -> Footprint:
         """Of one rank's part of a segment; parts alike in every size share one."""
         part = self.program.segments[segment].parts[rank]
-        sizes = tuple([(size(x.out), x.reads, len(x.tiles), x.parameters) for x in part.layers])
-        key = (segment, part.examples, sizes, needs_input_gradient, split)
+        sizes = tuple([(volume(x.out), x.reads, len(x.tiles), x.parameters) for x in part.layers])
+        key = (segment, part.examples, sizes, split)
         if key not in self._footprints:
             self._footprints[key] = footprint(
-                part, self.program.itemsize,
-                needs_input_gradient=needs_input_gradient, split=split,
-            )  # fmt: skip
+                self.program.segments[segment], part, self.program.itemsize, split=split
+            )
         return self._footprints[key]
 
 
@@ -194,18 +214,19 @@ class _Walk:
     def __init__(self, program: Program, exchanges: _Exchanges, rank: int, *, series: bool) -> None:
         self.program, self.exchanges, self.rank = program, exchanges, rank
         self.local_rank = rank % program.ranks_per_replica
-        self.last = len(program.segments) - 1
         self.alive = [0] * len(PARTS)
         self.total = self.peak = 0
         self.peak_op = -1
         self.at_peak = list(self.alive)
         self.series: list[tuple[int, int]] | None = [] if series else None
         self.received: defaultdict[tuple[str, int, int], int] = defaultdict(int)
+        # by segment and chunk
         self.inputs: dict[tuple[int, int], int] = {}
         self.kept: dict[tuple[int, int], int] = {}
         self.outputs: dict[tuple[int, int], int] = {}
-        self.input_gradients: dict[tuple[int, int], int] = {}
         self.owed: dict[tuple[int, int], int] = {}
+        # by boundary and chunk of the reader
+        self.input_gradients: dict[tuple[int, int], int] = {}
         self.gradients: dict[int, int] = {}
         self.sent: list[int] = []  # posted since the last computation
         self.footprints: dict[int, Footprint] = {}
@@ -241,14 +262,12 @@ class _Walk:
         program = self.program
         item = program.itemsize
         split = W in map(program.columns.kind.__getitem__, program.order[self.rank])
-        trained_before = False
         for segment, buckets in zip(program.segments, program.buckets, strict=True):
             part = segment.parts.get(self.local_rank)
             if part:
                 self.footprints[segment.index] = self.exchanges.footprint(
-                    segment.index, self.local_rank,
-                    needs_input_gradient=trained_before, split=split,
-                )  # fmt: skip
+                    segment.index, self.local_rank, split=split
+                )
                 bucket = next((b for b in buckets if self.local_rank in b.ranks), None)
                 group = (len(bucket.ranks) if bucket else 1) * program.replicas
                 values, shard = part.parameters, part.parameters
@@ -260,7 +279,6 @@ class _Walk:
                 if group > 1:
                     self.reduced.add(segment.index)
                     self._add(_GRADIENTS, values * item)
-            trained_before = trained_before or bool(buckets)
 
     # -- computation --------------------------------------------------------------------------
 
@@ -280,7 +298,8 @@ class _Walk:
 
     def _forward(self, i: int, segment: int, chunk: int) -> None:
         mine = self.footprints[segment]
-        self.inputs[segment, chunk] = self._take_input(i, mine, segment, chunk)
+        inputs = [self._take_import(i, n, segment, chunk) for n in range(len(mine.imports))]
+        self.inputs[segment, chunk] = sum(inputs)
         if self.program.recomputes(segment, chunk):
             self._note(i, mine.bare_forward_most)
             kept = 0
@@ -289,24 +308,25 @@ class _Walk:
             kept = mine.kept
         self.kept[segment, chunk] = kept
         self._add(_ACTIVATIONS, kept)
-        if segment < self.last:
-            self.outputs[segment, chunk] = mine.output
-            self._add(_OUTPUTS, mine.output)
+        if self.program.segments[segment].exports:
+            self.outputs[segment, chunk] = sum(mine.outputs)
+            self._add(_OUTPUTS, sum(mine.outputs))
 
-    def _take_input(self, i: int, mine: Footprint, segment: int, chunk: int) -> int:
-        """Put the input together; its bytes, 0 where it is a view of an output that is here."""
-        if segment == 0:
-            self._add(_INPUTS, mine.input)
-            return mine.input
-        boundary = self.program.boundaries[segment]
-        messages = self.exchanges.arriving(segment, chunk % boundary.turns, self.local_rank)
-        buffers = self.received.pop((F, segment, chunk), 0)
-        found = mine.input
+    def _take_import(self, i: int, number: int, segment: int, chunk: int) -> int:
+        """Put an import together; its bytes, 0 where it is a view of an output that is here."""
+        found = self.footprints[segment].imports[number]
+        index = self.program.segments[segment].imports[number].boundary
+        if index < 0:
+            self._add(_INPUTS, found)
+            return found
+        boundary = self.program.boundaries[index]
+        messages = self.exchanges.arriving(index, chunk % boundary.turns, self.local_rank)
+        buffers = self.received.pop((F, index, chunk), 0)
         if len(messages) == 1 and not boundary.summed:
             only = messages[0]
-            before = self.program.segments[segment - 1].parts.get(self.local_rank)
+            before = self.program.segments[boundary.producer].parts.get(self.local_rank)
             if only.source == self.local_rank and before is not None:
-                found = 0 if _is_view(only.taken, size(before.out)) else mine.input
+                found = 0 if _is_view(only.taken, before.output_shape(boundary.layer)) else found
             self._add(_RECEIVED, -buffers)
             self._add(_INPUTS, found)
             return found
@@ -322,16 +342,21 @@ class _Walk:
         if recomputed:  # the output of the first forward was kept for its sending only
             self._add(_OUTPUTS, -output)
             output = 0
-        gradient = self._take_output_gradient(i, mine, segment, chunk)
+        gradient = sum(
+            self._take_output_gradient(i, layer, segment, chunk)
+            for layer in self.program.segments[segment].exports
+        )
         if recomputed:
             self._note(i, mine.forward_most)
-            output = mine.output
+            output = sum(mine.outputs)
             self._add(_OUTPUTS, output)
             self.kept[key] = mine.kept
             self._add(_ACTIVATIONS, mine.kept)
         self._note(i, mine.backward_most)
-        if mine.input_gradient:
-            self._keep_input_gradient(segment, chunk, mine.input_gradient)
+        for number, size_ in enumerate(mine.import_gradients):
+            if size_:
+                index = self.program.segments[segment].imports[number].boundary
+                self._keep_input_gradient(index, chunk, size_)
         if kind == I:  # W still needs inputs, outputs and the gradients of outputs
             left = mine.kept_after_input
             self._add(_ACTIVATIONS, left - self.kept[key])
@@ -341,12 +366,12 @@ class _Walk:
         self._forget(key, output, gradient)
         self._accumulate(segment, mine)
 
-    def _keep_input_gradient(self, segment: int, chunk: int, size_: int) -> None:
+    def _keep_input_gradient(self, index: int, chunk: int, size_: int) -> None:
         """Until the backward that reads it here; where all of it is sent away, until it is sent."""
-        turn = chunk % self.program.boundaries[segment].turns
-        messages = self.exchanges.arriving(segment, turn, self.local_rank)
+        turn = chunk % self.program.boundaries[index].turns
+        messages = self.exchanges.returned(index, turn, self.local_rank)
         if any(message.source == self.local_rank for message in messages):
-            self.input_gradients[segment, chunk] = size_
+            self.input_gradients[index, chunk] = size_
             self._add(_OUTPUT_GRADIENTS, size_)
         else:
             self.sent.append(size_)
@@ -369,21 +394,17 @@ class _Walk:
             self.gradients[segment] = mine.weights
             self._add(_GRADIENTS, mine.weights)
 
-    def _take_output_gradient(self, i: int, mine: Footprint, segment: int, chunk: int) -> int:
-        """Put the gradient of an output together; its bytes."""
-        following = segment + 1
-        if following > self.last:
-            return 0
-        turns = self.program.boundaries[following].turns
+    def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> int:
+        """Put the gradient of one output together; its bytes."""
         buffers = local = 0
-        for reader in range(chunk * turns, (chunk + 1) * turns):
-            buffers += self.received.pop((B, following, reader), 0)
-            local += self.input_gradients.pop((following, reader), 0)
-        pieces = self.exchanges.leaving(following, self.local_rank)
-        output = self.program.segments[segment].parts[self.local_rank].output_shape
-        values = 1
-        for n in output:
-            values *= n
+        pieces: list[Message] = []
+        for boundary in self.exchanges.behind[segment]:
+            if boundary.layer == layer:
+                for reader in range(chunk * boundary.turns, (chunk + 1) * boundary.turns):
+                    buffers += self.received.pop((B, boundary.index, reader), 0)
+                    local += self.input_gradients.pop((boundary.index, reader), 0)
+                pieces += self.exchanges.leaving(boundary.index, self.local_rank)
+        values = prod(self.program.segments[segment].parts[self.local_rank].output_shape(layer))
         whole = values * self.program.itemsize
         if len(pieces) == 1 and pieces[0].values == values:
             # A view: of the buffer, or of the input gradient that it was cut from.
@@ -408,12 +429,14 @@ class _Walk:
         peer = columns.peers[i][0] % program.ranks_per_replica
         turn = chunk % boundary.turns
         if kind == SEND_F:
-            message = self.exchanges.message(segment, turn, self.local_rank, peer)
-            holder, where = program.segments[segment - 1].parts[self.local_rank].out, message.taken
+            message = self.exchanges.message(segment, turn, self.local_rank, peer, forward=True)
+            part = program.segments[boundary.producer].parts[self.local_rank]
+            shape, box = part.output_shape(boundary.layer), message.taken
         else:
-            message = self.exchanges.message(segment, turn, peer, self.local_rank)
-            holder, where = program.segments[segment].parts[self.local_rank].reads, message.given
-        return 0 if _is_view(where, size(holder)) else columns.bytes[i]
+            message = self.exchanges.message(segment, turn, peer, self.local_rank, forward=False)
+            part = program.segments[boundary.consumer].parts[self.local_rank]
+            shape, box = part.import_shape(boundary.number), message.given
+        return 0 if _is_view(box, shape) else columns.bytes[i]
 
     # -- bookkeeping --------------------------------------------------------------------------
 
@@ -434,7 +457,8 @@ class _Walk:
             self.series.append((i, now))
 
 
-def _is_view(where: tuple[Ranges, Ranges], channels: int) -> bool:
-    """Whether examples x channels of a tensor lie in memory one after another."""
-    examples, taken = where
-    return len(examples) == 1 and taken == ((0, channels),)
+def _is_view(box: Box, shape: Shape) -> bool:
+    """Whether a box of a tensor lies in memory as one piece: one run of examples, whole otherwise."""
+    return len(box[0]) == 1 and all(
+        ranges == ((0, n),) for ranges, n in zip(box[1:], shape[1:], strict=True)
+    )

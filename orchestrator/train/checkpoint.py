@@ -68,14 +68,14 @@ def restore(interpreter: RankInterpreter, state: State) -> None:
         rescale = state.lr / lr if lr and state.lr else 1.0
         with torch.no_grad():
             for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
-                weight.copy_(slot.of(state.weights[_name(slot)]))
+                weight.copy_(slot.of(state.weights[slot.name]))
             if parameters.sharded:
                 for slot, start, part in _shards(parameters):
-                    whole = slot.of(state.velocities[_name(slot)]).flatten()
+                    whole = slot.of(state.velocities[slot.name]).flatten()
                     part.copy_(whole[start : start + part.numel()])
             else:
                 for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
-                    velocity.copy_(slot.of(state.velocities[_name(slot)]))
+                    velocity.copy_(slot.of(state.velocities[slot.name]))
             if rescale != 1:
                 for velocity in parameters.velocities:
                     velocity.mul_(rescale)
@@ -90,10 +90,6 @@ def _shards(parameters: SegmentParameters) -> Iterator[tuple[Slot, int, Tensor]]
             mine = parameters.velocities[0][low - shard.start : high - shard.start]
             yield slot, low - begin, mine
         begin += size
-
-
-def _name(slot: Slot) -> str:
-    return f"{slot.layer.name}.{'bias' if slot.tile is None else 'weight'}"
 
 
 @dataclass
@@ -126,7 +122,7 @@ class State:
 
     def put(self, piece: Piece) -> None:
         """Write one piece where it belongs."""
-        name = _name(piece.slot)
+        name = piece.slot.name
         whole = (self.weights if piece.kind == "weights" else self.velocities)[name]
         self.filled[piece.kind, name] += piece.values.numel()
         current = piece.slot.of(whole).flatten()
@@ -211,8 +207,7 @@ def load(path: Path, model: Model) -> State:
 
 
 def _shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight and bias of a model."""
+    """Name and shape of every parameter of a model."""
     for layer in model.layers:
-        if layer.has_weights:
-            yield f"{layer.name}.weight", layer.weight_shape
-            yield f"{layer.name}.bias", (layer.out_channels,)
+        for spec in layer.specs:
+            yield f"{layer.name}.{spec.name}", spec.shape

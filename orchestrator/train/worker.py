@@ -20,6 +20,7 @@ from orchestrator.execute.interpreter import RankInterpreter, Unread
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.worker_context import WorkerContext
+from orchestrator.models.layer import INPUT, LABELS
 from orchestrator.models.model import Recipe
 from orchestrator.observe.metrics import Page, RankTotals, RunLabels, stage_of
 from orchestrator.observe.metrics_options import LOOPBACK
@@ -203,12 +204,11 @@ def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
         job.data, image_size=size, channels=channels, classes=program.model.classes,
         seed=job.recipe.seed,
     )  # fmt: skip
-    last = len(program.segments) - 1
     return DataFeed(
         dataset,
         SampleOrder(dataset.size, program.global_batch, job.recipe.seed),
-        image_samples=torch.cat([i.samples_of(0) for i in interpreters]),
-        label_samples=torch.cat([i.samples_of(last) for i in interpreters]),
+        image_samples=torch.cat([i.samples_of(INPUT) for i in interpreters]),
+        label_samples=torch.cat([i.samples_of(LABELS) for i in interpreters]),
         start=job.start,
         stop=job.stop,
     )

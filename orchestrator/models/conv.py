@@ -1,0 +1,170 @@
+"""Convolution of images: in groups, with partial connectivity, padded on each side as it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.errors import InputError
+from orchestrator.models.box import Box, Shape, padding_of, windows
+from orchestrator.models.layer import (
+    LayerMemory,
+    LayerPart,
+    SizedLayer,
+    Value,
+    positive,
+    wants_image,
+)
+from orchestrator.models.ranges import normalise, size
+from orchestrator.models.terms import Term, Weighted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv(Weighted):
+    """2-D convolution.
+
+    Args:
+        channels: output channels.
+        kernel, stride: as in ``torch.nn.Conv2d``, square.
+        padding: zeros before and after each side; one number means both. The 2012 code pads conv1
+            after only, ``(0, 3)``.
+        groups: equal groups; or give ``column_reads``.
+        column_reads: for partial connectivity, per column of the output the input columns it
+            reads, such as ``((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))``.
+        weight_std, bias: initial weights N(0, weight_std), initial bias; None for no bias.
+    """
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int | tuple[int, int] = 0
+    column_reads: tuple[tuple[int, ...], ...] = ()
+    kind: ClassVar[str] = "conv"
+    drawn: ClassVar[str] = "block"
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Zeros before and after."""
+        return (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        wants_image(self, value, "a convolution")
+        sides = [(n + sum(self.pads) - self.kernel) // self.stride + 1 for n in value.shape[1:]]
+        shape = positive(self, (self.channels, *sides), value.shape)
+        self.terms(value.channels, self.channels)  # refuses groups that do not divide
+        return Value(shape, value.axes)
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        sides = [
+            windows(r, self.kernel, self.stride, self.pads[0], before, after)
+            for r, before, after in zip(
+                out[1:], sized.input_shape[1:], sized.output_shape[1:], strict=True
+            )
+        ]
+        return ((self.channel_reads(sized, out), *sides),)
+
+    def terms(self, inputs: int, outputs: int) -> tuple[Term, ...]:
+        if not self.column_reads:
+            return super().terms(inputs, outputs)
+        columns = len(self.column_reads)
+        inside, outside = inputs // columns, outputs // columns
+        fans = {len(set(reads)) for reads in self.column_reads}
+        known = all(0 <= c < columns for reads in self.column_reads for c in reads)
+        if inside * columns != inputs or outside * columns != outputs:
+            raise InputError(f"layer {self.name}: channels do not divide into {columns} columns")
+        if len(fans) != 1 or not known:
+            raise InputError(
+                f"layer {self.name}: column_reads must name as many of the columns 0.."
+                f"{columns - 1} for each column, found {self.column_reads}"
+            )
+        fan = fans.pop() * inside
+        return tuple(
+            Term(
+                (c * outside, (c + 1) * outside),
+                (0, fan),
+                normalise((i * inside, (i + 1) * inside) for i in reads),
+            )
+            for c, reads in enumerate(self.column_reads)
+        )
+
+    def weight_shape(self, value: Value, fan_in: int) -> Shape:
+        return (self.channels, fan_in, self.kernel, self.kernel)
+
+    def signature(self) -> str:
+        return f"kernel {self.kernel} stride {self.stride}"
+
+    def _padding(self, part: LayerPart) -> tuple[int, ...]:
+        """Zeros that a part's windows reach over the edges: left, right, top, bottom."""
+        sized = part.sized
+        found: list[int] = []
+        for axis in (2, 1):
+            ranges, before, after = part.out[axis], sized.input_shape[axis], sized.output_shape[axis]
+            if ranges == ((0, after),):
+                found += self.pads
+            else:
+                found += padding_of(ranges, self.kernel, self.stride, self.pads[0], before, after)
+        return tuple(found)
+
+    def prepare(self, part: LayerPart, x: Tensor) -> Tensor:
+        import torch.nn.functional as nnf
+
+        padding = self._padding(part)
+        return x if len(set(padding)) == 1 else nnf.pad(x, padding)
+
+    def multiply(
+        self, part: LayerPart, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
+    ) -> Tensor:
+        import torch.nn.functional as nnf
+
+        padding = self._padding(part)
+        sides = padding[0] if len(set(padding)) == 1 else 0
+        return nnf.conv2d(x, weight, bias, self.stride, sides, groups=groups)
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+        from torch.func import functional_call
+
+        (x,) = inputs
+        weight, groups = parameters["weight"], self.groups
+        if self.column_reads:
+            weight, groups = self.dense(sized, weight), 1
+        module = nn.Conv2d(
+            x.shape[1], self.channels, self.kernel, self.stride, groups=groups,
+            bias=self.bias is not None, device="meta",
+        )  # fmt: skip
+        before, after = self.pads
+        padded = nn.ZeroPad2d((before, after, before, after))(x)
+        return functional_call(module, {**parameters, "weight": weight}, (padded,))  # type: ignore[no-any-return]
+
+    def more_memory(
+        self, part: LayerPart, per_value: int, found: LayerMemory, *, in_one: bool
+    ) -> LayerMemory:
+        padding = self._padding(part)
+        if len(set(padding)) == 1:
+            return found
+        sides = (size(part.reads[0][1]) + sum(padding[2:]), size(part.reads[0][2]) + sum(padding[:2]))
+        padded = per_value * size(part.reads[0][0]) * prod(sides)
+        # the padded copy is kept in place of the input; its gradient is there before it is cropped
+        return found._replace(
+            keeps_input=False, kept=found.kept + padded,
+            backward_extra=found.backward_extra + padded,
+        )  # fmt: skip
+
+
+def same_size_as_ceil(size_in: int, kernel: int, stride: int) -> int:
+    """Zeros to add after one side so that the last window, reaching over the edge, counts."""
+    return (ceil((size_in - kernel) / stride)) * stride + kernel - size_in

@@ -1,0 +1,56 @@
+"""Dropout with masks that hang on the sample, not on the rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.models.layer import INT64, Layer, LayerMemory, LayerPart, SizedLayer
+from orchestrator.models.randomness import keep_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout(Layer):
+    """Dropout as in 2012: masks in training, multiplies by (1 - p) at test time."""
+
+    p: float = 0.5
+    kind: ClassVar[str] = "dropout"
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        # x, x >> 16 and their xor, before mask and output exist
+        drawing = 3 * INT64 * (after // itemsize)
+        return LayerMemory(before, after, kept=after, forward_extra=max(0, drawing - 2 * after))
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        (x,) = inputs
+        if draw is None:
+            return x * (1 - self.p)
+        shape = part.sized.output_shape
+        return x * keep_mask(self.name, shape, part.out, self.p, draw, x)
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        (x,) = inputs
+        if draw is None:
+            return (1 - self.p) * x
+        everything = sized.output.whole
+        keep = keep_mask(self.name, sized.output_shape, everything, self.p, draw, x)
+        return x.masked_fill(keep == 0, 0.0)

@@ -1,0 +1,100 @@
+"""Fully connected layers: of vectors, of images as they lie in memory, of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.models.box import Box, Shape
+from orchestrator.models.layer import (
+    VECTOR_AXES,
+    LayerMemory,
+    LayerPart,
+    SizedLayer,
+    Value,
+)
+from orchestrator.models.terms import Weighted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Weighted):
+    """Fully connected; reads images as ``flatten`` orders them, channel first, and each token of a
+    sequence alone.
+
+    Args:
+        features: output features.
+        groups: with more than 1 each group of features reads its own group of input channels only.
+        weight_std, bias: initial weights N(0, weight_std), initial bias; None for no bias.
+    """
+
+    features: int
+    kind: ClassVar[str] = "linear"
+    drawn: ClassVar[str] = "block"
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        self.terms(value.channels, self.features)  # refuses groups that do not divide
+        if "token" in value.axes:
+            return Value((value.size("token"), self.features), value.axes)
+        return Value((self.features,), VECTOR_AXES)
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        (value,) = sized.inputs
+        channels = self.channel_reads(sized, out)
+        if "token" in value.axes:
+            return ((out[0], channels),)
+        return ((channels, *value.whole[1:]),)
+
+    def weight_shape(self, value: Value, fan_in: int) -> Shape:
+        inner = 1 if "token" in value.axes else prod(value.shape[1:])
+        return (self.features, fan_in * inner)
+
+    def multiply(
+        self, part: LayerPart, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
+    ) -> Tensor:
+        import torch
+        import torch.nn.functional as nnf
+
+        flat = x if "token" in part.sized.inputs[0].axes else x.flatten(1)
+        if groups == 1:
+            return nnf.linear(flat, weight, bias)
+        shape = flat.shape[:-1]
+        grouped = flat.reshape(-1, groups, flat.shape[-1] // groups).transpose(0, 1)
+        result = torch.bmm(grouped, weight.view(groups, -1, weight.shape[1]).transpose(1, 2))
+        joined = result.transpose(0, 1).reshape(*shape, -1)
+        return joined if bias is None else joined + bias
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+        from torch.func import functional_call
+
+        (x,) = inputs
+        weight = parameters["weight"]
+        if self.groups > 1:
+            weight = self.dense(sized, weight)
+        flat = x if "token" in sized.inputs[0].axes else nn.Flatten()(x)
+        module = nn.Linear(
+            weight.shape[1], self.features, bias=self.bias is not None, device="meta"
+        )
+        return functional_call(module, {**parameters, "weight": weight}, (flat,))  # type: ignore[no-any-return]
+
+    def more_memory(
+        self, part: LayerPart, per_value: int, found: LayerMemory, *, in_one: bool
+    ) -> LayerMemory:
+        if not in_one:
+            return found
+        # bmm's order of dimensions, turned
+        return found._replace(forward_extra=2 * found.after, backward_extra=found.before)

@@ -1,0 +1,184 @@
+"""Pooling of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.models.box import Box, padding_of, windows
+from orchestrator.models.layer import (
+    INT64,
+    VECTOR_AXES,
+    Layer,
+    LayerMemory,
+    LayerPart,
+    SizedLayer,
+    Value,
+    positive,
+    wants_image,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool(Layer):
+    """Windows of ``kernel`` x ``kernel``, every ``stride`` positions; they overlap where ``kernel``
+    exceeds ``stride``.
+
+    Args:
+        padding: positions added on each side.
+    """
+
+    kernel: int = 3
+    stride: int = 2
+    padding: int = 0
+    drawn: ClassVar[str] = "pool"
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        wants_image(self, value, "a pool")
+        sides = [(n + 2 * self.padding - self.kernel) // self.stride + 1 for n in value.shape[1:]]
+        return Value(positive(self, (value.channels, *sides), value.shape), value.axes)
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        sides = [
+            windows(r, self.kernel, self.stride, self.padding, before, after)
+            for r, before, after in zip(
+                out[1:], sized.input_shape[1:], sized.output_shape[1:], strict=True
+            )
+        ]
+        return ((out[0], *sides),)
+
+    def signature(self) -> str:
+        return f"kernel {self.kernel}"
+
+    def _padding(self, part: LayerPart) -> tuple[int, ...]:
+        """What a part's windows reach over the edges: left, right, top, bottom."""
+        sized = part.sized
+        found: list[int] = []
+        for axis in (2, 1):
+            ranges, before, after = part.out[axis], sized.input_shape[axis], sized.output_shape[axis]
+            if ranges == ((0, after),):
+                found += (self.padding, self.padding)
+            else:
+                found += padding_of(ranges, self.kernel, self.stride, self.padding, before, after)
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool(_Pool):
+    """Max pooling; positions over the edge never count."""
+
+    kind: ClassVar[str] = "pool"
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        return LayerMemory(before, after, keeps_input=True, kept=after // itemsize * INT64)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch.nn.functional as nnf
+
+        (x,) = inputs
+        padding = self._padding(part)
+        if len(set(padding)) == 1:
+            return nnf.max_pool2d(x, self.kernel, self.stride, padding[0])
+        return nnf.max_pool2d(nnf.pad(x, padding, value=float("-inf")), self.kernel, self.stride)
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+
+        return nn.MaxPool2d(self.kernel, self.stride, self.padding)(inputs[0])  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragePool(_Pool):
+    """Average pooling; positions over the edge count as zeros."""
+
+    kind: ClassVar[str] = "average_pool"
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        return LayerMemory(before, after, keeps_input=True)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch.nn.functional as nnf
+
+        (x,) = inputs
+        padding = self._padding(part)
+        if len(set(padding)) == 1:
+            return nnf.avg_pool2d(x, self.kernel, self.stride, padding[0])
+        return nnf.avg_pool2d(nnf.pad(x, padding), self.kernel, self.stride)
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+
+        return nn.AvgPool2d(self.kernel, self.stride, self.padding)(inputs[0])  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalAveragePool(Layer):
+    """The mean of each channel over all positions: (channels, height, width) -> (channels,)."""
+
+    kind: ClassVar[str] = "global_pool"
+    drawn: ClassVar[str] = "pool"
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        wants_image(self, value, "a pool")
+        return Value((value.channels,), VECTOR_AXES)
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return ((out[0], *sized.inputs[0].whole[1:]),)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        return LayerMemory(before, after)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        return inputs[0].mean((2, 3))
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())(inputs[0])  # type: ignore[no-any-return]

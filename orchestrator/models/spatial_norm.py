@@ -1,0 +1,87 @@
+"""Response norm over a neighbourhood in the same channel, as in the released 2012 network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.models.box import Box, within, windows
+from orchestrator.models.layer import (
+    Layer,
+    LayerMemory,
+    LayerPart,
+    SizedLayer,
+    Value,
+    wants_image,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialNorm(Layer):
+    """x / (k + scale / window² · sum of x² over a ``window`` x ``window`` neighbourhood)^power."""
+
+    window: int = 5
+    scale: float = 0.001
+    power: float = 0.75
+    k: float = 1.0
+    kind: ClassVar[str] = "spatial_norm"
+
+    def output(self, *inputs: Value) -> Value:
+        wants_image(self, inputs[0], "a spatial norm")
+        return inputs[0]
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        half = self.window // 2
+        sides = [
+            windows(ranges, self.window, 1, half, n, n)
+            for ranges, n in zip(out[1:], sized.input_shape[1:], strict=True)
+        ]
+        return ((out[0], *sides),)
+
+    def signature(self) -> str:
+        return f"kernel {self.window}"
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        # x², the base and its power are saved, by three nodes
+        return LayerMemory(
+            before, after, keeps_input=True, kept=3 * before, forward_extra=before,
+            backward_extra=3 * before,
+        )  # fmt: skip
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch.nn.functional as nnf
+
+        (x,) = inputs
+        square = nnf.avg_pool2d(x * x, self.window, stride=1, padding=self.window // 2)
+        y = x * (self.k + self.scale * square).pow(-self.power)
+        for axis in (1, 2):  # rows that were read for their neighbours only
+            ((start, stop),) = within((part.out[axis],), (part.reads[0][axis],))[0]
+            if stop - start < y.shape[axis + 1]:
+                y = y.narrow(axis + 1, start, stop - start)
+        return y
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+
+        (x,) = inputs
+        pool = nn.AvgPool2d(self.window, 1, self.window // 2, count_include_pad=True)
+        return x / (self.k + self.scale * pool(x**2)) ** self.power

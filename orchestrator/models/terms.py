@@ -1,0 +1,363 @@
+"""Weights as terms: output channels that read the same input channels.
+
+    grouped convolution, 2 groups          partial connectivity (four columns, conv3)
+
+      out 0:128  <- in 0:48                  out 0:96   <- in columns a, b, c
+      out 128:256 <- in 48:96                out 96:192 <- in columns a, b, d   ...
+
+A part of such a layer is some output channels from some input channels. It holds a tile of the
+weight for each run of output channels and of fan-in channels, and does a product with each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from orchestrator.errors import InputError
+from orchestrator.models.box import Box, Shape, shape_of
+from orchestrator.models.layer import (
+    Constant,
+    Layer,
+    LayerMemory,
+    LayerPart,
+    Normal,
+    ParameterSpec,
+    SizedLayer,
+    Tile,
+    Value,
+)
+from orchestrator.models.ranges import Range, Ranges, at, intersect, local, normalise, size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+
+class Term(NamedTuple):
+    """Output channels ``out`` take the weights of fan-in channels ``fan`` times input ``reads``.
+
+    ``fan`` counts along the second dimension of the weight, in channels, from 0 for each output
+    channel, so that a grouped convolution's second group has ``fan`` (0, 48), ``reads`` (48, 96).
+    """
+
+    out: Range
+    fan: Range
+    reads: Ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Layer):
+    """A layer with a weight, whose terms say which channels it connects, and a bias.
+
+    Args:
+        groups: equal groups of output channels, each of which reads its own group of inputs.
+        weight_std: initial weights are drawn from N(0, weight_std).
+        bias: initial bias; None for a layer without one.
+    """
+
+    groups: int = 1
+    weight_std: float = 0.01
+    bias: float | None = 0.0
+
+    # -- what a kind says
+
+    def weight_shape(self, value: Value, fan_in: int) -> Shape:
+        """Of the whole weight, as torch keeps it; dimension 1 counts fan-in channels, each
+        ``shape[1] / fan_in`` times."""
+        raise NotImplementedError
+
+    def multiply(
+        self, part: LayerPart, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
+    ) -> Tensor:
+        """One product over prepared input, with equal groups."""
+        raise NotImplementedError
+
+    def prepare(self, part: LayerPart, x: Tensor) -> Tensor:
+        """The input as :meth:`multiply` takes it."""
+        return x
+
+    def terms(self, inputs: int, outputs: int) -> tuple[Term, ...]:
+        """How the weight connects output to input channels.
+
+        Raises:
+            InputError: channels that do not divide into groups.
+        """
+        groups = self.groups
+        inside, outside = (inputs // groups, outputs // groups) if groups > 0 else (0, 0)
+        if groups < 1 or inside * groups != inputs or outside * groups != outputs:
+            raise InputError(
+                f"layer {self.name}: {inputs} -> {outputs} channels do not divide into "
+                f"{groups} groups"
+            )
+        return tuple(
+            Term((g * outside, (g + 1) * outside), (0, inside), ((g * inside, (g + 1) * inside),))
+            for g in range(groups)
+        )
+
+    # -- what follows from it
+
+    def channel_reads(self, sized: SizedLayer, out: Box) -> Ranges:
+        """Input channels that the output channels of a box need."""
+        wanted = sized.output.along(out, "channel")
+        found = _terms_of(sized)
+        return normalise(r for term in found if intersect((term.out,), wanted) for r in term.reads)
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        (value,) = inputs
+        outputs = self.output(value).channels
+        fan_in = self.terms(value.channels, outputs)[0].fan[1]
+        weight = ParameterSpec("weight", self.weight_shape(value, fan_in), Normal(self.weight_std))
+        if self.bias is None:
+            return (weight,)
+        bias = ParameterSpec("bias", (outputs,), Constant(self.bias), ("channel",), decays=False)
+        return (weight, bias)
+
+    def tiles(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> tuple[Tile, ...]:
+        """Rectangles of the weight, then the bias.
+
+        Where a layer is split on its input, the bias is with the rank that has the channel's first
+        fan-in.
+        """
+        wanted, inside = _channels(sized, out, reads)
+        weight = sized.spec("weight")
+        inner = weight.shape[1] // _terms_of(sized)[0].fan[1]
+        rest = tuple([((0, n),) for n in weight.shape[2:]])
+        found = [
+            Tile("weight", ((t.out,), ((t.fan[0] * inner, t.fan[1] * inner),), *rest))
+            for t in _rectangles(sized, wanted, inside)
+        ]
+        if self.bias is not None:
+            channels = normalise(t.out for t in _terms(sized, wanted, inside) if t.fan[0] == 0)
+            if channels:
+                found.append(Tile("bias", (channels,)))
+        return tuple(found)
+
+    def from_inputs(self, sized: SizedLayer, channels: Ranges) -> Box | None:
+        everything = ((0, sized.output.channels),)
+        touched = normalise(t.out for t in _terms(sized, everything, channels))
+        at_channel = sized.output.axes.index("channel")
+        box = list(sized.output.whole)
+        box[at_channel] = touched
+        return tuple(box)
+
+    def macs(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> int:
+        wanted, inside = _channels(sized, out, reads)
+        weight = sized.spec("weight").shape
+        per_pair = prod(weight[1:]) // _terms_of(sized)[0].fan[1]
+        positions = prod(shape_of(out)) // size(wanted)
+        pairs = sum(
+            (t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in _terms(sized, wanted, inside)
+        )
+        return pairs * per_pair * positions
+
+    def group_count(self, part: LayerPart) -> int:
+        """Terms of a part: groups that it has something of."""
+        return len(_terms(part.sized, *_channels(part.sized, part.out, part.reads)))
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch
+
+        sized = part.sized
+        wanted, inside = _channels(sized, part.out, part.reads)
+        bias_channels: Ranges = ()
+        bias = None
+        if part.tiles and part.tiles[-1].parameter == "bias":
+            (bias_channels,) = part.tiles[-1].box
+            bias = parameters[-1]
+        x = self.prepare(part, inputs[0])
+        dimension = 1 + sized.inputs[0].axes.index("channel")
+        runs = []
+        for run, products in _products(sized, wanted, inside):
+            added = intersect(run, bias_channels)
+            row = (
+                bias[slice(*local(added, bias_channels)[0])]
+                if bias is not None and added
+                else None
+            )
+            total: Tensor | None = None
+            for product in products:
+                weight = parameters[product.tile]
+                if product.rows != (0, len(weight)):
+                    weight = weight[slice(*product.rows)]
+                part_x = take(x, product.reads, dimension)
+                y = self.multiply(part, part_x, weight, row, product.groups)
+                total = y if total is None else total + y
+                row = None
+            assert total is not None
+            runs.append(total)
+        along = 1 + sized.output.axes.index("channel")
+        return runs[0] if len(runs) == 1 else torch.cat(runs, along)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        sized = part.sized
+        wanted, inside = _channels(sized, part.out, part.reads)
+        terms = _terms(sized, wanted, inside)
+        weights = sum(tile.parameter == "weight" for tile in part.tiles)
+        in_one = len(terms) == 1 or weights == 1  # equal groups are one call
+        kept = forward_extra = backward_extra = 0
+        if not in_one:
+            channels = [local(term.reads, inside) for term in terms]
+            per_channel = before // size(inside)
+            # channels in several runs are put together in a copy, which the product then keeps
+            kept += sum(size(c) for c in channels if len(c) > 1) * per_channel
+            widest = max(size(c) for c in channels) * per_channel
+            forward_extra = after + widest  # the pieces of the output, and one input in one run
+            backward_extra += before + widest
+        return self.more_memory(
+            part, examples * itemsize,
+            LayerMemory(
+                before, after, keeps_input=True, kept=kept, forward_extra=forward_extra,
+                backward_extra=backward_extra, weights=part.parameters * itemsize,
+            ),
+            in_one=in_one and len(terms) > 1,
+        )  # fmt: skip
+
+    def more_memory(
+        self, part: LayerPart, per_value: int, found: LayerMemory, *, in_one: bool
+    ) -> LayerMemory:
+        """What a kind needs besides.
+
+        Args:
+            per_value: bytes of one value of every example.
+            in_one: several groups are one call.
+        """
+        return found
+
+    def dense(self, sized: SizedLayer, weight: Tensor) -> Tensor:
+        """The weight of the same layer with every channel connected, zeros where it is not."""
+        found = weight.new_zeros(weight.shape[0], *self._dense_rest(sized, weight))
+        inner = weight.shape[1] // _terms_of(sized)[0].fan[1]
+        for term in _terms_of(sized):
+            done = term.fan[0] * inner
+            for start, stop in term.reads:
+                width = (stop - start) * inner
+                rows = slice(*term.out)
+                found[rows, start * inner : stop * inner] = weight[rows, done : done + width]
+                done += width
+        return found
+
+    def _dense_rest(self, sized: SizedLayer, weight: Tensor) -> Shape:
+        inner = weight.shape[1] // _terms_of(sized)[0].fan[1]
+        return (sized.inputs[0].channels * inner, *weight.shape[2:])
+
+    def signature_of(self, part: LayerPart) -> str:
+        """Its words, and the groups of a part."""
+        groups = self.group_count(part)
+        words = [self.signature()] if self.signature() else []
+        return " ".join([*words, *([f"groups {groups}"] if groups > 1 else [])])
+
+
+def tuned(layer: Weighted, **changes: object) -> Weighted:
+    """The same layer with other fields."""
+    return replace(layer, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """One multiplication: rows of a tile with some input channels, for some output channels."""
+
+    tile: int
+    rows: Range
+    reads: Ranges
+    groups: int
+
+
+class _Rectangle(NamedTuple):
+    out: Range
+    fan: Range
+
+
+def _channels(sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> tuple[Ranges, Ranges]:
+    """Channels that a part computes and reads."""
+    return sized.output.along(out, "channel"), sized.inputs[0].along(reads[0], "channel")
+
+
+@lru_cache(maxsize=4096)
+def _terms_of(sized: SizedLayer) -> tuple[Term, ...]:
+    layer = sized.layer
+    assert isinstance(layer, Weighted)
+    return layer.terms(sized.inputs[0].channels, sized.output.channels)
+
+
+@lru_cache(maxsize=65_536)
+def _terms(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[Term, ...]:
+    """The terms that compute ``out`` from input channels ``reads`` only."""
+    found = []
+    for term in _terms_of(sized):
+        for part in intersect((term.out,), out):
+            inside = intersect(term.reads, reads)
+            for fan in local(inside, term.reads):
+                found.append(Term(part, fan, at(fan, term.reads)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=65_536)
+def _rectangles(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[_Rectangle, ...]:
+    """The rectangles of the weight behind the terms, joined where they touch."""
+    found: list[_Rectangle] = []
+    for term in _terms(sized, out, reads):
+        last = found[-1] if found else None
+        if last and last.fan == term.fan and last.out[1] == term.out[0]:
+            found[-1] = _Rectangle((last.out[0], term.out[1]), last.fan)
+        else:
+            found.append(_Rectangle(term.out, term.fan))
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _products(
+    sized: SizedLayer, out: Ranges, reads: Ranges
+) -> tuple[tuple[Ranges, tuple[_Product, ...]], ...]:
+    """By run of output channels, the products whose sum it is; equal groups done in one call."""
+    tiles = _rectangles(sized, out, reads)
+    terms = _terms(sized, out, reads)
+    if len(terms) > 1 and len(tiles) == 1 and _are_equal_groups(terms, reads):
+        product = _Product(
+            0, (0, tiles[0].out[1] - tiles[0].out[0]), ((0, size(reads)),), len(terms)
+        )
+        return (((tiles[0].out,), (product,)),)
+    by_out: dict[Range, list[_Product]] = {}
+    for term in terms:
+        for number, tile in enumerate(tiles):
+            if tile.fan == term.fan and tile.out[0] <= term.out[0] and term.out[1] <= tile.out[1]:
+                rows = (term.out[0] - tile.out[0], term.out[1] - tile.out[0])
+                product = _Product(number, rows, local(term.reads, reads), 1)
+                by_out.setdefault(term.out, []).append(product)
+                break
+    return tuple(((run,), tuple(products)) for run, products in sorted(by_out.items()))
+
+
+def _are_equal_groups(terms: tuple[Term, ...], reads: Ranges) -> bool:
+    sizes = {(t.out[1] - t.out[0], t.fan) for t in terms}
+    laid = tuple(local(t.reads, reads) for t in terms)
+    width = size(terms[0].reads)
+    return len(sizes) == 1 and laid == tuple(
+        ((i * width, (i + 1) * width),) for i in range(len(terms))
+    )
+
+
+def take(x: Tensor, ranges: Ranges, dimension: int = 1) -> Tensor:
+    """Some positions along a dimension, without a copy where they are one run."""
+    import torch
+
+    if ranges == ((0, x.shape[dimension]),):
+        return x
+    pieces = [x.narrow(dimension, start, stop - start) for start, stop in ranges]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dimension)
+
+
+def parameters_of(part: LayerPart, parameters: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """A part's tensors by the names of the parameters, where it has one tile of each."""
+    return {tile.parameter: t for tile, t in zip(part.tiles, parameters, strict=True)}
