@@ -185,7 +185,7 @@ def _rates(found: Mapping[int, Measured]) -> dict[str, float]:
     for measured in found.values():
         for (part, examples, direction), seconds in measured.layers.items():
             if part.tiles and direction == "forward":
-                flops = 2 * part.macs_per_image * examples
+                flops = 2 * part.macs_per_example * examples
                 rates[part.sized.kind].append(flops / median(seconds))
     return {kind: median(values) for kind, values in rates.items()}
 

@@ -24,7 +24,7 @@ from orchestrator.program.ledger import (
     edges,
     gradient_bytes,
 )
-from orchestrator.program.placement import layer_span
+from orchestrator.program.selection import selected
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.fit import RankFit, fits, what_would_fit
@@ -89,7 +89,7 @@ def describe(plan: Plan, program: Program) -> dict[str, Any]:
     model, traffic = program.model, edges(program)
     split_of: dict[str, tuple[Any, list[int]]] = {}
     for number, entry in enumerate(plan.placement):
-        span = layer_span(model, entry.layers, plan.place(("placement", number, "layers")))
+        span = selected(model, entry.layers, plan.place(("placement", number, "layers")))
         split = entry.split if isinstance(entry.split, str) else dict(entry.grid.axes)
         for i in span:
             split_of[model.layers[i].name] = (split, list(entry.ranks))
@@ -142,7 +142,7 @@ def _ranks(program: Program, traffic: Counter[Edge]) -> list[dict[str, Any]]:
             {
                 "rank": rank,
                 "parameters": sum(part.parameters for part in parts),
-                "macs_forward_per_image": sum(part.macs_per_image for part in parts),
+                "macs_forward_per_image": sum(part.macs_per_example for part in parts),
                 "activation_bytes_sent_per_step": activations,
                 "gradient_bytes_sent_per_step": gradients,
                 "peak_memory_bytes": peaks[rank],

@@ -221,7 +221,7 @@ class RankInterpreter:
             if kept is handle:
                 op = self.program.op(i)
                 peers = ", ".join(str(p) for p in op.peers if p != self.rank)
-                layer = self.program.reader(op)
+                layer = self.program.reader(op.id)
                 return f"rank {self.rank} waits for rank {peers} at {op} ({op.kind} before {layer})"
         return f"rank {self.rank} waits"
 
@@ -432,7 +432,7 @@ class RankInterpreter:
 
     def _count(self, op: Op, tensor: Tensor) -> None:
         """The ledger's other side: what is really handed to the transport."""
-        layer = self.program.reader(op)
+        layer = self.program.reader(op.id)
         if op.lane == SEND:
             direction = "forward" if op.kind == SEND_F else "backward"
             edge = Edge(self.rank, op.peers[0], layer, direction)

@@ -32,9 +32,9 @@ from orchestrator.execute.measure_transfers import (
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot, sgd
 from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
-from orchestrator.models.layers import CrossEntropy
+from orchestrator.models.box import shape_of
 from orchestrator.models.model import Recipe
-from orchestrator.models.torch_layers import Draw, apply_layer, loss_sum
+from orchestrator.models.randomness import Draw
 from orchestrator.program.ops import Program
 from orchestrator.program.segments import LayerPart
 
@@ -229,11 +229,7 @@ class Chain:
         generator = torch.Generator().manual_seed(0)
 
         def value(slot: Slot) -> Tensor:
-            rows = sum(b - a for a, b in slot.channels) if slot.tile is None else 0
-            if slot.tile is None:
-                return torch.zeros(rows)
-            shape = slot.of(torch.empty(slot.layer.weight_shape, device="meta")).shape
-            return torch.empty(shape).normal_(0, 0.01, generator=generator)
+            return torch.empty(slot.shape).normal_(0, 0.01, generator=generator)
 
         for segment in program.segments:
             part = segment.parts.get(rank)
@@ -245,7 +241,7 @@ class Chain:
             )  # fmt: skip
             weights = iter(parameters.weights)
             for layer in part.layers:
-                count = len(layer.tiles) + bool(layer.bias)
+                count = len(layer.tiles)
                 self.steps.append((layer, part.examples, [next(weights) for _ in range(count)]))
 
     def round(self) -> list[tuple[Layer, float]]:
@@ -253,46 +249,49 @@ class Chain:
         return list(self._round())
 
     def _round(self) -> Iterator[tuple[Layer, float]]:
-        kept: list[tuple[LayerPart, int, list[Tensor], Tensor, Tensor]] = []
-        first = self.steps[0]
-        x = torch.randn(first[1], *_shape_in(first[0]), dtype=self.dtype)
+        kept: list[tuple[LayerPart, int, list[Tensor], list[Tensor], Tensor]] = []
         trained = False
+        y: Tensor | None = None
         for layer, examples, weights in self.steps:
-            shape = (examples, *_shape_in(layer))
-            if tuple(x.shape) != shape:  # what a rank reads is not what it has just computed
-                x = torch.randn(shape, dtype=self.dtype)
-            x = x.detach().requires_grad_(trained)
+            inputs = self._inputs(layer, examples, y, trained=trained)
             begun = time.perf_counter()
-            y = self._forward(layer, x, weights)
+            y = layer.sized.layer.compute(layer, inputs, weights, self._draw(examples))
             yield Layer(layer, examples, "forward"), time.perf_counter() - begun
-            kept.append((layer, examples, weights, x, y))
+            kept.append((layer, examples, weights, inputs, y))
             trained = trained or bool(weights)
-            x = y
-        del x, y
+        del inputs, y
         gradient: Tensor | None = None
         while kept:
-            layer, examples, weights, x, y = kept.pop()
+            layer, examples, weights, inputs, y = kept.pop()
             if gradient is None or gradient.shape != y.shape:
                 gradient = torch.randn_like(y)
-            inputs = [x] if x.requires_grad else []
+            wants = [x for x in inputs if x.requires_grad]
             found: tuple[Tensor, ...] = ()
-            for direction, wanted in _passes(inputs, weights).items():
+            for direction, wanted in _passes(wants, weights).items():
                 del found  # its memory is used again, as in a run
                 begun = time.perf_counter()
                 found = torch.autograd.grad(y, wanted, gradient, retain_graph=bool(weights))
                 yield Layer(layer, examples, direction), time.perf_counter() - begun
-            gradient = found[0] if inputs else None
+            gradient = found[0] if wants else None
 
-    def _forward(self, layer: LayerPart, x: Tensor, weights: list[Tensor]) -> Tensor:
-        examples = len(x)
-        if isinstance(layer.sized.layer, CrossEntropy):
-            return loss_sum(layer.sized.layer, x, torch.zeros(examples, dtype=torch.int64))
-        count = len(layer.tiles)
-        return apply_layer(
-            layer.sized, x, out=layer.out, reads=layer.reads, weights=weights[:count],
-            bias=weights[count] if layer.bias else None, bias_channels=layer.bias,
-            draw=Draw(0, 0, torch.arange(examples)),
-        )  # fmt: skip
+    def _inputs(
+        self, layer: LayerPart, examples: int, before: Tensor | None, *, trained: bool
+    ) -> list[Tensor]:
+        """What a layer reads: what was computed before it, where that has the right shape."""
+        found = []
+        for value, box in zip(layer.sized.inputs, layer.reads, strict=True):
+            shape = (examples, *shape_of(box))
+            if value.integer:
+                found.append(torch.zeros(shape, dtype=torch.int64))
+            elif before is not None and tuple(before.shape) == shape and not found:
+                found.append(before.detach().requires_grad_(trained))
+            else:  # what a rank reads is not what it has just computed
+                found.append(torch.randn(shape, dtype=self.dtype).requires_grad_(trained))
+        return found
+
+    @staticmethod
+    def _draw(examples: int) -> Draw:
+        return Draw(0, 0, torch.arange(examples))
 
 
 def _passes(inputs: list[Tensor], weights: list[Tensor]) -> dict[str, list[Tensor]]:
@@ -304,11 +303,6 @@ def _passes(inputs: list[Tensor], weights: list[Tensor]) -> dict[str, list[Tenso
     return {
         "backward_input": inputs, "backward_weight": weights, "backward": [*inputs, *weights]
     }  # fmt: skip
-
-
-def _shape_in(layer: LayerPart) -> tuple[int, ...]:
-    channels = sum(b - a for a, b in layer.reads)
-    return (channels, *layer.sized.input_shape[1:])
 
 
 # -- the rest of a device -------------------------------------------------------------------------

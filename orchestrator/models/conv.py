@@ -98,7 +98,11 @@ class Conv(Weighted):
     def weight_shape(self, value: Value, fan_in: int) -> Shape:
         return (self.channels, fan_in, self.kernel, self.kernel)
 
-    def signature(self) -> str:
+    @property
+    def cone(self) -> tuple[int, int]:
+        return (self.kernel, self.stride)
+
+    def words(self) -> str:
         return f"kernel {self.kernel} stride {self.stride}"
 
     def _padding(self, part: LayerPart) -> tuple[int, ...]:

@@ -200,6 +200,11 @@ class Layer:
     is_loss: ClassVar[bool] = False  # its output, added up, is what is minimised
 
     @property
+    def cone(self) -> tuple[int, int]:
+        """Kernel and stride that the picture draws; (0, 0) for none."""
+        return (0, 0)
+
+    @property
     def vocabulary(self) -> int:
         """Token numbers that it reads, where it does."""
         return 0
@@ -251,8 +256,8 @@ class Layer:
         """Multiply-adds for one example, forward."""
         return 0
 
-    def signature(self) -> str:
-        """What its time depends on besides shapes, in words: ``kernel 5 stride 1``."""
+    def signature(self, part: LayerPart) -> str:
+        """What a part's time depends on besides shapes, in words: ``kernel 5 stride 1``."""
         return ""
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
@@ -398,13 +403,21 @@ class LayerPart(NamedTuple):
     parameters: int
     macs_per_example: int
 
+    @property
+    def read_values(self) -> int:
+        """Values of one example's inputs, integers left out."""
+        both = zip(self.reads, self.sized.inputs, strict=True)
+        return sum(volume(box) for box, value in both if not value.integer)
+
+    @property
+    def written_values(self) -> int:
+        """Values of one example's output."""
+        return volume(self.out)
+
     def bytes(self, examples: int, itemsize: int) -> tuple[int, int]:
         """Of its inputs, integers left out, and of its output."""
-        values = sum(
-            volume(box) for box, value in zip(self.reads, self.sized.inputs, strict=True)
-            if not value.integer
-        )
-        return examples * values * itemsize, examples * volume(self.out) * itemsize
+        each = examples * itemsize
+        return each * self.read_values, each * self.written_values
 
     @property
     def input_shapes(self) -> tuple[Shape, ...]:

@@ -54,7 +54,7 @@ class _Pool(Layer):
         ]
         return ((out[0], *sides),)
 
-    def signature(self) -> str:
+    def signature(self, part: LayerPart) -> str:
         return f"kernel {self.kernel}"
 
     def _padding(self, part: LayerPart) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ class ResponseNorm(Layer):
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         return ((_channel_reads(sized, out[0]), *out[1:]),)
 
-    def signature(self) -> str:
+    def signature(self, part: LayerPart) -> str:
         return f"kernel {self.window}"
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:

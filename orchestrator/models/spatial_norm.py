@@ -44,7 +44,7 @@ class SpatialNorm(Layer):
         ]
         return ((out[0], *sides),)
 
-    def signature(self) -> str:
+    def signature(self, part: LayerPart) -> str:
         return f"kernel {self.window}"
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:

@@ -12,7 +12,7 @@ weight for each run of output channels and of fan-in channels, and does a produc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -155,10 +155,6 @@ class Weighted(Layer):
         )
         return pairs * per_pair * positions
 
-    def group_count(self, part: LayerPart) -> int:
-        """Terms of a part: groups that it has something of."""
-        return len(_terms(part.sized, *_channels(part.sized, part.out, part.reads)))
-
     def compute(
         self,
         part: LayerPart,
@@ -252,16 +248,13 @@ class Weighted(Layer):
         inner = weight.shape[1] // _terms_of(sized)[0].fan[1]
         return (sized.inputs[0].channels * inner, *weight.shape[2:])
 
-    def signature_of(self, part: LayerPart) -> str:
-        """Its words, and the groups of a part."""
-        groups = self.group_count(part)
-        words = [self.signature()] if self.signature() else []
-        return " ".join([*words, *([f"groups {groups}"] if groups > 1 else [])])
+    def words(self) -> str:
+        """What the time of a product depends on besides shapes."""
+        return ""
 
-
-def tuned(layer: Weighted, **changes: object) -> Weighted:
-    """The same layer with other fields."""
-    return replace(layer, **changes)  # type: ignore[arg-type]
+    def signature(self, part: LayerPart) -> str:
+        groups = len(_terms(part.sized, *_channels(part.sized, part.out, part.reads)))
+        return " ".join(filter(None, [self.words(), f"groups {groups}" if groups > 1 else ""]))
 
 
 @dataclass(frozen=True)
@@ -356,8 +349,3 @@ def take(x: Tensor, ranges: Ranges, dimension: int = 1) -> Tensor:
         return x
     pieces = [x.narrow(dimension, start, stop - start) for start, stop in ranges]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dimension)
-
-
-def parameters_of(part: LayerPart, parameters: Sequence[Tensor]) -> Mapping[str, Tensor]:
-    """A part's tensors by the names of the parameters, where it has one tile of each."""
-    return {tile.parameter: t for tile, t in zip(part.tiles, parameters, strict=True)}

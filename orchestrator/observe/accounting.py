@@ -66,7 +66,10 @@ class Accountant:
         self.program = program
         self.is_compute = is_compute = [LANE_OF[kind] == COMPUTE for kind in program.columns.kind]
         stages = [segment.stage for segment in program.segments]
-        self.opens_stage = [a != b for a, b in zip(stages, [stages[0], *stages], strict=False)]
+        # by boundary; the model's input crosses no stage
+        self.opens_stage = [
+            b.producer >= 0 and stages[b.producer] != stages[b.consumer] for b in program.boundaries
+        ]
         self.compute: dict[int, list[int]] = {}
         self.transfers: dict[int, list[int]] = {}
         for rank in program.ranks:
@@ -133,7 +136,7 @@ class Accountant:
 
     def _is_interstage(self, i: int) -> bool:
         columns = self.program.columns
-        return self.opens_stage[columns.segment[i]] and LANE_OF[columns.kind[i]] != REDUCE
+        return LANE_OF[columns.kind[i]] != REDUCE and self.opens_stage[columns.segment[i]]
 
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:

@@ -147,7 +147,7 @@ def _slices(
             event["bind_id"] = arrow_of[op.id]
             event["flow_out" if op.lane == SEND else "flow_in"] = True
         waited = _micro(times.start[op.id] - times.ready[op.id])
-        event["args"] = _details(op, times.step, layers[op.segment], waited)
+        event["args"] = _details(op, times.step, layers[program.segment_of(op.id).index], waited)
         yield event
 
 

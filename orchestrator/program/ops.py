@@ -168,11 +168,20 @@ class Program:
         stages = [self.segments[s].stage for s in (boundary.producer, boundary.consumer)]
         return stages[0] != stages[1]
 
-    def reader(self, op: Op) -> str:
-        """The layer that names an op: of an exchange the one that reads, else the segment's first."""
-        if op.lane in (SEND, RECEIVE):
-            return self.boundaries[op.segment].reader
-        return self.segments[op.segment].reader
+    def segment_of(self, i: int) -> Segment:
+        """The segment that op ``i`` computes, updates or reduces, or for which it is exchanged."""
+        number = self.columns.segment[i]
+        if LANE_OF[self.columns.kind[i]] in (SEND, RECEIVE):
+            number = self.boundaries[number].consumer
+        return self.segments[number]
+
+    def reader(self, i: int) -> str:
+        """The layer that names op ``i``: of an exchange the one that reads, else the segment's
+        first."""
+        number = self.columns.segment[i]
+        if LANE_OF[self.columns.kind[i]] in (SEND, RECEIVE):
+            return self.boundaries[number].reader
+        return self.segments[number].reader
 
     def digest(self) -> str:
         """Short hash of the text, equal on every rank that compiled the same plan."""

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from orchestrator.models.layers import Conv, Shape
+from orchestrator.models.box import Shape
 from orchestrator.models.ranges import size
 from orchestrator.program.segments import LayerPart
 
@@ -148,18 +148,9 @@ def shape_key(part: LayerPart) -> str:
     kinds do the same work.
     """
     sized = part.sized
-    before = _times((size(part.reads), *sized.input_shape[1:]))
-    after = _times((size(part.out), *sized.output_shape[1:]))
-    words = [before, ">", after]
-    layer = sized.layer
-    if isinstance(layer, Conv):
-        words.append(f"kernel {layer.kernel} stride {layer.stride}")
-    elif kernel := getattr(layer, "kernel", None) or getattr(layer, "window", None):
-        words.append(f"kernel {kernel}")
-    if part.tiles:
-        groups = len(sized.terms(part.out, part.reads))
-        words += [f"groups {groups}"] * (groups > 1)
-    return " ".join(words)
+    before = " + ".join(map(_times, part.input_shapes))
+    words = sized.layer.signature(part)
+    return " ".join([before, ">", _times(part.output_shape), *([words] if words else [])])
 
 
 def _times(shape: Shape) -> str:

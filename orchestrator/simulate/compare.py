@@ -169,11 +169,11 @@ def worst_layers(item: Item, most: int = 5) -> list[dict[str, Any]]:
     program = item.prediction.program
     sums: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for i, predicted, measured in paired_ops(item):
-        segment = program.segments[program.columns.segment[i]]
         is_compute = LANE_OF[program.columns.kind[i]] == COMPUTE
         what = "computation" if is_compute else "transfer"
-        last = segment.layers[-1].name if is_compute else segment.reader
-        name = segment.reader if last == segment.reader else f"{segment.reader}..{last}"
+        reader = program.reader(i)
+        last = program.segment_of(i).layers[-1].name if is_compute else reader
+        name = reader if last == reader else f"{reader}..{last}"
         sums[name, what][0] += predicted
         sums[name, what][1] += measured
     ordered = sorted(sums.items(), key=lambda pair: -abs(pair[1][0] - pair[1][1]))
@@ -227,8 +227,7 @@ def _where(item: Item, quantity: str) -> str:
     sums: defaultdict[str, float] = defaultdict(float)
     for i, kind in enumerate(program.columns.kind):
         if (LANE_OF[kind] == COMPUTE) == wants_compute:
-            reader = program.segments[program.columns.segment[i]].reader
-            sums[reader] += times.end[i] - times.start[i]
+            sums[program.reader(i)] += times.end[i] - times.start[i]
     if not sums:
         return ""
     name = max(sums, key=lambda key: sums[key])

@@ -15,7 +15,6 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
-from orchestrator.models.ranges import size
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import LayerPart, SegmentPart
 from orchestrator.simulate.calibration import BytesTime, LayerTime, Pass, shape_key
@@ -50,7 +49,7 @@ class CostModel:
         self._tasks: dict[tuple[object, ...], int] = {}
         self._sizes_of: dict[tuple[int, int], int] = {}  # by segment and share
         self._numbers: dict[tuple[object, ...], int] = {}  # of sizes
-        self._inputs: dict[int, Pieces] = {}  # by segment
+        self._inputs: dict[int, Pieces] = {}  # by boundary
         self._gradients: dict[int, Pieces] = {}
         self._messages: dict[tuple[int, int, int], tuple[float, float] | None] = {}
         self._phases: dict[tuple[str, int, tuple[int, ...]], tuple[Phase, ...] | None] = {}
@@ -61,8 +60,10 @@ class CostModel:
             if len(bucket.ranks) * program.replicas > 1
         }
         self._check_calibration()
-        weighted = [any(p.parameters for p in s.parts.values()) for s in program.segments]
-        self._trained_before = [any(weighted[:i]) for i in range(len(weighted))]
+        self._behind = [
+            [b for b in program.boundaries[1:] if b.producer == segment.index]
+            for segment in program.segments
+        ]
 
     def _check_calibration(self) -> None:
         """Measured times hold for what was measured: the release, and the layers' sizes.
@@ -134,7 +135,7 @@ class CostModel:
         key = (
             self._sizes(segment, local_rank, part), part.examples,
             id(self.cluster.device(rank)), self.cluster.slowness(rank),
-            *self._arriving(segment)[local_rank], None, *self._returning(segment)[local_rank],
+            *self._pieces(segment, local_rank),
         )  # fmt: skip
         return self._tasks.setdefault(key, len(self._tasks))
 
@@ -182,52 +183,62 @@ class CostModel:
         here = program.segments[segment].parts[local_rank]
         moved = 0
         if kind == F:
-            pieces = self._arriving(segment)[local_rank]
-            if len(pieces) > 1 or program.boundaries[segment].summed:
-                moved += prod(here.input_shape) + 2 * sum(pieces)
+            for number, found in enumerate(program.segments[segment].imports):
+                pieces = self._arriving(found.boundary)[local_rank] if found.boundary > 0 else []
+                summed = found.boundary > 0 and program.boundaries[found.boundary].summed
+                if len(pieces) > 1 or summed:
+                    moved += prod(here.import_shape(number)) + 2 * sum(pieces)
         if kind in (B, I):
-            pieces = self._returning(segment)[local_rank]
-            whole = prod(here.output_shape)
-            if len(pieces) > 1 or any(values != whole for values in pieces):
-                moved += whole + 3 * sum(pieces)
+            for layer, pieces in self._returning(segment, local_rank).items():
+                whole = prod(here.output_shape(layer))
+                if len(pieces) > 1 or any(values != whole for values in pieces):
+                    moved += whole + 3 * sum(pieces)
         if kind in (B, W) and here.parameters:
             chunks = program.segments[segment].update_chunks or program.segments[segment].chunks
             reduced = (segment, local_rank) in self._reduced
             moved += here.parameters * (3 if chunks > 1 else 2 if reduced else 0)
         return moved * program.itemsize
 
-    def _arriving(self, segment: int) -> Pieces:
-        """By local rank, the values of each piece of its input of a chunk."""
-        found = self._inputs.get(segment)
+    def _arriving(self, boundary: int) -> Pieces:
+        """By local rank, the values of each piece of an import of a chunk."""
+        found = self._inputs.get(boundary)
         if found is None:
-            found = self._inputs[segment] = defaultdict(list)
-            for turn in self.program.boundaries[segment].messages[:1]:
-                for message in turn:
-                    found[message.target].append(message.values)
+            found = self._inputs[boundary] = defaultdict(list)
+            for message in self.program.boundaries[boundary].messages[0]:
+                found[message.target].append(message.values)
         return found
 
-    def _returning(self, segment: int) -> Pieces:
-        """By local rank, the values of each piece of the gradient of its output of a chunk."""
-        found = self._gradients.get(segment)
-        if found is None:
-            found = self._gradients[segment] = defaultdict(list)
-            for boundary in self.program.boundaries[segment + 1 : segment + 2]:
-                for message in chain.from_iterable(boundary.messages):
+    def _returning(self, segment: int, local_rank: int) -> dict[int, list[int]]:
+        """By exported layer, the values of each piece of the gradient of its output of a chunk."""
+        by_layer: defaultdict[int, list[int]] = defaultdict(list)
+        for boundary in self._behind[segment]:
+            found = self._gradients.get(boundary.index)
+            if found is None:
+                found = self._gradients[boundary.index] = defaultdict(list)
+                for message in chain.from_iterable(boundary.gradients):
                     found[message.source].append(message.values)
-        return found
+            by_layer[boundary.layer] += found[local_rank]
+        return by_layer
+
+    def _pieces(self, segment: int, local_rank: int) -> list[object]:
+        """All that a part receives, as a key."""
+        imports = self.program.segments[segment].imports
+        arriving = [
+            tuple(self._arriving(x.boundary)[local_rank]) for x in imports if x.boundary > 0
+        ]
+        returning = [tuple(x) for x in self._returning(segment, local_rank).values()]
+        return [*arriving, None, *returning]
 
     def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
         """All layers of a part."""
         total = Work(0.0, 0.0)
-        needed = self._trained_before[segment]  # whether a layer's input gradient is needed
-        for layer in part.layers:
+        for layer, needed in zip(part.layers, self.program.segments[segment].wants, strict=True):
             now = direction
             if direction != "forward" and not needed:
                 # the very first weights: no input gradient; before them nothing at all
                 now = "backward_weight" if layer.tiles and direction != "backward_input" else ""
             if direction == "backward_weight" and not layer.tiles:
                 now = ""
-            needed = needed or bool(layer.tiles)
             if now:
                 total += self.layer(device, layer, part.examples, now)  # type: ignore[arg-type]
         return total
@@ -263,10 +274,8 @@ class CostModel:
                 f"device.tflops.{dtype}, or training.dtype in the plan",
             )
         both = 2 if direction == "backward" else 1
-        flops = 2 * layer.macs_per_image * examples * both
-        values = examples * (
-            size(layer.reads) * layer.sized.in_values + size(layer.out) * layer.sized.out_values
-        )
+        flops = 2 * layer.macs_per_example * examples * both
+        values = examples * (layer.read_values + layer.written_values)
         if layer.tiles:
             traffic = both * (values + layer.parameters) * self.program.itemsize
         else:  # forward reads x and writes y; backward reads what was kept and g, and writes gx
@@ -286,7 +295,7 @@ class CostModel:
         if self.calibration is not None and self.calibration.optimizer:
             rows = [(row.bytes, row) for row in self.calibration.optimizer]
             return self._measured(rows, bytes_, "optimizer")
-        tensors = sum(len(layer.tiles) + bool(layer.bias) for layer in part.layers)
+        tensors = sum(len(layer.tiles) for layer in part.layers)
         fraction = device.efficiency.get("memory", 1.0)
         seconds = device.update_accesses * bytes_ / (device.memory_bandwidth * fraction)
         seconds += tensors * device.kernel_overhead_s
@@ -410,8 +419,7 @@ def _divided(seconds: float, size: float, speed: float, least: float) -> tuple[f
 
 def _stretch(device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
     """Times as long as its products take because they do not fill the device."""
-    read = size(layer.reads) * layer.sized.in_values
-    written = size(layer.out) * layer.sized.out_values
+    read, written = layer.read_values, layer.written_values
     products = {
         "forward": [examples * written],
         "backward": [examples * read, read * written],

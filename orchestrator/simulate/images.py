@@ -21,7 +21,7 @@ def host_copies(program: Program, topology: Topology) -> dict[int, Phase]:
     for rank in program.ranks:
         part = first.parts.get(rank % program.ranks_per_replica)
         if part is not None and part.examples:
-            size = prod(part.input_shape) * first.chunks * program.itemsize
+            size = prod(part.import_shape(0)) * first.chunks * program.itemsize
             load = tuple((link, 1.0) for link in topology.from_host(level, rank))
             found[rank] = Phase(levels[level].latency, float(size), load)
     return found

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from orchestrator.models.layers import Conv, SizedLayer
-from orchestrator.models.ranges import Ranges, size
+from orchestrator.models.layer import SizedLayer
+from orchestrator.models.ranges import Ranges
 from orchestrator.program.ledger import Edge, activation_bytes, edges, gradient_bytes
 from orchestrator.program.ops import Program
 from orchestrator.program.segments import LayerPart
@@ -200,17 +200,18 @@ def _columns(program: Program, read: set[str]) -> tuple[Column, ...]:
     found = [Column(IMAGE, IMAGE, 0, 0, 0, pooled=False)]
     for segment in program.segments:
         for sized in segment.layers:
-            if sized.kind == "pool" and sized.name not in read:
+            drawn = sized.layer.drawn
+            if drawn == "pool" and sized.name not in read:
                 found[-1] = replace(found[-1], pooled=True)
-            elif sized.has_weights or sized.kind == "sum" or sized.name in read:
+            elif drawn == "block" or sized.has_weights or sized.name in read:
                 found.append(_column(sized, segment.stage))
     return tuple(found)
 
 
 def _column(sized: SizedLayer, stage: int) -> Column:
-    layer = sized.layer
-    kernel, stride = (layer.kernel, layer.stride) if isinstance(layer, Conv) else (0, 0)
-    return Column(sized.name, sized.kind, kernel, stride, stage, pooled=sized.kind == "pool")
+    kernel, stride = sized.layer.cone
+    pooled = sized.layer.drawn == "pool"
+    return Column(sized.name, sized.kind, kernel, stride, stage, pooled)
 
 
 def _held(program: Program, columns: tuple[Column, ...]) -> dict[int, _Signature]:
@@ -229,7 +230,7 @@ def _held(program: Program, columns: tuple[Column, ...]) -> dict[int, _Signature
 
 
 def _shape(layer: LayerPart) -> tuple[int, ...]:
-    return (size(layer.out), *layer.sized.output_shape[1:])
+    return layer.output_shape
 
 
 def _images(program: Program, rows: tuple[Row, ...]) -> Iterable[Block]:

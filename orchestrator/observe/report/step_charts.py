@@ -154,9 +154,9 @@ def _bars(
 
 
 def _layers(program: Program, i: int) -> str:
-    segment = program.segments[program.columns.segment[i]]
+    segment = program.segment_of(i)
     if LANE_OF[program.columns.kind[i]] != COMPUTE:
-        return f"before {segment.reader}"
+        return f"before {program.reader(i)}"
     last = segment.layers[-1].name
     return segment.reader if last == segment.reader else f"{segment.reader}..{last}"
 
