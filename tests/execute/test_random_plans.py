@@ -90,7 +90,7 @@ CHAINS: dict[str, tuple[tuple[int, ...], list[Layer]]] = {
 }  # fmt: skip
 MODELS = {name: Model(name, shape, chain, RECIPE) for name, (shape, chain) in CHAINS.items()}
 LENET = build_model("lenet5", {"image_size": 16, "width": 0.34, "classes": 4})
-MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.chain, RECIPE)
+MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.declared, RECIPE)
 
 SPLITS = {
     1: ["none", "none", "none", "{batch: 1}"],
