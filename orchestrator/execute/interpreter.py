@@ -297,7 +297,8 @@ class RankInterpreter:
         key = (boundary.producer, boundary.layer, chunk // boundary.turns)
         here = self.outputs.get(key)
         shape = part.import_shape(number)
-        if len(messages) == 1 and not boundary.summed:
+        whole_of_it = len(messages) == 1 and messages[0].values == _numel(shape)
+        if whole_of_it and not boundary.summed:
             only = messages[0]
             if only.source != self.local_rank:
                 return self.buffers.pop(received[only.source]).view(shape)

@@ -4,6 +4,7 @@ A kind is a file here, or a class in a user's model file; see :mod:`orchestrator
 """
 
 from orchestrator.models.activations import GELU, ReLU, Sigmoid, SiLU, Tanh
+from orchestrator.models.batch_norm import BatchNorm
 from orchestrator.models.combine import Add, Concat, Flatten, Multiply, Sum
 from orchestrator.models.conv import Conv
 from orchestrator.models.cross_entropy import CrossEntropy
@@ -31,6 +32,7 @@ __all__ = [
     "INPUT",
     "Add",
     "AveragePool",
+    "BatchNorm",
     "Concat",
     "Constant",
     "Conv",

@@ -179,6 +179,44 @@ class LayerMemory(NamedTuple):
 INT64 = 8  # bytes: places of maxima, labels, and the hash behind a dropout mask
 
 
+# -- how a plan takes a layer apart ----------------------------------------------------------------
+
+
+class Cut(NamedTuple):
+    """How an entry of a plan cuts its layers.
+
+    Args:
+        counts: by axis, ``batch`` included, how many parts.
+        batches: each rank's examples, within the chunk.
+        chunk: examples at once.
+        replica_batch: examples of a step in one copy of the placement.
+        global_batch: in all.
+    """
+
+    counts: dict[str, int]
+    batches: tuple[Ranges, ...]
+    chunk: int
+    replica_batch: int
+    global_batch: int
+
+
+class Statistics(NamedTuple):
+    """A layer in two halves, with an exchange between them.
+
+    Args:
+        axes: the cut along these is what takes it apart; their parts are numbered row by row.
+        gather: what is needed of each part: part i gives ``width`` positions of the last axis from
+            ``width * i`` on.
+        apply: reads what the layer read, or not, and then what ``gather`` gave of all parts.
+        width: positions of the last axis for each part.
+    """
+
+    axes: tuple[str, ...]
+    gather: Layer
+    apply: Layer
+    width: int
+
+
 # -- the layer ------------------------------------------------------------------------------------
 
 
@@ -198,6 +236,7 @@ class Layer:
     input_count: ClassVar[int | None] = 1  # how many values it reads; None for any number
     reads_tokens: ClassVar[bool] = False  # its input is token numbers
     is_loss: ClassVar[bool] = False  # its output, added up, is what is minimised
+    has_rows: ClassVar[bool] = False  # it reads or gives rows that are not one for each example
 
     @property
     def cone(self) -> tuple[int, int]:
@@ -244,6 +283,29 @@ class Layer:
     def uncut(self, sized: SizedLayer, axis: str) -> str:
         """Why its output cannot be cut along an axis that it has; "" if it can."""
         return ""
+
+    def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
+        """Where a cut takes apart what an output value needs, as a norm's mean: the layer that
+        says of each part what is needed of it, and the one that puts this together.
+
+        Raises:
+            InputError: a cut that cannot be, with its remedy.
+        """
+        return None
+
+    def rows(self, batch: Ranges) -> Ranges:
+        """Of its output, the rows that it gives for these examples: one for each, but where it
+        gives one for a group of them, which stands at the group's first."""
+        return batch
+
+    def input_rows(self, number: int, batch: Ranges) -> Ranges:
+        """Of an input, the rows that it needs for these examples."""
+        return batch
+
+    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
+        """Of a layer that gathers: the box that a part gives which reads this box, at its positions
+        of the last axis."""
+        raise NotImplementedError(f"layer kind {type(self).__name__} gathers nothing")
 
     def from_inputs(self, sized: SizedLayer, channels: Ranges) -> Box | None:
         """The output to which some input channels contribute a partial sum; None if it is no sum

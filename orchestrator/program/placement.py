@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, is_empty
 from orchestrator.models.combine import Sum
-from orchestrator.models.layer import INPUT, LABELS, SizedLayer
+from orchestrator.models.layer import INPUT, LABELS, Cut, Layer, SizedLayer, Statistics
 from orchestrator.models.model import Model
 from orchestrator.models.ranges import Ranges, normalise, shift
 from orchestrator.plan import Axis, Entry, Plan
@@ -35,11 +35,15 @@ class Part(NamedTuple):
         batch: examples, within the chunk.
         out: the box of the output that it computes.
         reads: the box of each input that it needs for it.
+        rows: of the output; None for one for each example.
+        batches: rows of each input; None for one for each example.
     """
 
     batch: Ranges
     out: Box
     reads: tuple[Box, ...]
+    rows: Ranges | None = None
+    batches: tuple[Ranges, ...] | None = None
 
 
 class PlacedLayer(NamedTuple):
@@ -107,9 +111,17 @@ def place(plan: Plan, model: Model) -> Placement:
             pieces = chunk // chunks[-1] if strided else 1
             cutters[number, chunk] = _Cutter(plan, number, sized, chunk, pieces)
         cutter = cutters[number, chunk]
-        partial = cutter.is_partial(sized)
         # the loss goes with the layer that gives the scores
         update = updates.get(model.layers[min(i, len(model.layers) - 2)].name, 0)
+        statistics = cutter.statistics(sized)
+        if statistics:
+            gather, parts = cutter.gathering(sized, statistics)
+            sources = tuple([where[source] for source in gather.sources])
+            where[gather.name] = len(placed)
+            frame = (number, stage_of[number], chunk, update)
+            placed.append(PlacedLayer(gather, sources, *frame, False, False, parts))
+            sized = cutter.applying(sized, gather, statistics)
+        partial = cutter.is_partial(sized)
         sources = tuple([where[source] for source in sized.sources])
         common = (number, stage_of[number], chunk, update)
         parts = cutter.parts(sized)
@@ -317,7 +329,7 @@ class _Cutter:
     """
 
     def __init__(self, plan: Plan, number: int, first: SizedLayer, chunk: int, pieces: int) -> None:
-        self.plan, self.number = plan, number
+        self.plan, self.number, self.chunk = plan, number, chunk
         self.entry: Entry = plan.placement[number]
         self.axes = self.entry.grid.axes
         self.replicates = not self.axes and len(self.entry.ranks) > 1
@@ -341,13 +353,69 @@ class _Cutter:
         for place, at in zip(self.along, self.places, strict=True):
             if place not in boxes:
                 boxes[place] = self._boxes(sized, at)
-        key = (sized.layer.is_loss, *boxes.values())
+        layer = sized.layer
+        rows = layer if layer.has_rows else None
+        key = (layer.is_loss, rows, *boxes.values())
         if key not in self._found:
-            self._found[key] = self._parts(boxes, loss=sized.layer.is_loss)
+            self._found[key] = self._parts(boxes, rows, loss=layer.is_loss)
         return self._found[key]
 
+    def statistics(self, sized: SizedLayer) -> Statistics | None:
+        """The two halves of a layer that the cut takes apart."""
+        counts = {axis: count for axis, count in self.axes if count > 1}
+        plan = self.plan
+        each = plan.global_batch_size // plan.replicas
+        cut = Cut(counts, tuple(self.batches), self.chunk, each, plan.global_batch_size)
+        try:
+            return sized.layer.statistics(sized, cut)
+        except InputError as error:
+            location = plan.place(("placement", self.number))
+            raise InputError(error.message, location, error.remedy) from error
+
+    def gathering(
+        self, sized: SizedLayer, statistics: Statistics
+    ) -> tuple[SizedLayer, dict[int, Part]]:
+        """The half that says of each part what is needed of it, and its parts."""
+        gather = SizedLayer.of(statistics.gather, *sized.inputs, sources=sized.sources)
+        value, width = sized.inputs[0], statistics.width
+        found = {}
+        for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
+            reads = list(value.whole)
+            for axis in self.inner:
+                name = "channel" if axis == "input" else axis
+                if name in value.axes:
+                    position = value.axes.index(name)
+                    total = value.shape[position]
+                    reads[position] = normalise(self._share(sized, axis, total, at, strict=False))
+            number = 0
+            for axis in statistics.axes:
+                number = number * dict(self.axes).get(axis, 1) + at.get(axis, 0)
+            mine = ((width * number, width * (number + 1)),)
+            out = gather.layer.gathered(gather, tuple(reads), mine)
+            if batch and not is_empty(tuple(reads)):
+                others = gather.layer.reads(gather, out)[1:]
+                batches = (batch,) * len(gather.inputs)
+                rows = gather.layer.rows(batch)
+                found[rank] = Part(batch, out, (tuple(reads), *others), rows, batches)
+        return gather, dict(sorted(found.items()))
+
+    def applying(
+        self, sized: SizedLayer, gather: SizedLayer, statistics: Statistics
+    ) -> SizedLayer:
+        """The half that puts together what was gathered."""
+        layer = statistics.apply
+        values = dict(zip(sized.sources, sized.inputs, strict=True))
+        values[gather.name] = gather.output
+        return SizedLayer(
+            layer, tuple([values[source] for source in layer.inputs]), sized.output, layer.inputs
+        )
+
     def _parts(
-        self, boxes: dict[tuple[int, ...], tuple[Box, tuple[Box, ...]]], *, loss: bool
+        self,
+        boxes: dict[tuple[int, ...], tuple[Box, tuple[Box, ...]]],
+        rows: Layer | None,
+        *,
+        loss: bool,
     ) -> dict[int, Part]:
         found = {}
         ranks = zip(self.entry.ranks, self.places, self.along, self.batches, strict=True)
@@ -356,6 +424,9 @@ class _Cutter:
             mine = self._loss_batch(rank, batch, at) if loss else batch
             if mine and not is_empty(out):
                 found[rank] = Part(mine, out, reads)
+                if rows is not None:
+                    batches = tuple([rows.input_rows(n, mine) for n in range(len(reads))])
+                    found[rank] = Part(mine, out, reads, rows.rows(mine), batches)
         return dict(sorted(found.items()))
 
     def _coordinates(self, position: int) -> dict[Axis, int]:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from orchestrator.models.box import Box, Shape, hull, is_empty, shape_of, volume
 from orchestrator.models.layer import INPUT, LABELS, LayerPart, SizedLayer, Value
-from orchestrator.models.ranges import Ranges, intersect, local, shift, size
+from orchestrator.models.ranges import Ranges, intersect, local, normalise, shift, size
 from orchestrator.program.placement import FROM_INPUT, FROM_LABELS, PlacedLayer, Placement
 
 # A reduction takes about this much at once: small enough to start early, large enough that
@@ -64,6 +64,8 @@ class SegmentPart(NamedTuple):
         examples: of each chunk.
         parameters: values held.
         macs_per_example: multiply-adds for one example, forward.
+        import_rows, rows: of each import and each layer's output; None where all have one row for
+            each example.
     """
 
     layers: tuple[LayerPart, ...]
@@ -74,14 +76,25 @@ class SegmentPart(NamedTuple):
     examples: int
     parameters: int
     macs_per_example: int
+    import_rows: tuple[Ranges, ...] | None = None
+    rows: tuple[Ranges, ...] | None = None
+
+    def import_box(self, number: int) -> Box:
+        """Rows and box of an import."""
+        rows = self.import_rows[number] if self.import_rows else self.batch
+        return (rows, *self.imports[number])
+
+    def output_box(self, layer: int) -> Box:
+        """Rows and box of a layer's output."""
+        return (self.rows[layer] if self.rows else self.batch, *self.layers[layer].out)
 
     def import_shape(self, number: int) -> Shape:
         """Shape of an import's tensor: examples, then the sizes of its box."""
-        return (self.examples, *shape_of(self.imports[number]))
+        return shape_of(self.import_box(number))
 
     def output_shape(self, layer: int) -> Shape:
         """Shape of a layer's output tensor: examples, then the sizes of its box."""
-        return (self.examples, *shape_of(self.layers[layer].out))
+        return shape_of(self.output_box(layer))
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ class Segment:
     @property
     def has_loss(self) -> bool:
         """Whether it ends in the loss."""
-        return any(found.source == LABELS for found in self.imports)
+        return any(layer.layer.is_loss for layer in self.layers)
 
 
 class Message(NamedTuple):
@@ -249,7 +262,7 @@ def cut(placement: Placement, itemsize: int, replicas: int) -> Cut:
                 first.stage,
                 first.chunk,
                 chunks=examples // first.chunk,
-                parts=_segment_parts(first, parts[start:end], imports),
+                parts=_segment_parts(layers[start:end], parts[start:end], imports),
                 update_chunks=first.update // first.chunk,
                 sources=sources,
                 imports=tuple(numbered),
@@ -313,13 +326,15 @@ LayerParts = dict[int, LayerPart]  # by rank; one object for those that share th
 
 
 def _segment_parts(
-    first: PlacedLayer, by_layer: list[LayerParts], imports: list[tuple[int, Import]]
+    placed: Sequence[PlacedLayer], by_layer: list[LayerParts], imports: list[tuple[int, Import]]
 ) -> dict[int, SegmentPart]:
     """By rank; what follows from the boxes is worked out once for those that share them."""
     groups: dict[tuple[int, ...], dict[int, Ranges]] = {}
-    for rank, (batch, _, _) in first.parts.items():
+    first = placed[0]
+    for rank, part in first.parts.items():
         same = tuple([id(parts[rank]) for parts in by_layer])
-        groups.setdefault(same, {})[rank] = batch
+        groups.setdefault(same, {})[rank] = part.batch
+    grouped = any(layer.sized.layer.has_rows for layer in placed)
     found: dict[int, SegmentPart] = {}
     for share, batches in enumerate(groups.values()):
         any_rank = next(iter(batches))
@@ -334,10 +349,24 @@ def _segment_parts(
         parameters = sum([layer.parameters for layer in layers])
         macs = sum([layer.macs_per_example for layer in layers])
         for rank, batch in batches.items():
+            rows = _rows(placed, rank, imports) if grouped else (None, None)
             found[rank] = SegmentPart(
-                layers, share, sizes, boxes, batch, size(batch), parameters, macs
+                layers, share, sizes, boxes, batch, size(batch), parameters, macs, *rows
             )
     return {rank: found[rank] for rank in first.parts}
+
+
+def _rows(
+    placed: Sequence[PlacedLayer], rank: int, imports: list[tuple[int, Import]]
+) -> tuple[tuple[Ranges, ...], tuple[Ranges, ...]]:
+    """Rows of a rank's imports, and of its layers' outputs."""
+    parts = [layer.parts[rank] for layer in placed]
+    read = []
+    for _, found in imports:
+        rows = [parts[at].batches or (parts[at].batch,) * (n + 1) for at, n in found.readers]
+        wanted = [mine[n] for mine, (_, n) in zip(rows, found.readers, strict=True)]
+        read.append(normalise(r for ranges in wanted for r in ranges))
+    return tuple(read), tuple([part.rows or part.batch for part in parts])
 
 
 def _sizes(layer: LayerPart) -> tuple[int, int, int, int]:
@@ -353,8 +382,8 @@ def _import_box(boxes: list[Box]) -> Box:
 def _layer_parts(layer: PlacedLayer) -> LayerParts:
     found: LayerParts = {}
     groups: dict[tuple[Box, tuple[Box, ...]], list[int]] = {}
-    for rank, (_, out, reads) in layer.parts.items():
-        groups.setdefault((out, reads), []).append(rank)
+    for rank, part in layer.parts.items():
+        groups.setdefault((part.out, part.reads), []).append(rank)
     for (out, reads), group in groups.items():
         found |= dict.fromkeys(group, layer.sized.part(out, reads))
     return found
@@ -417,7 +446,12 @@ def _differs(before: PlacedLayer, after: PlacedLayer, number: int) -> bool:
     another."""
     if before.partial or not _alike(before, after):
         return True
-    return any(part.out != after.parts[rank].reads[number] for rank, part in before.parts.items())
+    for rank, part in before.parts.items():
+        reader = after.parts[rank]
+        wanted = reader.batches[number] if reader.batches else reader.batch
+        if part.out != reader.reads[number] or (part.rows or part.batch) != wanted:
+            return True
+    return False
 
 
 # -- messages -------------------------------------------------------------------------------------
@@ -433,9 +467,9 @@ def _boundary(
     before, after = segments[crossing.producer], segments[crossing.consumer]
     position = crossing.source - starts[crossing.producer]
     turns = before.chunk // after.chunk
-    has = {rank: (part.batch, *part.layers[position].out) for rank, part in before.parts.items()}
+    has = {rank: part.output_box(position) for rank, part in before.parts.items()}
     needs = {
-        rank: (part.batch, *part.imports[crossing.number])
+        rank: part.import_box(crossing.number)
         for rank, part in after.parts.items()
         if not is_empty(part.imports[crossing.number])
     }

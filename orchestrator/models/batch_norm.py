@@ -1,0 +1,273 @@
+"""Batch normalisation (Ioffe and Szegedy 2015) over groups of examples that the model names.
+
+Which examples share their statistics is the network's mathematics, so it is said here and not by
+how many devices there are: ``group`` examples in the order of the batch, or the whole global batch.
+Where a plan cuts a group over ranks, by examples or by rows of an image, the layer falls in two:
+
+    moments   of each rank's part of each group: how many values, their mean, the sum of squared
+              distances from it
+    apply     reads the moments of all parts, puts them together (Chan, Golub, LeVeque 1979), and
+              normalises
+
+What is exchanged in between, forward and backward, are six values a channel, group and pair of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.errors import InputError
+from orchestrator.models.box import Box
+from orchestrator.models.layer import (
+    Constant,
+    Cut,
+    Layer,
+    LayerMemory,
+    LayerPart,
+    ParameterSpec,
+    SizedLayer,
+    Statistics,
+    Value,
+)
+from orchestrator.models.ranges import Ranges, normalise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+MOMENTS = 3  # number of values, mean, sum of squared distances from the mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm(Layer):
+    """Each channel less its mean, over its standard deviation, times a weight, plus a bias.
+
+    Args:
+        group: examples that share their statistics, in the order of the batch; None for all of the
+            global batch.
+        eps: added to the variance.
+        weight: what the weights start from; residual networks take 0 in a block's last norm.
+    """
+
+    group: int | None = None
+    eps: float = 1e-5
+    weight: float = 1.0
+    kind: ClassVar[str] = "batch_norm"
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        if "token" in value.axes or value.integer:
+            raise InputError(
+                f"layer {self.name}: batch norm reads images and vectors, not {value.shape}",
+                remedy="LayerNorm or RMSNorm for sequences",
+            )
+        return value
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        shape = (inputs[0].channels,)
+        return (
+            ParameterSpec("weight", shape, Constant(self.weight), ("channel",), decays=False),
+            ParameterSpec("bias", shape, Constant(0.0), ("channel",), decays=False),
+        )
+
+    def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
+        group = self.group or cut.global_batch
+        self._check(group, cut)
+        ends = {end for ranges in cut.batches for pair in ranges for end in pair}
+        if "height" not in cut.counts and all(end % group == 0 for end in ends):
+            return None
+        axes = tuple(axis for axis in ("batch", "height") if axis in cut.counts)
+        parts = 1
+        for axis in axes:
+            parts *= cut.counts[axis]
+        moments = f"{self.name}.moments"
+        return Statistics(
+            axes,
+            BatchMoments(name=moments, inputs=sized.sources, group=group, parts=parts),
+            BatchApply(
+                name=self.name, inputs=(*sized.sources, moments), group=group, parts=parts,
+                eps=self.eps, weight=self.weight,
+            ),
+            MOMENTS,
+        )  # fmt: skip
+
+    def _check(self, group: int, cut: Cut) -> None:
+        if cut.chunk % group == 0 and cut.replica_batch % group == 0:
+            return
+        what = f"groups of {group}" if self.group else f"the whole batch of {group}"
+        if cut.chunk < cut.replica_batch:
+            how, remedy = f"microbatches or turns of {cut.chunk}", "n_microbatches: 1"
+        else:
+            how, remedy = f"replicas of {cut.replica_batch}", "split: batch in place of replicas"
+        raise InputError(
+            f"{self.name}: its statistics are over {what} examples, which {how} tear apart",
+            remedy=f"{remedy}; or, as another network, BatchNorm(group=...) of a size that divides "
+            f"{min(cut.chunk, cut.replica_batch)}",
+        )
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        return LayerMemory(before, after, keeps_input=True, weights=part.parameters * itemsize)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch
+        import torch.nn.functional as nnf
+
+        (x,) = inputs
+        weight, bias = parameters
+        groups = [
+            nnf.batch_norm(rows, None, None, weight, bias, training=True, eps=self.eps)
+            for rows in x.split(self.group or len(x))
+        ]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        (x,) = inputs
+        group = self.group or len(x)
+        grouped = x.reshape(len(x) // group, group, x.shape[1], -1)
+        variance, mean = grouped.var((1, 3), correction=0), grouped.mean((1, 3))
+        centred = grouped - mean[:, None, :, None]
+        normed = centred / (variance + self.eps).sqrt()[:, None, :, None]
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        weight, bias = parameters["weight"].view(shape), parameters["bias"].view(shape)
+        return normed.reshape(x.shape) * weight + bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMoments(Layer):
+    """The moments of a part of each group; placed by the compiler.
+
+    (channels, parts x moments): a part gives its own, of every channel that it has.
+    """
+
+    group: int
+    parts: int
+    kind: ClassVar[str] = "batch_moments"
+    has_rows: ClassVar[bool] = True
+
+    def output(self, *inputs: Value) -> Value:
+        shape = (inputs[0].channels, self.parts * MOMENTS)
+        return Value(shape, ("channel", "moment"))
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return ((out[0], *sized.inputs[0].whole[1:]),)
+
+    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
+        return (reads[0], mine)
+
+    def rows(self, batch: Ranges) -> Ranges:
+        return _firsts(batch, self.group)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, _ = part.bytes(examples, itemsize)
+        after = part.written_values * -(-examples // self.group) * itemsize
+        return LayerMemory(before, after, keeps_input=True, kept=before, forward_extra=before)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch
+
+        assert draw is not None, "batch moments are of a training step"
+        (x,) = inputs
+        found = []
+        for rows in x.split(_sizes(draw, self.group)):
+            values = rows.transpose(0, 1).flatten(1)
+            mean = values.mean(1)
+            spread = (values - mean[:, None]).square().sum(1)
+            count = torch.full_like(mean, values.shape[1])
+            found.append(torch.stack((count, mean, spread), 1))
+        return torch.stack(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchApply(BatchNorm):
+    """Normalises by the moments of all parts; placed by the compiler."""
+
+    parts: int
+    input_count: ClassVar[int | None] = 2
+    has_rows: ClassVar[bool] = True
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return (out, (out[0], ((0, self.parts * MOMENTS),)))
+
+    def input_rows(self, number: int, batch: Ranges) -> Ranges:
+        assert self.group is not None
+        return _firsts(batch, self.group) if number else batch
+
+    def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
+        return None
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        _, after = part.bytes(examples, itemsize)
+        return LayerMemory(
+            after, after, keeps_input=True, kept=2 * after, forward_extra=after,
+            backward_extra=2 * after, weights=part.parameters * itemsize,
+        )  # fmt: skip
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch
+
+        assert draw is not None, "batch moments are of a training step"
+        assert self.group is not None
+        x, gathered = inputs
+        weight, bias = parameters
+        mean, variance = combined(gathered)
+        factor = (variance + self.eps).rsqrt() * weight
+        shift = bias - mean * factor
+        sizes = torch.tensor(_sizes(draw, self.group), device=x.device)
+        factor, shift = (t.repeat_interleave(sizes, 0) for t in (factor, shift))
+        shape = (*factor.shape, *[1] * (x.dim() - 2))
+        return x * factor.view(shape) + shift.view(shape)
+
+
+def combined(gathered: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the whole from the moments of its parts.
+
+    Args:
+        gathered: (..., parts x moments); a part without values has zeros.
+    """
+    count, mean, spread = gathered.unflatten(-1, (-1, MOMENTS)).unbind(-1)
+    total = count.sum(-1)
+    overall = (count * mean).sum(-1) / total
+    distance = (mean - overall[..., None]).square()
+    return overall, (spread + count * distance).sum(-1) / total
+
+
+def _firsts(batch: Ranges, group: int) -> Ranges:
+    """The first example of each group that some examples belong to."""
+    numbers = sorted({n for a, b in batch for n in range(a // group, (b - 1) // group + 1)})
+    return normalise((n * group, n * group + 1) for n in numbers)
+
+
+def _sizes(draw: Draw, group: int) -> list[int]:
+    """How many of the examples belong to each group, in order."""
+    import torch
+
+    numbers = draw.samples // group
+    return torch.unique_consecutive(numbers, return_counts=True)[1].tolist()
