@@ -1,4 +1,12 @@
-"""The loss of a classifier."""
+"""The loss of a classifier, and of a language model.
+
+Where the scores of a sequence are cut over ranks by channel (the vocabulary), they stay where they
+are, and three values a token cross instead (Megatron-LM, Shoeybi et al. 2019, section 3):
+
+    parts    of each rank's scores: the largest, the sum of exponentials beside it, and the label's
+             score where the rank has it
+    joined   reads those of all ranks and gives the loss
+"""
 
 from __future__ import annotations
 
@@ -7,12 +15,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.models.box import Box
-from orchestrator.models.layer import INT64, Layer, LayerMemory, LayerPart, SizedLayer, Value
+from orchestrator.models.layer import (
+    INT64,
+    Cut,
+    Layer,
+    LayerMemory,
+    LayerPart,
+    SizedLayer,
+    Statistics,
+    Value,
+)
+from orchestrator.models.ranges import Ranges
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from orchestrator.models.randomness import Draw
+
+
+NUMBERS = 3  # largest score, sum of exponentials, the label's score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +58,18 @@ class CrossEntropy(Layer):
         if labels.shape:
             return ((out[0], classes), out)
         return ((classes,), ())
+
+    def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
+        parts = cut.counts.get("channel", 1)
+        if parts == 1 or "token" not in sized.inputs[0].axes:
+            return None
+        name = f"{self.name}.parts"
+        return Statistics(
+            ("channel",),
+            ScoreParts(name=name, inputs=sized.sources, parts=parts),
+            JoinedCrossEntropy(name=self.name, inputs=(name,), parts=parts),
+            NUMBERS,
+        )
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, _ = part.bytes(examples, itemsize)
@@ -74,3 +107,78 @@ class CrossEntropy(Layer):
         scores, labels = inputs
         classes_second = scores.movedim(-1, 1)
         return nn.CrossEntropyLoss(reduction="sum")(classes_second, labels)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreParts(Layer):
+    """What the loss needs of some classes' scores, a token; placed by the compiler."""
+
+    parts: int
+    kind: ClassVar[str] = "score_parts"
+    input_count: ClassVar[int | None] = 2
+
+    def output(self, *inputs: Value) -> Value:
+        scores, _ = inputs
+        return Value((scores.size("token"), self.parts * NUMBERS), scores.axes)
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        scores, _ = sized.inputs
+        return ((out[0], ((0, scores.channels),)), (out[0],))
+
+    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
+        return (reads[0], mine)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        return LayerMemory(
+            before, after, kept=before, forward_extra=before, backward_extra=before
+        )
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch
+
+        scores, labels = inputs
+        ((first, last),) = part.reads[0][1]
+        largest = scores.detach().amax(-1)  # the loss does not depend on it
+        total = (scores - largest[..., None]).exp().sum(-1)
+        here = (labels >= first) & (labels < last)
+        place = torch.where(here, labels - first, 0)
+        label = scores.gather(-1, place[..., None])[..., 0] * here
+        return torch.stack((largest, total, label), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedCrossEntropy(Layer):
+    """The loss from the parts of the scores; placed by the compiler."""
+
+    parts: int
+    kind: ClassVar[str] = "loss"
+    is_loss: ClassVar[bool] = True
+
+    def output(self, *inputs: Value) -> Value:
+        return Value(inputs[0].shape[:1], ("token",))
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return ((out[0], ((0, self.parts * NUMBERS),)),)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, _ = part.bytes(examples, itemsize)
+        return LayerMemory(before, itemsize, keeps_input=True, kept=before, forward_extra=before)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        largest, total, label = inputs[0].unflatten(-1, (-1, NUMBERS)).unbind(-1)
+        overall = largest.amax(-1, keepdim=True)
+        scaled = (total * (largest - overall).exp()).sum(-1)
+        return (scaled.log() + overall[..., 0] - label.sum(-1)).sum()
