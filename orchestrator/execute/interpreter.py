@@ -8,7 +8,7 @@ that it has to wait for, and whoever drives it blocks on that handle, or lets an
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -149,8 +149,10 @@ class RankInterpreter:
                     loss_scale=1 / (program.global_batch * program.model.predictions),
                 )  # fmt: skip
                 self.leaving[segment.index] = [
-                    b for b in program.boundaries[1:] if b.producer == segment.index
-                ]
+                    b for b in program.boundaries[1:]
+                    if b.producer == segment.index and not b.parameter
+                ]  # fmt: skip
+        self.borrows = [b for b in program.boundaries if b.parameter]
 
     def _reset(self) -> None:
         self.handles: dict[int, Handle] = {}
@@ -162,6 +164,9 @@ class RankInterpreter:
         # by boundary and chunk of the reader; messages yet to be cut from each
         self.input_gradients: dict[tuple[int, int], Tensor] = {}
         self.uncut: dict[tuple[int, int], int] = {}
+        self.taken_back: set[int] = set()  # boundaries of borrowed parameters
+        for parameters in self.parameters.values():
+            parameters.borrowed_gradients.clear()
         self.marks: dict[int, tuple[Mark, Mark]] = {}
 
     # -- one step -----------------------------------------------------------------------------
@@ -179,7 +184,7 @@ class RankInterpreter:
         for op in self.ops:
             for need in op.needs:
                 handle = self.handles.get(need)
-                if handle is not None and op.lane == COMPUTE:
+                if handle is not None:
                     if not handle.done():
                         yield handle
                     handle.join()
@@ -233,6 +238,7 @@ class RankInterpreter:
             whole = self.program.segments[segment]
             update = whole.update_chunks * whole.chunk
             scale = self.program.global_batch / update if update else 1.0
+            self._take_back(segment)
             self.parameters[segment].step(self.recipe, scale)
             return
         runner = self.runners[segment]
@@ -252,6 +258,8 @@ class RankInterpreter:
         number, chunk = op.segment, op.microbatch
         segment, part = self.program.segments[number], runner.part
         samples = self._samples(number, chunk, part.batch)
+        if chunk == 0:
+            self._borrow(number)
         imports = tuple(
             self._import(found, n, part, samples, chunk) for n, found in enumerate(segment.imports)
         )
@@ -313,6 +321,56 @@ class RankInterpreter:
                 piece = self.buffers.pop(received[message.source])
             put_in(x, message.given, piece, add=boundary.summed)
         return x
+
+    # -- parameters that one layer borrows from another ---------------------------------------
+
+    def _borrow(self, segment: int) -> None:
+        """Take what the owners have sent, or hold here, of a segment's borrowed parameters."""
+        for tie in self.borrows:
+            if tie.consumer != segment:
+                continue
+            received = self.incoming.pop((F, tie.index, 0), {})
+            borrowed = self._borrowed(tie)
+            with torch.no_grad():
+                for message in tie.messages[0]:
+                    if message.target != self.local_rank:
+                        continue
+                    if message.source == self.local_rank:
+                        owner = self.parameters[tie.producer].named(tie.parameter)
+                        piece = cut_out(owner, message.taken)
+                    else:
+                        piece = self.buffers.pop(received[message.source])
+                    put_in(borrowed, message.given, piece, add=False)
+
+    def _borrowed(self, tie: Boundary, *, gradient: bool = False) -> Tensor:
+        """The tensor that holds a borrowed parameter here, or its gradient."""
+        parameters = self.parameters[tie.consumer]
+        (number,) = [
+            n for n in parameters.borrowed
+            if parameters.names[n].rpartition(".")[0] == tie.reader
+        ]  # fmt: skip
+        return (parameters.borrowed_gradients if gradient else parameters.borrowed)[number]
+
+    def _take_back(self, segment: int) -> None:
+        """Add what those who borrow a segment's parameters return of their gradients, once."""
+        for tie in self.borrows:
+            if tie.producer != segment or tie.index in self.taken_back:
+                continue
+            self.taken_back.add(tie.index)
+            parameters = self.parameters[segment]
+            for key in [key for key in self.incoming if key[:2] == (B, tie.index)]:
+                for sender, receive in self.incoming.pop(key).items():
+                    message = self._between(tie.gradients[0], self.local_rank, sender)
+                    piece = self.buffers.pop(receive)
+                    parameters.add_gradient(tie.parameter, message.taken, piece)
+            for message in tie.gradients[0]:
+                if message.source == message.target == self.local_rank:
+                    piece = cut_out(self._borrowed(tie, gradient=True), message.given)
+                    parameters.add_gradient(tie.parameter, message.taken, piece)
+
+    @staticmethod
+    def _between(messages: Sequence[Message], source: int, target: int) -> Message:
+        return next(m for m in messages if (m.source, m.target) == (source, target))
 
     def _data(self, found: Import, number: int, part: SegmentPart, samples: Tensor) -> Tensor:
         """A part's box of its examples' input or labels."""
@@ -414,17 +472,23 @@ class RankInterpreter:
         pair = (self.local_rank, peer) if gives else (peer, self.local_rank)
         turn = op.microbatch % boundary.turns
         messages = boundary.messages if forward else boundary.gradients
-        return next(m for m in messages[turn] if (m.source, m.target) == pair)
+        return self._between(messages[0 if boundary.parameter else turn], *pair)
 
     def _outgoing(self, op: Op, message: Message) -> Tensor:
+        boundary = self.program.boundaries[op.segment]
+        if boundary.parameter:
+            if op.kind == SEND_F:
+                owner = self.parameters[boundary.producer].named(boundary.parameter)
+                return cut_out(owner.detach(), message.taken)
+            return cut_out(self._borrowed(boundary, gradient=True), message.given)
         if op.kind == SEND_F:
-            boundary = self.program.boundaries[op.segment]
             key = (boundary.producer, boundary.layer, op.microbatch // boundary.turns)
             return cut_out(self.outputs[key], message.taken)
         return self._from_input_gradient(op.segment, op.microbatch, message)
 
     def _reduce(self, op: Op) -> Handle:
         parameters = self.parameters[op.segment]
+        self._take_back(op.segment)
         tensor = parameters.flat if op.kind == "ALL_GATHER" else parameters.flat_gradient
         assert tensor is not None
         self._count(op, tensor)

@@ -104,8 +104,8 @@ def disagreements(program: Program, ranks: list[RankInterpreter]) -> list[str]:
             group = [r for r in by_rank if r % program.ranks_per_replica in bucket.ranks]
             first = by_rank[group[0]].parameters[segment.index]
             for other in group[1:]:
-                weights = by_rank[other].parameters[segment.index].weights
-                for slot, a, b in zip(first.slots, first.weights, weights, strict=True):
+                weights = by_rank[other].parameters[segment.index].own
+                for slot, a, b in zip(first.slots, first.own, weights, strict=True):
                     if not torch.equal(a, b):
                         found.append(f"{slot.name} differs between rank {group[0]} and rank {other}")
     return found
@@ -115,10 +115,10 @@ def gather_parameters(program: Program, ranks: list[RankInterpreter]) -> dict[st
     """Put the ranks' tiles together to whole weights; replicas and batch parts agree."""
     found: dict[str, Tensor] = {}
     for layer in program.model.layers:
-        for spec in layer.specs:
+        for spec in (spec for spec in layer.specs if not spec.tied_to):
             found[f"{layer.name}.{spec.name}"] = torch.full(spec.shape, torch.nan).double()
     for rank in ranks:
         for parameters in rank.parameters.values():
-            for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
+            for slot, weight in zip(parameters.slots, parameters.own, strict=True):
                 slot.put(found[slot.name], weight.detach().double().cpu())
     return found

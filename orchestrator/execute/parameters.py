@@ -121,6 +121,9 @@ def initial_parameter(layer: SizedLayer, spec: ParameterSpec, seed: int) -> Tens
 class SegmentParameters:
     """Weights, gradients and velocities of one segment on one rank.
 
+    ``weights`` are in the order of the layers' tiles, those that are borrowed from other layers
+    among them; slots, gradients and velocities are of its own only.
+
     Args:
         group: ranks that hold the same; their gradients are summed.
         place: this rank's place in the group.
@@ -139,7 +142,8 @@ class SegmentParameters:
         sharded: bool,
         value: Callable[[Slot], Tensor],
     ) -> None:
-        self.slots = slots_of(part)
+        every = slots_of(part)
+        self.slots = [slot for slot in every if not slot.spec.tied_to]
         starts = [value(slot) for slot in self.slots]
         self.sizes = [start.numel() for start in starts]
         self.total = sum(self.sizes)
@@ -148,15 +152,26 @@ class SegmentParameters:
         self.shard = slice(place * padded // group, (place + 1) * padded // group)
         options = {"dtype": dtype, "device": device}
         self.flat = torch.zeros(padded, **options) if self.sharded else None  # type: ignore[call-overload]
-        self.weights: list[Tensor] = []
+        self.own: list[Tensor] = []
         for start, view in zip(starts, self._views(self.flat, starts), strict=True):
             weight = torch.empty(start.shape, **options) if view is None else view  # type: ignore[call-overload]
-            self.weights.append(weight.copy_(start).requires_grad_())
+            self.own.append(weight.copy_(start).requires_grad_())
+        # by position among the weights
+        self.borrowed = {
+            n: torch.zeros(slot.shape, **options).requires_grad_()  # type: ignore[call-overload]
+            for n, slot in enumerate(every) if slot.spec.tied_to
+        }  # fmt: skip
+        self.names = [slot.name for slot in every]
+        own = iter(self.own)
+        self.weights = [
+            self.borrowed[n] if n in self.borrowed else next(own) for n in range(len(every))
+        ]
+        self.borrowed_gradients: dict[int, Tensor] = {}
         held = self.shard.stop - self.shard.start if self.sharded else 0
         self.velocities = (
             [torch.zeros(held, **options)]  # type: ignore[call-overload]
             if self.sharded
-            else [torch.zeros_like(weight) for weight in self.weights]
+            else [torch.zeros_like(weight) for weight in self.own]
         )
         self.reduced = group > 1
         self.flat_gradient = torch.zeros(padded, **options) if self.reduced else None  # type: ignore[call-overload]
@@ -171,8 +186,13 @@ class SegmentParameters:
         return [piece.view(x.shape) for piece, x in zip(pieces, like, strict=True)]
 
     def accumulate(self, gradients: tuple[Tensor, ...]) -> None:
-        """Add one chunk's gradients."""
-        for i, gradient in enumerate(gradients):
+        """Add one chunk's gradients, one for each of ``weights``."""
+        i = 0
+        for n, gradient in enumerate(gradients):
+            if n in self.borrowed:
+                kept = self.borrowed_gradients.get(n)
+                self.borrowed_gradients[n] = gradient if kept is None else kept.add_(gradient)
+                continue
             kept, view = self.gradients[i], self._gradient_views[i]
             if kept is not None:
                 kept.add_(gradient)
@@ -180,6 +200,18 @@ class SegmentParameters:
                 self.gradients[i] = view.copy_(gradient)
             else:
                 self.gradients[i] = gradient
+            i += 1
+
+    def named(self, name: str) -> Tensor:
+        """Its own tensor of a parameter, ``layer.parameter``."""
+        return next(w for w, slot in zip(self.own, self.slots, strict=True) if slot.name == name)
+
+    def add_gradient(self, name: str, box: Box, piece: Tensor) -> None:
+        """Add to the gradient of a box of one of its own parameters."""
+        number = next(n for n, slot in enumerate(self.slots) if slot.name == name)
+        gradient = self.gradients[number]
+        assert gradient is not None, f"{name} has its own layer's gradient first"
+        put_in(gradient, box, piece, add=True)
 
     def step(self, recipe: Recipe, scale: float) -> None:
         """Update the weights (or this rank's shard of them) and forget the gradients.
@@ -207,7 +239,7 @@ class SegmentParameters:
         self._targets: list[Tensor] = []
         buffers: list[Tensor] = []
         if self.flat is None:
-            self._targets, buffers = self.weights, self.velocities
+            self._targets, buffers = self.own, self.velocities
             decays = [slot.decays for slot in self.slots]
         else:
             for slot, low, high in self.shard_slots():

@@ -45,9 +45,13 @@ class Reference:
         self.weights: dict[str, Tensor] = {}
         self.velocities: dict[str, Tensor] = {}
         self.decays: dict[str, bool] = {}
+        self.tied: dict[str, str] = {}
         for sized in model.layers:
             for spec in sized.specs:
                 name = f"{sized.name}.{spec.name}"
+                if spec.tied_to:
+                    self.tied[name] = spec.tied_to
+                    continue
                 start = initial_parameter(sized, spec, recipe.seed).to(self.dtype)
                 self.weights[name] = start.requires_grad_()
                 self.velocities[name] = torch.zeros_like(start)
@@ -100,7 +104,10 @@ class Reference:
         draw = Draw(self.recipe.seed, step, samples)
         for i in span:
             sized = self.model.layers[i]
-            named = {spec.name: self.weights[f"{sized.name}.{spec.name}"] for spec in sized.specs}
+            named = {
+                spec.name: self.weights[self._owner(f"{sized.name}.{spec.name}")]
+                for spec in sized.specs
+            }
             inputs = [values[source] for source in sized.sources]
             values[sized.name] = sized.layer.whole(sized, inputs, named, draw)
         last = values[self.model.layers[span[-1]].name]
@@ -108,11 +115,15 @@ class Reference:
             return last / (self.global_batch * self.model.predictions)
         return last
 
+    def _owner(self, name: str) -> str:
+        return self.tied.get(name, name)
+
     def _update(self, span: range, loss: Tensor, scale: float) -> None:
         names = [
             f"{layer.name}.{spec.name}"
             for layer in (self.model.layers[i] for i in span)
             for spec in layer.specs
+            if not spec.tied_to
         ]
         gradients = torch.autograd.grad(loss, [self.weights[n] for n in names])
         with torch.no_grad():

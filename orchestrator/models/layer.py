@@ -413,6 +413,11 @@ class SizedLayer:
         return self.output.shape
 
     @cached_property
+    def tied(self) -> frozenset[str]:
+        """Names of its parameters that are another layer's."""
+        return frozenset(spec.name for spec in self.specs if spec.tied_to)
+
+    @cached_property
     def specs(self) -> tuple[ParameterSpec, ...]:
         """The layer's parameters."""
         return self.layer.parameters(*self.inputs)

@@ -67,6 +67,7 @@ class Model:
         hash(self.declared)  # layers are values, and keys of memos: a list in one fails here
         self._check_names()
         self._check_readers()
+        self._check_ties()
         scores = self.layers[-2].output
         if scores.axes[-1:] != ("channel",):
             raise InputError(f"model {name}: its last layer must give class scores (a Linear)")
@@ -88,6 +89,20 @@ class Model:
                 f"model {self.name}: nothing reads layer {unread[0]}",
                 remedy=f"name it in the inputs of a later layer, or leave {unread[0]} out",
             )
+
+    def _check_ties(self) -> None:
+        owned = {
+            f"{layer.name}.{spec.name}": spec.shape
+            for layer in self.layers for spec in layer.specs if not spec.tied_to
+        }  # fmt: skip
+        for layer in self.layers:
+            for spec in layer.specs:
+                if spec.tied_to and owned.get(spec.tied_to) != spec.shape:
+                    found = owned.get(spec.tied_to, "no parameter of the model")
+                    raise InputError(
+                        f"model {self.name}: {layer.name}.{spec.name}, {spec.shape}, is tied to "
+                        f"{spec.tied_to}, which is {found}; allowed: one of the same shape"
+                    )
 
     @cached_property
     def layers(self) -> tuple[SizedLayer, ...]:

@@ -57,12 +57,14 @@ class Weighted(Layer):
     Args:
         groups: equal groups of output channels, each of which reads its own group of inputs.
         weight_std: initial weights are drawn from N(0, weight_std).
+        tied: ``layer.parameter`` that is its weight, as the table of an embedding.
         bias: initial bias; None for a layer without one.
     """
 
     groups: int = 1
     weight_std: float = 0.01
     bias: float | None = 0.0
+    tied: str = ""
 
     # -- what a kind says
 
@@ -111,7 +113,8 @@ class Weighted(Layer):
         (value,) = inputs
         outputs = self.output(value).channels
         fan_in = self.terms(value.channels, outputs)[0].fan[1]
-        weight = ParameterSpec("weight", self.weight_shape(value, fan_in), Normal(self.weight_std))
+        shape = self.weight_shape(value, fan_in)
+        weight = ParameterSpec("weight", shape, Normal(self.weight_std), tied_to=self.tied)
         if self.bias is None:
             return (weight,)
         bias = ParameterSpec("bias", (outputs,), Constant(self.bias), ("channel",), decays=False)

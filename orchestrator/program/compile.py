@@ -171,9 +171,15 @@ class _Emitter:
         self.offsets = [r * ranks_per_replica for r in range(listed)]
         self.recompute, self.n_microbatches = recompute, n_microbatches
         segments = cut.segments
-        self.has_weights = [any(p.parameters for p in s.parts.values()) for s in segments]
+        self.has_weights = [
+            any(p.parameters or p.borrowed for p in s.parts.values()) for s in segments
+        ]
         # by segment: boundaries behind it, and those before it through which gradients go back
-        self.leaving = [[b for b in cut.boundaries if b.producer == s.index] for s in segments]
+        self.ties = [b for b in cut.boundaries if b.parameter]
+        self.leaving = [
+            [b for b in cut.boundaries if b.producer == s.index and not b.parameter]
+            for s in segments
+        ]
         self.returning = [
             [cut.boundaries[x.boundary] for x in s.imports if x.trained] for s in segments
         ]
@@ -213,8 +219,12 @@ class _Emitter:
         self.arrived_f: defaultdict[tuple[int, int], Arrived] = defaultdict(_nothing_yet)
         self.arrived_b: defaultdict[tuple[int, int], Arrived] = defaultdict(_nothing_yet)
         self.ended = [0] * len(segments)  # chunks whose weight gradients exist
+        # by segment: its ops that have made the last of them, by rank; and its newest chunk
+        self.made: dict[int, tuple[dict[int, int], int]] = {}
+        # by segment and rank: what has brought the gradients of those who borrow its parameters
+        self.lent: defaultdict[int, Arrived] = defaultdict(_nothing_yet)
         self.gathered: dict[tuple[int, int], int] = {}  # (segment, rank) -> its weights are whole
-        self.to_step: list[tuple[int, list[tuple[int, int]]]] = []
+        self.to_step: list[tuple[int, list[tuple[int, list[int]]]]] = []
 
     # -- the walk over the actions ------------------------------------------------------------
 
@@ -225,6 +235,8 @@ class _Emitter:
             mine = by_stage.setdefault(segment.stage, [])
             if segment.index < self.turning:
                 mine.append(segment.index)
+        for tie in self.ties:
+            self.lend(tie)
         for kind, stage, microbatch in order:
             mine = by_stage[stage]
             if kind == F:
@@ -377,35 +389,73 @@ class _Emitter:
         self.ended[s] += 1
         if self.ended[s] % (segment.update_chunks or segment.chunks):
             return
+        self.made[s] = ids, chunk
+        borrows = [tie for tie in self.ties if tie.consumer == s]
+        for tie in borrows:
+            self.give_back(tie, ids, chunk)
+        for owner in dict.fromkeys([s, *(tie.producer for tie in borrows)]):
+            lenders = [tie.consumer for tie in self.ties if tie.producer == owner]
+            if all(x in self.made for x in (owner, *lenders)):
+                self.reduce(owner)
+
+    def reduce(self, s: int) -> None:
+        """Sum a segment's gradients over the ranks that hold the same parameters."""
+        segment = self.segments[s]
+        ids, chunk = self.made[s]
         reduced = []
         for bucket in self.buckets[s]:
             group = self.group(bucket)
             for offset in self.offsets:
                 for rank in (offset + r for r in bucket.ranks):
-                    need = ids[rank]
+                    needs = [ids[rank], *self.lent[s][rank]]
                     if len(group) > 1:
                         size = self.padded(bucket, len(group)) * self.itemsize
                         kind = REDUCE_SCATTER if self.sharded else ALL_REDUCE
-                        need = self.post(rank, kind, s, chunk, group, size, [need])
-                    reduced.append((rank, need))
+                        needs = [self.post(rank, kind, s, chunk, group, size, sorted(needs))]
+                    reduced.append((rank, needs))
+        if not reduced:
+            return
         if segment.update_chunks:
             self.step(s, reduced)
         else:
             self.to_step.append((s, reduced))
 
-    def step(self, s: int, reduced: list[tuple[int, int]]) -> None:
+    def lend(self, tie: Boundary) -> None:
+        """A parameter to those who borrow it, before the first of them computes."""
+        arrived = self.arrived_f[tie.consumer, 0]
+        for offset in self.offsets:
+            for a, b, size in self.hops[tie.index][0]:
+                source, target = offset + a, offset + b
+                if source != target:
+                    self.post(source, SEND_F, tie.index, 0, self.peer[target], size, ())
+                    received = self.post_receive(target, RECV_F, tie.index, 0, source, size)
+                    arrived[target].append(received)
+
+    def give_back(self, tie: Boundary, ids: dict[int, int], chunk: int) -> None:
+        """The gradient of a borrowed parameter to its owners."""
+        for offset in self.offsets:
+            for a, b, size in self.hops_back[tie.index][0]:
+                source, target = offset + b, offset + a
+                if source == target:
+                    self.lent[tie.producer][target].append(ids[source])
+                    continue
+                self.post(source, SEND_B, tie.index, chunk, self.peer[target], size, (ids[source],))
+                received = self.post_receive(target, RECV_B, tie.index, chunk, source, size)
+                self.lent[tie.producer][target].append(received)
+
+    def step(self, s: int, reduced: list[tuple[int, list[int]]]) -> None:
         """The update of one segment's parameters on every rank that holds them."""
         bucket_of = {r: b for b in self.buckets[s] for r in b.ranks}
         groups = {b: self.group(b) for b in self.buckets[s]}
         gathers = []
-        chunk = self.columns.microbatch[reduced[0][1]]
-        for rank, need in reduced:
+        chunk = self.made[s][1]
+        for rank, needs in reduced:
             bucket = bucket_of[rank % self.ranks_per_replica]
             group = groups[bucket]
             sharded = self.sharded and len(group) > 1
             padded = self.padded(bucket, len(group))
             values = padded // len(group) if sharded else bucket.parameters
-            done = self.compute(rank, STEP, s, chunk, 0, [need], values * self.itemsize)
+            done = self.compute(rank, STEP, s, chunk, 0, sorted(needs), values * self.itemsize)
             if sharded:
                 gathers.append((rank, done, group, padded * self.itemsize))
         for rank, done, group, size in gathers:

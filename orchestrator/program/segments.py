@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from orchestrator.models.box import Box, Shape, hull, is_empty, shape_of, volume
-from orchestrator.models.layer import INPUT, LABELS, LayerPart, SizedLayer, Value
+from orchestrator.models.layer import INPUT, LABELS, LayerPart, SizedLayer, Tile, Value
 from orchestrator.models.ranges import Ranges, intersect, local, normalise, shift, size
 from orchestrator.program.placement import FROM_INPUT, FROM_LABELS, PlacedLayer, Placement
 
@@ -62,7 +62,8 @@ class SegmentPart(NamedTuple):
         imports: the box of each import.
         batch: examples within the chunk.
         examples: of each chunk.
-        parameters: values held.
+        parameters: values held and updated.
+        borrowed: values of parameters that are another layer's.
         macs_per_example: multiply-adds for one example, forward.
         import_rows, rows: of each import and each layer's output; None where all have one row for
             each example.
@@ -75,6 +76,7 @@ class SegmentPart(NamedTuple):
     batch: Ranges
     examples: int
     parameters: int
+    borrowed: int
     macs_per_example: int
     import_rows: tuple[Ranges, ...] | None = None
     rows: tuple[Ranges, ...] | None = None
@@ -183,6 +185,8 @@ class Boundary:
         gradients: the messages whose gradients go back, by turn: the same, but where an end is
             replicated.
         summed: the messages are partial sums, which the receiver adds up in order of source.
+        parameter: ``layer.parameter`` of the producer, where what crosses is no activation but a
+            parameter that the consumer borrows: once a step, and its gradient back.
     """
 
     index: int
@@ -195,6 +199,7 @@ class Boundary:
     messages: tuple[tuple[Message, ...], ...]
     gradients: tuple[tuple[Message, ...], ...]
     summed: bool
+    parameter: str = ""
 
 
 @dataclass(frozen=True)
@@ -274,6 +279,9 @@ def cut(placement: Placement, itemsize: int, replicas: int) -> Cut:
     boundaries = [Boundary(0, -1, 0, 0, 0, segments[0].reader, 1, (), (), summed=False)]
     for number, crossing in enumerate(crossings, 1):
         boundaries.append(_boundary(number, crossing, segments, layers, starts))
+    for layer in layers:
+        for name in sorted(layer.sized.tied):
+            boundaries.append(_tie(len(boundaries), layer.sized, name, segments))
     return Cut(tuple(segments), tuple(boundaries), _buckets(segments))
 
 
@@ -346,12 +354,13 @@ def _segment_parts(
                 for _, one in imports
             ]
         )
-        parameters = sum([layer.parameters for layer in layers])
+        borrowed = sum([_borrowed(layer) for layer in layers])
+        parameters = sum([layer.parameters for layer in layers]) - borrowed
         macs = sum([layer.macs_per_example for layer in layers])
         for rank, batch in batches.items():
             rows = _rows(placed, rank, imports) if grouped else (None, None)
             found[rank] = SegmentPart(
-                layers, share, sizes, boxes, batch, size(batch), parameters, macs, *rows
+                layers, share, sizes, boxes, batch, size(batch), parameters, borrowed, macs, *rows
             )
     return {rank: found[rank] for rank in first.parts}
 
@@ -367,6 +376,11 @@ def _rows(
         wanted = [mine[n] for mine, (_, n) in zip(rows, found.readers, strict=True)]
         read.append(normalise(r for ranges in wanted for r in ranges))
     return tuple(read), tuple([part.rows or part.batch for part in parts])
+
+
+def _borrowed(layer: LayerPart) -> int:
+    tied = layer.sized.tied
+    return sum(volume(tile.box) for tile in layer.tiles if tile.parameter in tied) if tied else 0
 
 
 def _sizes(layer: LayerPart) -> tuple[int, int, int, int]:
@@ -572,6 +586,47 @@ def _overlap(has: Ranges, wants: Ranges) -> _Overlap:
 # -- parameters -----------------------------------------------------------------------------------
 
 
+def _tie(index: int, borrower: SizedLayer, name: str, segments: Sequence[Segment]) -> Boundary:
+    """The boundary over which a layer borrows another's parameter."""
+    parameter = borrower.spec(name).tied_to
+    owner, _, of_owner = parameter.rpartition(".")
+    producer, has = _tiles(segments, owner, of_owner)
+    consumer, wanted = _tiles(segments, borrower.name, name)
+    # of the ranks that hold the same, one gives; it gets the gradient, and shares it with the
+    # others when theirs are summed. Replicated ones are not summed, so each gets it.
+    alike: defaultdict[Box, list[int]] = defaultdict(list)
+    for rank, box in has.items():
+        alike[box].append(rank)
+    same = {rank: tuple(alike[box]) for rank, box in has.items()}
+    messages = _messages(0, has, wanted, same, {})
+    owners = {} if producer.replicated else same
+    gradients = _messages(0, has, wanted, owners, _copies(consumer))
+    return Boundary(
+        index, producer.index, consumer.index, 0, 0, borrower.name, 1,
+        (tuple(messages),), (tuple(gradients),), summed=False, parameter=parameter,
+    )  # fmt: skip
+
+
+def _tiles(
+    segments: Sequence[Segment], layer: str, parameter: str
+) -> tuple[Segment, dict[int, Box]]:
+    """The segment of a layer, and by rank the box of one of its parameters."""
+    for segment in segments:
+        found = {
+            rank: tile.box
+            for rank, part in segment.parts.items()
+            for one in part.layers if one.sized.name == layer
+            for tile in one.tiles if tile.parameter == parameter
+        }  # fmt: skip
+        if found:
+            return segment, found
+    raise AssertionError(f"{layer}.{parameter} is nobody's")
+
+
+def _owned(layer: LayerPart) -> tuple[Tile, ...]:
+    return tuple([tile for tile in layer.tiles if tile.parameter not in layer.sized.tied])
+
+
 def _buckets(segments: Iterable[Segment]) -> tuple[tuple[Bucket, ...], ...]:
     """By segment, the groups that share its parameters and have parts of their gradients."""
     found = []
@@ -579,7 +634,7 @@ def _buckets(segments: Iterable[Segment]) -> tuple[tuple[Bucket, ...], ...]:
         groups: dict[tuple[object, ...], list[int]] = {}
         for rank, part in segment.parts.items():
             if part.parameters:
-                key: tuple[object, ...] = tuple([x.tiles for x in part.layers if x.tiles])
+                key: tuple[object, ...] = tuple([_owned(x) for x in part.layers if x.tiles])
                 if segment.replicated:  # each has the whole gradient
                     key = (*key, rank)
                 groups.setdefault(key, []).append(rank)

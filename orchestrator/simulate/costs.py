@@ -61,7 +61,10 @@ class CostModel:
         }
         self._check_calibration()
         self._behind = [
-            [b for b in program.boundaries[1:] if b.producer == segment.index]
+            [
+                b for b in program.boundaries[1:]
+                if b.producer == segment.index and not b.parameter
+            ]
             for segment in program.segments
         ]
 

@@ -117,7 +117,10 @@ class _Exchanges:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.behind = [
-            [b for b in program.boundaries[1:] if b.producer == segment.index]
+            [
+                b for b in program.boundaries[1:]
+                if b.producer == segment.index and not b.parameter
+            ]
             for segment in program.segments
         ]
         self._arriving: dict[tuple[int, int, str], dict[int, list[Message]]] = {}
@@ -274,7 +277,7 @@ class _Walk:
                 if program.sharded and group > 1:
                     shard = -(-values // group)
                     values = shard * group
-                self._add(_PARAMETERS, values * item)
+                self._add(_PARAMETERS, (values + part.borrowed) * item)
                 self._add(_VELOCITY, shard * item)
                 if group > 1:
                     self.reduced.add(segment.index)
@@ -390,9 +393,12 @@ class _Walk:
         self._add(_INPUTS, -self.inputs.pop(key))
 
     def _accumulate(self, segment: int, mine: Footprint) -> None:
-        if segment not in self.reduced and segment not in self.gradients:
-            self.gradients[segment] = mine.weights
-            self._add(_GRADIENTS, mine.weights)
+        """Gradients that are not in a reduction's buffer, from the first backward to the step."""
+        if segment not in self.gradients:
+            part = self.program.segments[segment].parts[self.local_rank]
+            borrowed = part.borrowed * self.program.itemsize
+            self.gradients[segment] = borrowed if segment in self.reduced else mine.weights
+            self._add(_GRADIENTS, self.gradients[segment])
 
     def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> int:
         """Put the gradient of one output together; its bytes."""

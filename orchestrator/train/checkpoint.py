@@ -51,7 +51,7 @@ def pieces(interpreter: RankInterpreter) -> Iterator[Piece]:
             (b.ranks[0] for b in program.buckets[segment] if interpreter.local_rank in b.ranks), -1
         )
         if interpreter.replica == 0 and interpreter.local_rank == first:
-            for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
+            for slot, weight in zip(parameters.slots, parameters.own, strict=True):
                 yield Piece("weights", slot, 0, weight.detach().flatten().cpu())
             if not parameters.sharded:
                 for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
@@ -67,7 +67,7 @@ def restore(interpreter: RankInterpreter, state: State) -> None:
         lr = interpreter.recipe.lr
         rescale = state.lr / lr if lr and state.lr else 1.0
         with torch.no_grad():
-            for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
+            for slot, weight in zip(parameters.slots, parameters.own, strict=True):
                 weight.copy_(slot.of(state.weights[slot.name]))
             if parameters.sharded:
                 for slot, start, part in _shards(parameters):
@@ -209,5 +209,5 @@ def load(path: Path, model: Model) -> State:
 def _shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every parameter of a model."""
     for layer in model.layers:
-        for spec in layer.specs:
+        for spec in (spec for spec in layer.specs if not spec.tied_to):
             yield f"{layer.name}.{spec.name}", spec.shape
