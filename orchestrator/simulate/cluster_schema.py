@@ -128,7 +128,7 @@ class DeviceFile(Block):
         examples=[{"conv": 0.4, "linear": 0.6}],
     )
     kernel_overhead_us: NotNegative | None = Field(
-        default=None, description="Time lost for each layer, microseconds.", examples=[10]
+        default=None, description="Time lost for each kernel, microseconds.", examples=[10]
     )
     transfer_slowdown: Share | None = Field(
         default=None,

@@ -1,8 +1,8 @@
 """What an op costs on a device: from a calibration where one was made, else by the roofline.
 
-Roofline (Williams, Waterman, Patterson 2009): a layer takes the longer of its arithmetic at a
+Roofline (Williams, Waterman, Patterson 2009): a kernel takes the longer of its arithmetic at a
 stated fraction of the peak and its memory traffic at a stated fraction of the bandwidth, and an
-overhead for each kernel it starts.
+overhead. A layer takes the sum over its kernels.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
-from orchestrator.models.ranges import size
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import LayerPart, SegmentPart
 from orchestrator.simulate.calibration import BytesTime, LayerTime, Pass, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
 from orchestrator.simulate.collectives import Collectives, Phase
+from orchestrator.simulate.kernels import kernels
 from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import Sharing, Work
 
@@ -262,24 +262,17 @@ class CostModel:
                 self.cluster.label,
                 f"device.tflops.{dtype}, or training.dtype in the plan",
             )
-        both = 2 if direction == "backward" else 1
-        flops = 2 * layer.macs_per_image * examples * both
-        values = examples * (
-            size(layer.reads) * layer.sized.in_values + size(layer.out) * layer.sized.out_values
-        )
-        if layer.tiles:
-            traffic = both * (values + layer.parameters) * self.program.itemsize
-        else:  # forward reads x and writes y; backward reads what was kept and g, and writes gx
-            traffic = (values if direction == "forward" else 2 * values) * self.program.itemsize
         kind = layer.sized.kind
+        peak *= device.efficiency.get(kind, 1.0)
         fraction = device.efficiency.get("memory", 1.0)
         if not layer.tiles:
             fraction = device.efficiency.get(kind, fraction)
-        arithmetic = flops / (peak * device.efficiency.get(kind, 1.0)) if flops else 0.0
-        if kind == "linear":
-            arithmetic *= _stretch(device, layer, examples, direction)
-        movement = traffic / (device.memory_bandwidth * fraction)
-        return max(arithmetic, movement) + device.kernel_overhead_s * both
+        bandwidth = device.memory_bandwidth * fraction
+        seconds = 0.0
+        for kernel in kernels(layer, examples, direction, self.program.itemsize):
+            arithmetic = kernel.flops / (peak * device.occupied(kernel.product))
+            seconds += max(arithmetic, kernel.bytes / bandwidth) + device.kernel_overhead_s
+        return seconds
 
     def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:
         """Reads weights, gradients and velocities, writes weights and velocities."""
@@ -406,16 +399,3 @@ def _divided(seconds: float, size: float, speed: float, least: float) -> tuple[f
     """
     latency = min(max(0.0, seconds - size / speed), least)
     return latency, (seconds - latency) * speed
-
-
-def _stretch(device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
-    """Times as long as its products take because they do not fill the device."""
-    read = size(layer.reads) * layer.sized.in_values
-    written = size(layer.out) * layer.sized.out_values
-    products = {
-        "forward": [examples * written],
-        "backward": [examples * read, read * written],
-        "backward_input": [examples * read],
-        "backward_weight": [read * written],
-    }[direction]
-    return sum(1 / device.occupied(values) for values in products) / len(products)
