@@ -338,11 +338,21 @@ class CostModel:
         """What disturbs computations: on processors other ranks and transfers, as a calibration
         has seen it; on other devices transfers, where the cluster says so."""
         c = self.calibration
+        slowdown = [self.slowdown(rank) for rank in self.program.ranks]
         if c is not None and c.threads:
             ranks = c.neighbours or self.cluster.devices_per_node
-            return Sharing(ranks, c.threads, c.compute_slowdown, c.transfer_stretch, c.post_s)
-        slowdown = max(device.transfer_slowdown for device, _ in self.cluster.kinds)
-        return Sharing(1, 1, slowdown) if slowdown else None
+            return Sharing(ranks, c.threads, slowdown, c.transfer_stretch, c.post_s)
+        if not any(device.transfer_slowdown for device, _ in self.cluster.kinds):
+            return None
+        return Sharing(1, 1, slowdown)
+
+    def slowdown(self, rank: int) -> float:
+        """Fraction of its speed that computation of a rank, of any replica, loses under a
+        transfer."""
+        c = self.calibration
+        if c is not None and c.threads:
+            return c.compute_slowdown
+        return self.cluster.device(rank).transfer_slowdown
 
     def loading(self, rank: int) -> float:
         """Seconds of loading a rank's images of a step."""

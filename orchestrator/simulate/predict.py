@@ -111,8 +111,10 @@ def simulate_program(
     if jitter or len(set(classes(program, cluster))) > 1:
         from orchestrator.simulate.unequal import Jitter, run_unequal  # numpy takes 0.1 s to import
 
-        how = Jitter(jitter, seed)
-        unequal = run_unequal(program, engine.graph, times, costs, accountant, steps, how)
+        covers = engine.covers if len(played) == 1 else {}  # of several, not of the one told of
+        unequal = run_unequal(
+            program, engine.graph, times, costs, accountant, steps, Jitter(jitter, seed), covers
+        )
         times, account = from_zero(unequal.times), unequal.account
         mean, of_replicas = unequal.mean, unequal.summary()
     else:
