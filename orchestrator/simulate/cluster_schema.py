@@ -12,7 +12,15 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from orchestrator.plan.problem import Problem, found, refusal
 from orchestrator.simulate.calibration_schema import CalibrationFile, Name
-from orchestrator.simulate.figure import Block, Fraction, NotNegative, Part, Positive, Share
+from orchestrator.simulate.figure import (
+    Block,
+    ConvFraction,
+    Fraction,
+    NotNegative,
+    Part,
+    Positive,
+    Share,
+)
 from orchestrator.simulate.nccl import Generation, Processor, Wire
 
 SCHEMA_VERSION = 1
@@ -92,11 +100,12 @@ class TflopsFile(Block):
 class EfficiencyFile(Block):
     """Fractions of a peak that are reached.
 
-    ``conv`` and ``linear`` of tflops; ``memory`` of memory_GBps, for all that is limited by it: the
+    ``conv`` (at most 4, since Winograd's convolutions multiply less than is counted) and ``linear``
+    of tflops; ``memory`` of memory_GBps, for all that is limited by it: the
     other layers, unless they are named, and the update of the weights.
     """
 
-    conv: Fraction | None = None
+    conv: ConvFraction | None = None
     linear: Fraction | None = None
     memory: Fraction | None = None
     relu: Fraction | None = None
@@ -157,6 +166,15 @@ class DeviceFile(Block):
     dollars_per_hour: NotNegative | None = Field(
         default=None, description="Price of one device.", examples=[0.0]
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DeviceFile:
+        reserved, memory = self.reserved_GiB, self.memory_GiB
+        if reserved is not None and reserved.value >= memory.value:
+            message = f"found {reserved.value:g}; allowed: less than memory_GiB, {memory.value:g}"
+            remedy = "write what driver and libraries take of it"
+            raise refusal([Problem(("reserved_GiB",), message, remedy)])
+        return self
 
 
 class DeviceShare(Part):
@@ -241,7 +259,7 @@ class SlowFile(Part):
     """A straggler: everything it computes takes ``factor`` times as long."""
 
     rank: Annotated[int, Field(ge=0, lt=MOST_DEVICES)] = Field(description="Who.", examples=[3])
-    factor: Annotated[float, Field(gt=0, le=1e6)] = Field(
+    factor: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
         description="Times as long.", examples=[1.5]
     )
 

@@ -168,7 +168,7 @@ def goodput(cluster: Cluster, ranks: int) -> float | None:
     exponent = (tau + delta) / mtbf
     if exponent > 50:
         return 0.0
-    return tau / (mtbf * exp(restart / mtbf) * expm1(exponent))
+    return tau / (mtbf * expm1(exponent)) * exp(-restart / mtbf)
 
 
 def daly_interval(delta: float, mtbf: float) -> float:
