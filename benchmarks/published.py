@@ -74,7 +74,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         if errors:
             count = f"{len(errors)} row{'s' * (len(errors) > 1)}"
             average, worst, sign = _told(errors)
-            yield f"{mark}: {count}, mean {average}, worst {worst}, sign {sign}"
+            yield f"* {mark}: {count}, mean {average}, worst {worst}, sign {sign}"
 
 
 def over_all(tables: Mapping[str, Sequence[Row]]) -> Iterator[str]:

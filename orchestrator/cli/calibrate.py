@@ -112,7 +112,12 @@ def measured_programs(
 def _program(source: str, batch: int, *, replicas: int, options: tuple[str, ...] = ()) -> Program:
     settings = [f"global_batch_size={batch}", f"replicas={replicas}", *options]
     plan = load_plan(source, settings)
-    return compile_plan(plan, model_of(plan), dtype=plan.training.dtype or "float32")
+    precision = plan.training.precision or "float32"
+    if precision != "float32":
+        place = plan.place(("training", "precision"))
+        message = f"calibrate measures float32; {plan.name} asks for {precision}"
+        raise InputError(message, place, "leave training.precision out of the plan to measure it")
+    return compile_plan(plan, model_of(plan))
 
 
 def _measure(

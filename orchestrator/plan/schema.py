@@ -194,6 +194,9 @@ class ModelChoice(_Part):
         return self
 
 
+Precision = Literal["float32", "tfloat32", "float16", "float64", "bfloat16"]
+
+
 class Training(_Part):
     """Changes to the model's own recipe; what is left out stays as the recipe has it."""
 
@@ -209,8 +212,14 @@ class Training(_Part):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Seed of everything that is drawn.", examples=[0]
     )
-    dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
-        default=None, description="Number format of weights and activations.", examples=["float32"]
+    precision: Precision | None = Field(
+        default=None,
+        description="Number format of weights, activations and gradients, and of what is computed "
+        "from them; tfloat32: products in it, of float32 values.",
+        examples=["float32"],
+    )
+    dtype: Precision | None = Field(
+        default=None, description="The older name of precision.", examples=["float32"]
     )
     layer_batch: dict[Layers, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
         default=None,
@@ -218,6 +227,17 @@ class Training(_Part):
         "each (the variable batch size of One Weird Trick, 2014).",
         examples=[{"fc6..fc8": 128}],
     )
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Training:
+        """Under either name it is found under both."""
+        chosen = self.precision or self.dtype
+        if None not in (self.precision, self.dtype) and self.precision != self.dtype:
+            message = f"found {self.dtype} beside precision: {self.precision}; allowed: one of them"
+            raise refusal([Problem(("dtype",), message, "keep precision")])
+        for name in ("precision", "dtype"):
+            object.__setattr__(self, name, chosen)
+        return self
 
 
 class Entry(_Part):

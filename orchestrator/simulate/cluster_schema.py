@@ -87,12 +87,14 @@ class TflopsFile(Block):
     float64: Positive | None = None
     float32: Positive | None = None
     tfloat32: Positive | None = None
+    float16: Positive | None = None
     bfloat16: Positive | None = None
 
     @model_validator(mode="after")
     def _check(self) -> TflopsFile:
-        if not any((self.float64, self.float32, self.tfloat32, self.bfloat16)):
-            message = "found no number format; allowed: float64, float32, tfloat32, bfloat16"
+        formats = ("float64", "float32", "tfloat32", "float16", "bfloat16")
+        if not any(getattr(self, name) for name in formats):
+            message = f"found no number format; allowed: {', '.join(formats)}"
             raise refusal([Problem((), message, "write tflops: {float32: 10.6}")])
         return self
 

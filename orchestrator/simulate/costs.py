@@ -260,7 +260,7 @@ class CostModel:
             raise InputError(
                 f"{device.name} has no tflops for {dtype}; it has: {', '.join(device.flops)}",
                 self.cluster.label,
-                f"device.tflops.{dtype}, or training.dtype in the plan",
+                f"write device.tflops.{dtype}, or another training.precision in the plan",
             )
         kind = layer.sized.kind
         peak *= device.efficiency.get(kind, 1.0)

@@ -68,7 +68,7 @@ def simulate(
     """
     begun = time.perf_counter()
     cluster.check_room(plan.world_size, plan.place(("placement",)))
-    dtype = plan.training.dtype or "float32"
+    dtype = plan.training.precision or "float32"
     program = compile_plan(plan, model, dtype=dtype, fold=True)
     return simulate_program(program, cluster, begun, steps, data=data, jitter=jitter, seed=seed)
 

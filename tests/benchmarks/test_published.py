@@ -60,8 +60,8 @@ def test_errors_by_mark() -> None:
         Row("d", "", "", -1e-9, "fit"),
     ]
     assert [*lines(rows)][-2:] == [
-        "fit: 1 row, mean 0.0%, worst 0.0%, sign 0.0%",
-        "in sight: 2 rows, mean 20.0%, worst -30.0%, sign -10.0%",
+        "* fit: 1 row, mean 0.0%, worst 0.0%, sign 0.0%",
+        "* in sight: 2 rows, mean 20.0%, worst -30.0%, sign -10.0%",
     ]
     assert [*over_all({"t": rows[:3], "u": rows[3:]})][2:] == [
         "| t | in sight | 2 | 20.0% | -30.0% | -10.0% |",

@@ -276,6 +276,7 @@ def test_an_override_may_fill_a_section_that_is_empty() -> None:
     ("override", "place", "message", "remedy"),
     [
         ("training.lrr=1", "--set training.lrr=1", "unknown key 'lrr'", "did you mean lr?"),
+        ("[key]=1", "--set [key]=1", "unknown key '[key]'", "remove it"),  # once a traceback
         ("trainin.lr=1", "--set trainin.lr=1", "unknown key 'trainin'", "did you mean training?"),
         ("placement.2.split=batch", "--set placement.2.split=batch", "0 to 1", "placement=..."),
         ("placement.x=1", "--set placement.x=1", "found 'x'", "as a whole"),
