@@ -32,7 +32,7 @@ def _decimals(value: float) -> int:
 
 def seconds(value: float) -> str:
     """In seconds, or in milliseconds where it is less than a tenth."""
-    value = abs(value)  # the rest of a sum can be -1e-18
+    value = abs(value) if abs(value) >= 1e-9 else 0.0  # what is left of a sum can be -1e-18
     return f"{three_digits(value)} s" if value >= 0.1 else f"{three_digits(value * 1e3)} ms"
 
 

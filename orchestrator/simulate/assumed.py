@@ -37,7 +37,9 @@ def assumed_behind(cluster: Cluster, prediction: Prediction) -> Assumed:
     for key in cluster.assumed():
         parts = re.split(r"[.\[\]]+", key)
         block, last = parts[0], parts[-1]
-        if last in _ROOM:
+        if last in _ROOM or (block == "collectives" and not crossed):
+            continue
+        if block == "network" and int(parts[1]) >= crossed:
             continue
         if last == "dollars_per_hour":
             dollars.append(key)
@@ -45,13 +47,6 @@ def assumed_behind(cluster: Cluster, prediction: Prediction) -> Assumed:
             energy.append(key)
         elif block == "reliability":
             goodput.append(key)
-        elif (
-            block == "network"
-            and int(parts[1]) >= crossed
-            or block == "collectives"
-            and not crossed
-        ):
-            continue
         elif "tflops" not in parts or last == prediction.program.dtype:
             time.append(key)
     return Assumed(tuple(time), tuple(time + dollars), tuple(time + energy), tuple(goodput))
