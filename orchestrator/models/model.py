@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Annotated, Any
 
 from orchestrator.errors import InputError
-from orchestrator.models.layers import CrossEntropy, Layer, Shape, SizedLayer
+from orchestrator.models.fields import Bounds, check, check_fields
+from orchestrator.models.layers import Count, CrossEntropy, Layer, Shape, SizedLayer, Sum
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,13 @@ class Recipe:
     v <- momentum v - weight_decay lr w - lr g;  w <- w + v. Biases are not decayed.
     """
 
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0005
-    seed: int = 0
+    lr: Annotated[float, Bounds(0)] = 0.01
+    momentum: Annotated[float, Bounds(0, 1, below=True)] = 0.9
+    weight_decay: Annotated[float, Bounds(0)] = 0.0005
+    seed: Annotated[int, Bounds(0)] = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe")
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,12 @@ class Model:
 
     Args:
         name: what the model is called.
-        input_shape: (channels, height, width) of one image.
+        input_shape: of one example: (channels, height, width), or fewer or more sides.
         chain: the layers from image to class scores, names unique.
 
     Raises:
-        InputError: a name twice, ``loss`` as a name, or shapes that do not fit.
+        InputError: a name twice, ``loss`` as a name, what is no layer or does not say what it
+            computes, or shapes that do not fit.
     """
 
     name: str
@@ -45,18 +52,27 @@ class Model:
     def __init__(
         self, name: str, input_shape: Shape, chain: Iterable[Layer], recipe: Recipe | None = None
     ) -> None:
+        check(name, str, "model: name")
+        what = f"model {name}"
+        shape = _as_tuple(input_shape, f"{what}: input_shape")
+        check(shape, tuple[Count, ...], f"{what}: input_shape")
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "input_shape", tuple(input_shape))
-        object.__setattr__(self, "chain", tuple(chain))
+        object.__setattr__(self, "input_shape", shape)
+        object.__setattr__(self, "chain", _as_tuple(chain, f"{what}: layers"))
         object.__setattr__(self, "recipe", recipe or Recipe())
-        hash(self.chain)  # layers are values, and keys of memos: a list in one fails here
+        if not shape:
+            raise InputError(f"{what}: input_shape is empty; allowed: such as (3, 32, 32)")
+        if not isinstance(self.recipe, Recipe):
+            raise InputError(f"{what}: recipe is a {type(recipe).__name__}, not a Recipe")
+        for position, layer in enumerate(self.chain):
+            _check_layer(layer, f"{what}, layer {position}")
         names = [layer.name for layer in self.chain]
         twice = {n for n in names if names.count(n) > 1}
         if twice or "loss" in names or not names:
-            what = f"layer name used twice: {min(twice)}" if twice else "a layer cannot be 'loss'"
-            raise InputError(f"model {name}: {what if names else 'it has no layers'}")
+            wrong = f"layer name used twice: {min(twice)}" if twice else "a layer cannot be 'loss'"
+            raise InputError(f"{what}: {wrong if names else 'it has no layers'}")
         if len(self.layers[-2].output_shape) != 1:
-            raise InputError(f"model {name}: its last layer must give class scores (a Linear)")
+            raise InputError(f"{what}: its last layer must give class scores (a Linear)")
 
     @cached_property
     def layers(self) -> tuple[SizedLayer, ...]:
@@ -64,8 +80,10 @@ class Model:
         sized, shape = [], self.input_shape
         for layer in (*self.chain, CrossEntropy(name="loss")):
             after = layer.output_shape(shape)
-            layer.terms(shape)  # refuses groups and columns that do not divide
-            sized.append(SizedLayer(layer, shape, after))
+            check(after, tuple[Count, ...], f"layer {layer.name}: output_shape of {shape}")
+            found = SizedLayer(layer, shape, after)
+            _check_connections(found)
+            sized.append(found)
             shape = after
         return tuple(sized)
 
@@ -88,3 +106,75 @@ class Model:
     def macs(self) -> int:
         """Multiply-adds of one image, forward."""
         return sum(layer.macs for layer in self.layers)
+
+
+def _as_tuple(values: Any, what: str) -> tuple[Any, ...]:
+    try:
+        return tuple(values)
+    except TypeError:
+        found = type(values).__name__
+        raise InputError(f"{what}: found a {found}; allowed: a tuple or a list") from None
+
+
+def _check_layer(layer: object, what: str) -> None:
+    """A layer is one of ours or says itself what it computes."""
+    if not isinstance(layer, Layer):
+        of = type(layer)
+        raise InputError(
+            f"{what}: found {of.__module__}.{of.__qualname__}, which is no layer",
+            remedy="a kind of orchestrator.models, or a frozen dataclass that extends its Layer",
+        )
+    kind = type(layer)
+    if kind.forward is Layer.forward:
+        own = (
+            "the model adds its loss itself"
+            if isinstance(layer, CrossEntropy)
+            else (f"{kind.__name__} does not say what it computes")
+        )
+        raise InputError(
+            f"layer {layer.name}: {own}",
+            remedy="leave it out" if isinstance(layer, CrossEntropy) else "define its forward",
+        )
+    if kind.kind in ("sum", "loss") and kind is not Sum:
+        raise InputError(f"layer {layer.name}: kind {kind.kind!r} is ours; name yours differently")
+    try:
+        hash(layer)  # layers are keys of memos
+    except TypeError as error:
+        raise InputError(
+            f"layer {layer.name}: {error}; every field must be hashable",
+            remedy="a tuple in place of a list",
+        ) from error
+
+
+def _check_connections(sized: SizedLayer) -> None:
+    """What a layer says that it reads, and its weights, fit its shapes; refuses groups and columns
+    that do not divide."""
+    what, terms = f"layer {sized.name}", sized.layer.terms(sized.input_shape)
+    if bool(terms) != sized.has_weights:
+        has = "has weights but no terms" if sized.has_weights else "has terms but not has_weights"
+        raise InputError(f"{what}: its kind {sized.kind} {has}")
+    reads = sized.layer.reads(sized.input_shape, ((0, sized.out_channels),))
+    if not _are_ranges(reads, sized.in_channels):
+        raise InputError(
+            f"{what}: reads gives {reads}; allowed: ascending ranges such as ((0, 4), (6, 8)) "
+            f"of its {sized.in_channels} input channels"
+        )
+    if not terms:
+        return
+    outs = tuple(term.out for term in terms)
+    covers = [0, *(stop for _, stop in outs)] == [*(start for start, _ in outs), sized.out_channels]
+    if not covers or {term.fan for term in terms} != {(0, sized.fan_in)}:
+        raise InputError(
+            f"{what}: its terms must cover output channels 0 to {sized.out_channels} in order, "
+            f"all with one fan, which begins at 0"
+        )
+
+
+def _are_ranges(found: object, most: int) -> bool:
+    if not isinstance(found, tuple) or not found:
+        return False
+    try:
+        ends = [int(end) for start, stop in found for end in (start, stop)]
+    except (TypeError, ValueError):
+        return False
+    return ends[0] >= 0 and ends[-1] <= most and all(a < b for a, b in pairwise(ends))

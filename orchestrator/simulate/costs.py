@@ -275,11 +275,20 @@ class CostModel:
         fraction = device.efficiency.get("memory", 1.0)
         if not layer.tiles:
             fraction = device.efficiency.get(kind, fraction)
-        arithmetic = flops / (peak * device.efficiency.get(kind, 1.0)) if flops else 0.0
+        arithmetic = flops / (peak * self._reached(device, layer)) if flops else 0.0
         if kind == "linear":
             arithmetic *= _stretch(device, layer, examples, direction)
         movement = traffic / (device.memory_bandwidth * fraction)
         return max(arithmetic, movement) + device.kernel_overhead_s * both
+
+    def _reached(self, device: Device, layer: LayerPart) -> float:
+        """Fraction of the peak; of a kind that the file does not name, the lowest that it does."""
+        kind, named = layer.sized.kind, device.efficiency
+        if kind in named or kind in ("conv", "linear"):
+            return named.get(kind, 1.0)
+        lowest = min((named[x] for x in ("conv", "linear") if x in named), default=1.0)
+        self.notes[f"{kind}: no efficiency is given, {lowest:g} of the peak is assumed"] = None
+        return lowest
 
     def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:
         """Reads weights, gradients and velocities, writes weights and velocities."""

@@ -60,9 +60,9 @@ WRONG = [
     ("def build(): return [1]\n", {}, "returned list, not a Model"),
     ("def build(): pass\n", {}, "returned NoneType, not a Model"),
     ("def build(): raise KeyError('x')\n", {}, "my_net.py:build fails: KeyError: 'x'"),
-    ("def build(depth): pass\n", {}, "my_net.py:build fails: TypeError"),
+    ("def build(depth): pass\n", {}, "my_net.py:build needs the option 'depth'"),
     (GOOD, {"norm": "none"}, "has no option 'norm'; it has: classes, width"),
-    (GOOD.replace("features=classes", "features=3, groups=0"), {}, "do not divide into 0 groups"),
+    (GOOD.replace("features=classes", "features=3, groups=0"), {}, "groups: found 0"),
     (GOOD.replace("features=classes", "features=3, groups=2"), {}, "do not divide into 2 groups"),
     (GOOD.replace('name="fc"', 'name="loss"'), {}, "a layer cannot be 'loss'"),
 ]
