@@ -7,6 +7,7 @@ imports from beside it keeps its plain name, so neighbours of one folder at a ti
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import sys
@@ -54,11 +55,17 @@ class ModelFile:
         }
 
     def files(self) -> set[Path]:
-        """The file and those of its neighbours."""
-        found = {self.path}
+        """The file and those of its neighbours, whether imported yet or by a function later."""
+        found, unread = set[Path](), {self.path}
         for module in [*self.neighbours.values(), *self.from_folder().values()]:
             if origin := getattr(module, "__file__", None):
-                found.add(Path(origin))
+                unread.add(Path(origin))
+        while unread:
+            path = unread.pop()
+            found.add(path)
+            tops = _imports(path) - self.before
+            beside = {self.path.parent / f"{top}.py" for top in tops}
+            unread |= {path for path in beside - found if path.is_file()}
         return found
 
     def is_unchanged(self) -> bool:
@@ -74,6 +81,18 @@ class ModelFile:
         locations = [*(getattr(module, "__path__", None) or ())]
         origin = getattr(module, "__file__", None)
         return folder in map(os.path.dirname, [*locations, *([origin] if origin else [])])
+
+
+def _imports(path: Path) -> set[str]:
+    """The first names of all modules that a file imports anywhere."""
+    found = set()
+    with suppress(OSError, SyntaxError, ValueError):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found
 
 
 _files: dict[Path, ModelFile] = {}
@@ -152,9 +171,10 @@ def model_files() -> tuple[ModelFile, ...]:
     return tuple(_files.values())
 
 
-def model_file(path: Path) -> ModelFile | None:
-    """The file at a path, if it was imported."""
-    return _files.get(Path(os.path.abspath(path)))
+def model_sources(path: Path) -> set[Path]:
+    """A model file and what it imports from its folder."""
+    known = _files.get(Path(os.path.abspath(path)))
+    return known.files() if known else {path}
 
 
 def is_of_user(kind: type) -> bool:

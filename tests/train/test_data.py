@@ -14,7 +14,7 @@ from orchestrator.train.data import Dataset, open_dataset
 def opened(
     spec: str, image_size: int = 16, channels: int = 3, classes: int = 10, seed: int = 0
 ) -> Dataset:
-    return open_dataset(spec, image_size=image_size, channels=channels, classes=classes, seed=seed)
+    return open_dataset(spec, shape=(channels, image_size, image_size), classes=classes, seed=seed)
 
 
 @pytest.mark.parametrize("spec", ["digits", "synthetic:1000"])

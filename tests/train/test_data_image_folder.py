@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 
 def opened(root: Path, image_size: int = 16, channels: int = 3, classes: int = 10) -> ImageFolder:
     data = open_dataset(
-        f"imagefolder:{root}", image_size=image_size, channels=channels, classes=classes, seed=0
+        f"imagefolder:{root}", shape=(channels, image_size, image_size), classes=classes, seed=0
     )
     assert isinstance(data, ImageFolder)
     return data
