@@ -113,7 +113,7 @@ def import_model_file(file: Path) -> ModelFile:
     _make_current(None)
     name = f"{PREFIX}{path.stem}_{blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
     module = ModuleType(name)
-    module.__file__ = str(path)
+    module.__file__, module.__package__ = str(path), ""
     found = ModelFile(path, module, frozenset(sys.modules) - {name})
     sys.modules[name] = module  # dataclasses and pickle look a class's module up
     importlib.invalidate_caches()

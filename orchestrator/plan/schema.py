@@ -20,7 +20,9 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
 
@@ -227,12 +229,18 @@ class ModelChoice(_Part):
             raise refusal(problems)
         return self
 
+    @model_serializer(mode="wrap")
+    def _with_own_options(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        if self.file is None:
+            built_in: dict[str, Any] = write(self)
+            return built_in
+        return {"file": self.file, "function": self.function, **self._own_options}
+
     @property
     def options(self) -> dict[str, Any]:
         """What the model is built with, by option."""
-        if self.file is not None:
-            return dict(self._own_options)
-        return self.model_dump(exclude_none=True, exclude={"name"})
+        said = self.model_dump(exclude_none=True)
+        return {k: v for k, v in said.items() if k not in ("name", *OWN_MODEL)}
 
 
 class Training(_Part):

@@ -38,8 +38,7 @@ for _tag, _pattern, _first in RESOLVERS:
 def write_plan(plan: Plan) -> str:
     """YAML that loads back to an equal plan; every key is written, defaults too."""
     data: dict[str, object] = plan.model_dump(exclude_none=True)
-    named = plan.model.model_dump(include={"name", "file", "function"}, exclude_none=True)
-    data["model"] = _OnOneLine(named | plan.model.options)
+    data["model"] = _OnOneLine(plan.model.model_dump(exclude_none=True))
     data["placement"] = [_entry(entry) for entry in plan.placement]
     return yaml.dump(
         data,

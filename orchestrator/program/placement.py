@@ -367,7 +367,7 @@ class _Cutter:
         if axis == "batch":
             remedy = f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
         elif total < count:
-            remedy = f"at most {total} ranks in an entry of its own"
+            remedy = f"at most {total} rank{'s' * (total > 1)} in an entry of its own"
         raise InputError(
             f"{sized.name}: {total} {what} do not divide over {count} ranks"
             + (f" in shares {list(shares)}" if self.entry.shares else ""),
