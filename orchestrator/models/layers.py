@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.fields import Bounds, Matches, Odd, check_fields
+from orchestrator.models.model_file import is_of_user, told
 from orchestrator.models.ranges import Ranges, at, intersect, local, normalise
 
 if TYPE_CHECKING:
@@ -514,7 +515,33 @@ def same_size_as_ceil(size_in: int, kernel: int, stride: int) -> int:
 # Every rank of every plan asks a layer the same few questions, so the answers are kept.
 @lru_cache(maxsize=65_536)
 def _reads(layer: Layer, input_shape: Shape, out: Ranges) -> Ranges:
-    return layer.reads(input_shape, out)
+    if not is_of_user(type(layer)):
+        return layer.reads(input_shape, out)
+    try:
+        found = layer.reads(input_shape, out)
+    except Exception as error:
+        raise told(error, f"layer {layer.name}: its reads fails for channels {out}") from error
+    return check_reads(layer, input_shape, found)
+
+
+def check_reads(layer: Layer, input_shape: Shape, found: Any) -> Ranges:
+    """What a layer says that it reads, if that is ascending ranges of its input channels.
+
+    Raises:
+        InputError: it is not.
+    """
+    pairs = found if isinstance(found, tuple) else ()
+    fits = bool(pairs) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(end, int) for end in pair)
+        for pair in pairs
+    )
+    ends = [end for pair in pairs for end in pair] if fits else []
+    if not ends or ends[0] < 0 or ends[-1] > input_shape[0] or ends != sorted(set(ends)):
+        raise InputError(
+            f"layer {layer.name}: reads gives {found}; allowed: ascending ranges such as "
+            f"((0, 4), (6, 8)) of its {input_shape[0]} input channels"
+        )
+    return pairs
 
 
 @lru_cache(maxsize=65_536)

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Annotated, Any
 
 from orchestrator.errors import InputError
-from orchestrator.models.fields import Bounds, check, check_fields
-from orchestrator.models.layers import Count, CrossEntropy, Layer, Shape, SizedLayer, Sum
+from orchestrator.models.fields import Bounds, Matches, check, check_fields
+from orchestrator.models.layers import (
+    Count,
+    CrossEntropy,
+    Layer,
+    Shape,
+    SizedLayer,
+    Sum,
+    Zeros,
+    check_reads,
+)
+
+ModelName = Annotated[str, Matches(r"[\w][\w .+-]{0,99}", "of letters, digits and . _ - +")]
+Kind = Annotated[str, Matches(r"[A-Za-z]\w{0,99}", "of letters, digits and _")]
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Model:
     def __init__(
         self, name: str, input_shape: Shape, chain: Iterable[Layer], recipe: Recipe | None = None
     ) -> None:
-        check(name, str, "model: name")
+        check(name, ModelName, "model: name")
         what = f"model {name}"
         shape = _as_tuple(input_shape, f"{what}: input_shape")
         check(shape, tuple[Count, ...], f"{what}: input_shape")
@@ -71,8 +82,15 @@ class Model:
         if twice or "loss" in names or not names:
             wrong = f"layer name used twice: {min(twice)}" if twice else "a layer cannot be 'loss'"
             raise InputError(f"{what}: {wrong if names else 'it has no layers'}")
+        if sums := [name for name in names if f"{name}.sum" in names]:
+            raise InputError(
+                f"{what}: {sums[0]}.sum is what the sum of {sums[0]}'s parts is called",
+                remedy=f"another name for the layer {sums[0]}.sum",
+            )
         if len(self.layers[-2].output_shape) != 1:
             raise InputError(f"{what}: its last layer must give class scores (a Linear)")
+        if not any(layer.has_weights for layer in self.chain):
+            raise InputError(f"{what}: no layer has weights, so there is nothing to train")
 
     @cached_property
     def layers(self) -> tuple[SizedLayer, ...]:
@@ -125,6 +143,8 @@ def _check_layer(layer: object, what: str) -> None:
             remedy="a kind of orchestrator.models, or a frozen dataclass that extends its Layer",
         )
     kind = type(layer)
+    check_fields(layer, f"layer {layer.name}")  # its own __post_init__ may not have
+    check(kind.kind, Kind, f"layer {layer.name}: kind of {kind.__name__}")
     if kind.forward is Layer.forward:
         own = (
             "the model adds its loss itself"
@@ -149,16 +169,12 @@ def _check_layer(layer: object, what: str) -> None:
 def _check_connections(sized: SizedLayer) -> None:
     """What a layer says that it reads, and its weights, fit its shapes; refuses groups and columns
     that do not divide."""
-    what, terms = f"layer {sized.name}", sized.layer.terms(sized.input_shape)
+    layer, shape, what = sized.layer, sized.input_shape, f"layer {sized.name}"
+    terms = layer.terms(shape)
     if bool(terms) != sized.has_weights:
         has = "has weights but no terms" if sized.has_weights else "has terms but not has_weights"
         raise InputError(f"{what}: its kind {sized.kind} {has}")
-    reads = sized.layer.reads(sized.input_shape, ((0, sized.out_channels),))
-    if not _are_ranges(reads, sized.in_channels):
-        raise InputError(
-            f"{what}: reads gives {reads}; allowed: ascending ranges such as ((0, 4), (6, 8)) "
-            f"of its {sized.in_channels} input channels"
-        )
+    check_reads(layer, shape, layer.reads(shape, ((0, sized.out_channels),)))
     if not terms:
         return
     outs = tuple(term.out for term in terms)
@@ -168,13 +184,7 @@ def _check_connections(sized: SizedLayer) -> None:
             f"{what}: its terms must cover output channels 0 to {sized.out_channels} in order, "
             f"all with one fan, which begins at 0"
         )
-
-
-def _are_ranges(found: object, most: int) -> bool:
-    if not isinstance(found, tuple) or not found:
-        return False
-    try:
-        ends = [int(end) for start, stop in found for end in (start, stop)]
-    except (TypeError, ValueError):
-        return False
-    return ends[0] >= 0 and ends[-1] <= most and all(a < b for a, b in pairwise(ends))
+    check(layer.kernel_values(shape), Count, f"{what}: kernel_values")
+    check(layer.kernel_shape(shape), tuple[Count, ...], f"{what}: kernel_shape")
+    check(layer.macs_per_weight(shape), Zeros, f"{what}: macs_per_weight")
+    check(layer.initial_bias(), float, f"{what}: initial_bias")

@@ -120,7 +120,9 @@ def import_model_file(file: Path) -> ModelFile:
     try:
         with running(found):
             exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and whatever else a user's code may raise
         for stale in [name, *found.from_folder()]:
             del sys.modules[stale]
         _files.pop(path, None)

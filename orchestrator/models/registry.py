@@ -96,7 +96,9 @@ def load_model(
     try:
         with running(imported):
             model = builder(**options)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and whatever else a user's code may raise
         found_error = told(error, f"{what} fails", imported.path.parent)
         raise InputError(found_error.message, place, found_error.remedy) from error
     if not isinstance(model, Model):

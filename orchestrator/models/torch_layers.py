@@ -126,13 +126,22 @@ def apply_layer(
     except Exception as error:
         raise told(error, f"layer {sized.name} fails") from error
     wanted = (len(x), size(out), *sized.output_shape[1:])
-    if not isinstance(y, Tensor) or y.shape != wanted:
-        given = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    _check_result(y, wanted, x.dtype, f"layer {sized.name}: its forward gives")
+    needs = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
+    if needs and not y.requires_grad:
         raise InputError(
-            f"layer {sized.name}: its forward gives {given}; expected (images, output channels, "
-            f"...): {wanted}"
+            f"layer {sized.name}: its forward gives what autograd cannot follow to its input",
+            remedy="no detach(), no_grad() or numpy in it",
         )
     return y
+
+
+def _check_result(y: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
+    """InputError unless a user's code gave a tensor of this shape and dtype."""
+    if isinstance(y, Tensor) and (y.shape, y.dtype) == (shape, dtype):
+        return
+    given = f"{tuple(y.shape)} in {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+    raise InputError(f"{what} {given}; allowed: {shape} in {dtype}")
 
 
 def loss_sum(layer: CrossEntropy, x: Tensor, labels: Tensor) -> Tensor:
@@ -369,7 +378,15 @@ def _mix(x: Tensor) -> Tensor:
 def initial_weight(sized: SizedLayer, seed: int) -> Tensor:
     """The whole weight of a layer, float32 on the CPU, drawn from (seed, layer name)."""
     generator = torch.Generator().manual_seed(seed_of(seed, "weight", sized.name))
-    return sized.layer.initial_weight(sized.weight_shape, generator)
+    if not is_of_user(type(sized.layer)):
+        return sized.layer.initial_weight(sized.weight_shape, generator)
+    try:
+        weight = sized.layer.initial_weight(sized.weight_shape, generator)
+    except Exception as error:
+        raise told(error, f"layer {sized.name}: its initial_weight fails") from error
+    what = f"layer {sized.name}: its initial_weight gives"
+    _check_result(weight, sized.weight_shape, torch.float32, what)
+    return weight
 
 
 def normal(shape: Shape, std: float, generator: Generator) -> Tensor:

@@ -113,8 +113,10 @@ def test_an_option_that_cannot_be_is_told(tmp_path: Path, options: str, message:
     [
         ("return x.tan()h", "net.py fails on import: SyntaxError"),
         ("return x.tangent()", "layer tanh0 fails: AttributeError: 'Tensor' object has no attribu"),
-        ("return x[:, :1]", "layer tanh0: its forward gives (8, 1, 4, 6); expected (images, outp"),
-        ("return 3", "layer tanh0: its forward gives int; expected (images, output channels, "),
+        ("return x[:, :1]", "layer tanh0: its forward gives (8, 1, 4, 6) in torch.float"),
+        ("return x.float().half()", "layer tanh0: its forward gives (8, 4, 4, 6) in torch.float16"),
+        ("return x.detach()", "layer tanh0: its forward gives what autograd cannot follow"),
+        ("return 3", "layer tanh0: its forward gives int; allowed: (8, 4, 4, 6) in"),
     ],
 )
 def test_a_kind_that_fails_is_told_by_layer_and_line(

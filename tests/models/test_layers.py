@@ -278,6 +278,9 @@ WRONG_CHAINS = [
     ((4,), [Odd(name="s", free=[]), FC], "layer s: unhashable type: 'list'"),
     ((4,), [object(), FC], "model m, layer 0: found builtins.object, which is no layer"),
     ((4,), 3, "layers: found a int; allowed: a tuple or a list"),
+    ((4,), [ReLU(name="r")], "no layer has weights, so there is nothing to train"),
+    ((4,), [FC, ReLU(name="fc.sum"), FC], "layer name used twice"),
+    ((4,), [ReLU(name="fc.sum"), FC], "fc.sum is what the sum of fc's parts is called"),
     ((4,), [FC, FC], "layer name used twice: fc"),
     ((4,), [], "it has no layers"),
     ((), [FC], "input_shape is empty"),
@@ -291,6 +294,35 @@ WRONG_CHAINS = [
 def test_a_model_that_cannot_be_is_told(shape: Any, chain: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Model("m", shape, chain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(Odd):
+    """Knows what it reads as a whole only."""
+
+    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
+        if out != ((0, 4),):
+            raise KeyError(out)
+        return out
+
+
+def test_a_kind_that_cannot_say_what_a_part_reads_is_told_where() -> None:
+    model = Model("m", (4,), [Picky(name="s"), FC])
+    with pytest.raises(InputError, match=r"layer s: its reads fails for channels .*test_layers.py"):
+        model.layers[0].reads(((0, 2),))
+
+
+@pytest.mark.parametrize("name", [3, "", "[/x]", "a\x1b[31m", "x" * 101])
+def test_a_models_name_that_no_table_could_show_is_told(name: Any) -> None:
+    with pytest.raises(InputError, match="model: name: found"):
+        Model(name, (4,), [FC])
+
+
+@pytest.mark.parametrize("kind", [3, "[/x]", "a b"])
+def test_a_kinds_name_that_no_table_could_show_is_told(kind: Any) -> None:
+    named = type("Named", (Odd,), {"kind": kind})
+    with pytest.raises(InputError, match="layer s: kind of Named: found"):
+        Model("m", (4,), [named(name="s"), FC])
 
 
 def test_a_recipe_that_cannot_be_is_told() -> None:
