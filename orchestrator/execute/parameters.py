@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.models.layers import Conv, Linear, SizedLayer, Tile
+from orchestrator.models.layers import SizedLayer, Tile
 from orchestrator.models.model import Recipe
 from orchestrator.models.ranges import Ranges, size
 from orchestrator.models.torch_layers import initial_weight, take
@@ -52,7 +52,7 @@ class Slot:
         """This slot's part of the layer's whole weight or bias; a view where it can be."""
         if self.tile is None:
             return take(whole[None], self.channels)[0]
-        inner = self.layer.in_values if isinstance(self.layer.layer, Linear) else 1
+        inner = self.layer.fan_values
         rows, (start, stop) = slice(*self.tile.out), self.tile.fan
         return whole[rows, start * inner : stop * inner]
 
@@ -79,10 +79,8 @@ def slots_of(part: SegmentPart) -> list[Slot]:
 
 def initial_value(slot: Slot, seed: int, wholes: dict[str, Tensor]) -> Tensor:
     """Float32 start value; ``wholes`` keeps whole weights between the slots of one layer."""
-    layer = slot.layer.layer
-    assert isinstance(layer, Conv | Linear)
     if slot.tile is None:
-        return torch.full((size(slot.channels),), float(layer.bias))
+        return torch.full((size(slot.channels),), float(slot.layer.layer.initial_bias()))
     if slot.layer.name not in wholes:
         wholes.clear()
         wholes[slot.layer.name] = initial_weight(slot.layer, seed)

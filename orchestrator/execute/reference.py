@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orchestrator.execute.interpreter import Feed
 from orchestrator.execute.parameters import TORCH_DTYPE, update
-from orchestrator.models.layers import Conv, CrossEntropy, Linear
+from orchestrator.models.layers import CrossEntropy
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.torch_layers import Draw, apply_layer, initial_weight, loss_sum
 
@@ -42,8 +42,8 @@ class Reference:
         self.weights: dict[str, Tensor] = {}
         self.velocities: dict[str, Tensor] = {}
         for sized in model.layers:
-            if isinstance(sized.layer, Conv | Linear):
-                bias = torch.full((sized.out_channels,), float(sized.layer.bias))
+            if sized.has_weights:
+                bias = torch.full((sized.out_channels,), float(sized.layer.initial_bias()))
                 start = {"weight": initial_weight(sized, recipe.seed), "bias": bias}
                 for part, value in start.items():
                     weight = value.to(self.dtype).requires_grad_()

@@ -11,11 +11,14 @@ from orchestrator.models.layers import (
     MaxPool,
     ReLU,
     ResponseNorm,
+    Shape,
     SizedLayer,
     SpatialNorm,
     Sum,
+    Term,
 )
 from orchestrator.models.model import Model, Recipe
+from orchestrator.models.ranges import Ranges
 from orchestrator.models.registry import build_model, load_model, model_names
 
 __all__ = [
@@ -25,12 +28,15 @@ __all__ = [
     "Linear",
     "MaxPool",
     "Model",
+    "Ranges",
     "ReLU",
     "Recipe",
     "ResponseNorm",
+    "Shape",
     "SizedLayer",
     "SpatialNorm",
     "Sum",
+    "Term",
     "build_model",
     "load_model",
     "model_names",

@@ -18,12 +18,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from orchestrator.errors import InputError
+from orchestrator.models.fields import Bounds, Matches, Odd, check_fields
+from orchestrator.models.model_file import is_of_user, told
 from orchestrator.models.ranges import Ranges, at, intersect, local, normalise
 
+if TYPE_CHECKING:
+    from orchestrator.models.torch_layers import Generator, Shard, Tensor
+
 Shape = tuple[int, ...]
+
+Count = Annotated[int, Bounds(1)]
+Zeros = Annotated[int, Bounds(0)]
+Name = Annotated[
+    str,
+    Matches(
+        r"[A-Za-z0-9_]+([.\-/][A-Za-z0-9_]+)*", "of letters, digits and _, with . - or / between"
+    ),
+]
 
 
 class Term(NamedTuple):
@@ -52,11 +66,54 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One named layer. ``kind`` is the field's word for it, used in files and tables."""
+    """One named layer. A kind of layer is a frozen dataclass that extends this one.
 
-    name: str
+    It says what it computes with :meth:`forward`, and where its output's shape is not its input's
+    or a channel needs more than itself, :meth:`output_shape` and :meth:`reads`. That is all for a
+    kind without weights::
+
+        @dataclass(frozen=True, kw_only=True)
+        class Clip(Layer):
+            limit: float = 6.0
+
+            def forward(self, x, shard):
+                return x.clamp(0, self.limit)
+
+    A kind with weights sets ``has_weights`` and says with :meth:`terms` which input channels each
+    output channel takes; it has one weight, and a bias for each output channel::
+
+        @dataclass(frozen=True, kw_only=True)
+        class Scale(Layer):
+            has_weights: ClassVar[bool] = True
+
+            def terms(self, input_shape):
+                return tuple(Term((c, c + 1), (0, 1), ((c, c + 1),)) for c in range(input_shape[0]))
+
+            def forward(self, x, shard):
+                (weight,) = shard.weights  # (channels that this rank computes, 1)
+                return (x.movedim(1, -1) * weight[:, 0] + shard.bias).movedim(-1, 1)
+
+    Attributes:
+        name: unique in its model.
+        kind: the field's word for it, used in files and tables; the class's own name in lower
+            case, unless it or the kind that it extends says another.
+        has_weights: whether it is trained.
+
+    Raises:
+        InputError: a field whose value does not fit its annotation.
+    """
+
+    name: Name
     kind: ClassVar[str] = ""
     has_weights: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.kind:
+            cls.kind = cls.__name__.lower()
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"layer {self.name}")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Shape of one image's output."""
@@ -64,7 +121,22 @@ class Layer:
 
     def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
         """Input channels that the output channels ``out`` need."""
-        return out
+        return _reads_of_terms(self.terms(input_shape), out) if self.has_weights else out
+
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        """The output channels of one rank.
+
+        Args:
+            x: (n, channels in ``shard.reads``, ...).
+            shard: which channels, and the weights that they have.
+
+        Returns:
+            (n, channels in ``shard.out``, ...); a partial sum where ``shard.reads`` is less than
+            ``shard.out`` needs.
+        """
+        raise NotImplementedError
+
+    # -- of a kind with weights --
 
     def terms(self, input_shape: Shape) -> tuple[Term, ...]:
         """How the weights connect output to input channels; empty without weights."""
@@ -72,15 +144,55 @@ class Layer:
 
     def kernel_values(self, input_shape: Shape) -> int:
         """Weight values for one (output channel, fan-in channel) pair."""
-        return 0
+        return 1
+
+    def kernel_shape(self, input_shape: Shape) -> Shape:
+        """The weight's dimensions behind (output channels, fan-in channels x the rest)."""
+        return ()
 
     def macs_per_weight(self, input_shape: Shape) -> int:
         """Multiply-adds per image that one weight value takes part in."""
-        return 0
+        return prod(self.output_shape(input_shape)[1:])
+
+    def initial_weight(self, shape: Shape, generator: Generator) -> Tensor:
+        """The whole weight before training: float32, N(0, 0.01) unless a kind says otherwise."""
+        from orchestrator.models.torch_layers import normal
+
+        return normal(shape, 0.01, generator)
+
+    def initial_bias(self) -> float:
+        """Every bias before training."""
+        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conv(Layer):
+class _Weighted(Layer):
+    """What convolutions and fully connected layers have in common.
+
+    Args:
+        weight_std, bias: initial weights N(0, weight_std), initial bias.
+    """
+
+    weight_std: Annotated[float, Bounds(0)] = 0.01
+    bias: float = 0.0
+    has_weights: ClassVar[bool] = True
+
+    def initial_weight(self, shape: Shape, generator: Generator) -> Tensor:
+        from orchestrator.models.torch_layers import normal
+
+        return normal(shape, self.weight_std, generator)
+
+    def initial_bias(self) -> float:
+        return self.bias
+
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        from orchestrator.models.torch_layers import weighted
+
+        return weighted(x, shard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv(_Weighted):
     """2-D convolution with bias.
 
     Args:
@@ -94,16 +206,13 @@ class Conv(Layer):
         weight_std, bias: initial weights N(0, weight_std), initial bias.
     """
 
-    channels: int
-    kernel: int
-    stride: int = 1
-    padding: int | tuple[int, int] = 0
-    groups: int = 1
-    column_reads: tuple[tuple[int, ...], ...] = ()
-    weight_std: float = 0.01
-    bias: float = 0.0
+    channels: Count
+    kernel: Count
+    stride: Count = 1
+    padding: Zeros | tuple[Zeros, Zeros] = 0
+    groups: Count = 1
+    column_reads: tuple[tuple[Zeros, ...], ...] = ()
     kind: ClassVar[str] = "conv"
-    has_weights: ClassVar[bool] = True
 
     @property
     def pads(self) -> tuple[int, int]:
@@ -115,9 +224,6 @@ class Conv(Layer):
             raise InputError(f"layer {self.name}: a convolution reads images, not {input_shape}")
         sides = [(n + sum(self.pads) - self.kernel) // self.stride + 1 for n in input_shape[1:]]
         return _positive(self.name, (self.channels, *sides), input_shape)
-
-    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
-        return _reads_of_terms(self.terms(input_shape), out)
 
     def terms(self, input_shape: Shape) -> tuple[Term, ...]:
         if self.column_reads:
@@ -149,29 +255,23 @@ class Conv(Layer):
     def kernel_values(self, input_shape: Shape) -> int:
         return self.kernel**2
 
-    def macs_per_weight(self, input_shape: Shape) -> int:
-        return prod(self.output_shape(input_shape)[1:])
+    def kernel_shape(self, input_shape: Shape) -> Shape:
+        return (self.kernel, self.kernel)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Layer):
+class Linear(_Weighted):
     """Fully connected with bias; reads images as ``flatten`` orders them, channel first.
 
     ``groups`` > 1: each group of features reads its own group of input channels only.
     """
 
-    features: int
-    groups: int = 1
-    weight_std: float = 0.01
-    bias: float = 0.0
+    features: Count
+    groups: Count = 1
     kind: ClassVar[str] = "linear"
-    has_weights: ClassVar[bool] = True
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (self.features,)
-
-    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
-        return _reads_of_terms(self.terms(input_shape), out)
 
     def terms(self, input_shape: Shape) -> tuple[Term, ...]:
         return _group_terms(self.name, input_shape[0], self.features, self.groups)
@@ -179,15 +279,15 @@ class Linear(Layer):
     def kernel_values(self, input_shape: Shape) -> int:
         return prod(input_shape[1:])
 
-    def macs_per_weight(self, input_shape: Shape) -> int:
-        return 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReLU(Layer):
     """max(0, x)."""
 
     kind: ClassVar[str] = "relu"
+
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        return x.relu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,18 +299,18 @@ class ResponseNorm(Layer):
             borders, as in the 2012 code; 1 lets it cross the whole depth.
     """
 
-    window: int = 5
-    alpha: float = 1e-4
+    window: Annotated[int, Bounds(1), Odd()] = 5
+    alpha: Annotated[float, Bounds(0)] = 1e-4
     beta: float = 0.75
-    k: float = 2.0
-    columns: int = 1
+    k: Annotated[float, Bounds(0)] = 2.0
+    columns: Count = 1
     kind: ClassVar[str] = "norm"
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        if self.window % 2 == 0 or input_shape[0] % self.columns:
+        if input_shape[0] % self.columns:
             raise InputError(
-                f"layer {self.name}: the window must be odd and the columns divide "
-                f"{input_shape[0]} channels, found window {self.window}, columns {self.columns}"
+                f"layer {self.name}: columns: found {self.columns}; allowed: a number that divides "
+                f"the {input_shape[0]} channels of its input"
             )
         return input_shape
 
@@ -223,6 +323,11 @@ class ResponseNorm(Layer):
                 found.append((max(low, start - half), min(high, stop + half)))
         return normalise(found)
 
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        from orchestrator.models.torch_layers import response_norm
+
+        return response_norm(x, self, shard)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialNorm(Layer):
@@ -231,10 +336,10 @@ class SpatialNorm(Layer):
     x / (k + scale / window² · Σ x²)^power, as the norm of the released 2012 network's conv2.
     """
 
-    window: int = 5
-    scale: float = 0.001
+    window: Annotated[int, Bounds(1), Odd()] = 5
+    scale: Annotated[float, Bounds(0)] = 0.001
     power: float = 0.75
-    k: float = 1.0
+    k: Annotated[float, Bounds(0)] = 1.0
     kind: ClassVar[str] = "spatial_norm"
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -242,13 +347,19 @@ class SpatialNorm(Layer):
             raise InputError(f"layer {self.name}: a spatial norm reads images, not {input_shape}")
         return input_shape
 
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        from orchestrator.models.torch_layers import nnf
+
+        square = nnf.avg_pool2d(x * x, self.window, stride=1, padding=self.window // 2)
+        return x * (self.k + self.scale * square).pow(-self.power)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(Layer):
     """Max pooling; windows overlap where ``kernel`` exceeds ``stride``."""
 
-    kernel: int = 3
-    stride: int = 2
+    kernel: Count = 3
+    stride: Count = 2
     kind: ClassVar[str] = "pool"
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -257,13 +368,25 @@ class MaxPool(Layer):
         sides = [(n - self.kernel) // self.stride + 1 for n in input_shape[1:]]
         return _positive(self.name, (input_shape[0], *sides), input_shape)
 
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        from orchestrator.models.torch_layers import nnf
+
+        return nnf.max_pool2d(x, self.kernel, self.stride)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout(Layer):
     """Dropout as in 2012: masks in training, multiplies by (1 - p) at test time."""
 
-    p: float = 0.5
+    p: Annotated[float, Bounds(0, 1, below=True)] = 0.5
     kind: ClassVar[str] = "dropout"
+
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        from orchestrator.models.torch_layers import dropout_mask
+
+        if shard.draw is None:
+            return x * (1 - self.p)
+        return x * dropout_mask(shard.sized, shard.out, shard.draw, x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +394,9 @@ class Sum(Layer):
     """Adds up the partial sums of a layer split on its input; placed by the compiler."""
 
     kind: ClassVar[str] = "sum"
+
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,11 +464,16 @@ class SizedLayer:
     @property
     def weight_shape(self) -> Shape:
         """Shape of the whole weight as torch keeps it; () without weights."""
-        if isinstance(self.layer, Conv):
-            return (self.out_channels, self.fan_in, self.layer.kernel, self.layer.kernel)
-        if isinstance(self.layer, Linear):
-            return (self.out_channels, self.fan_in * self.in_values)
-        return ()
+        if not self.has_weights:
+            return ()
+        behind = self.layer.kernel_shape(self.input_shape)
+        values = self.layer.kernel_values(self.input_shape) // prod(behind)
+        return (self.out_channels, self.fan_in * values, *behind)
+
+    @property
+    def fan_values(self) -> int:
+        """Columns of the weight for each fan-in channel."""
+        return self.weight_shape[1] // self.fan_in
 
     def reads(self, out: Ranges) -> Ranges:
         """Input channels that the output channels ``out`` need."""
@@ -384,7 +515,33 @@ def same_size_as_ceil(size_in: int, kernel: int, stride: int) -> int:
 # Every rank of every plan asks a layer the same few questions, so the answers are kept.
 @lru_cache(maxsize=65_536)
 def _reads(layer: Layer, input_shape: Shape, out: Ranges) -> Ranges:
-    return layer.reads(input_shape, out)
+    if not is_of_user(type(layer)):
+        return layer.reads(input_shape, out)
+    try:
+        found = layer.reads(input_shape, out)
+    except Exception as error:
+        raise told(error, f"layer {layer.name}: its reads fails for channels {out}") from error
+    return check_reads(layer, input_shape, found)
+
+
+def check_reads(layer: Layer, input_shape: Shape, found: Any) -> Ranges:
+    """What a layer says that it reads, if that is ascending ranges of its input channels.
+
+    Raises:
+        InputError: it is not.
+    """
+    pairs = found if isinstance(found, tuple) else ()
+    fits = bool(pairs) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(end, int) for end in pair)
+        for pair in pairs
+    )
+    ends = [end for pair in pairs for end in pair] if fits else []
+    if not ends or ends[0] < 0 or ends[-1] > input_shape[0] or ends != sorted(set(ends)):
+        raise InputError(
+            f"layer {layer.name}: reads gives {found}; allowed: ascending ranges such as "
+            f"((0, 4), (6, 8)) of its {input_shape[0]} input channels"
+        )
+    return pairs
 
 
 @lru_cache(maxsize=65_536)
@@ -432,6 +589,6 @@ def _positive(name: str, shape: Shape, input_shape: Shape) -> Shape:
         raise InputError(
             f"layer {name}: its input of {sides} is too small, its output would be "
             f"{'x'.join(map(str, shape))}",
-            remedy="a larger model.image_size",
+            remedy="a larger input (--set model.image_size=...) or a smaller kernel",
         )
     return shape

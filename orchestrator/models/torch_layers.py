@@ -14,20 +14,37 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor
+from torch import Generator, Tensor
 
+from orchestrator.errors import InputError
 from orchestrator.models.layers import (
     Conv,
     CrossEntropy,
     Dropout,
-    Linear,
-    MaxPool,
     ResponseNorm,
+    Shape,
     SizedLayer,
-    SpatialNorm,
     Term,
 )
+from orchestrator.models.model_file import is_of_user, told
 from orchestrator.models.ranges import Ranges, intersect, local, size
+
+__all__ = [
+    "Draw",
+    "Generator",
+    "Shard",
+    "Tensor",
+    "apply_layer",
+    "dropout_mask",
+    "initial_weight",
+    "loss_sum",
+    "nnf",
+    "normal",
+    "response_norm",
+    "seed_of",
+    "take",
+    "weighted",
+]
 
 _MASK32 = 0xFFFFFFFF
 
@@ -45,6 +62,32 @@ class Draw:
     seed: int
     step: int
     samples: Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one rank computes of a layer, and what it has for it.
+
+    Args:
+        sized: the layer, with the shapes of one image before and after it.
+        out: output channels to compute.
+        reads: input channels that are there.
+        weights: one tensor per tile of ``sized.tiles(out, reads)``.
+        bias: (channels in ``bias_channels``,), added to those channels.
+        draw: randomness; None for test time.
+    """
+
+    sized: SizedLayer
+    out: Ranges
+    reads: Ranges
+    weights: Sequence[Tensor] = ()
+    bias: Tensor | None = None
+    bias_channels: Ranges = ()
+    draw: Draw | None = None
+
+    def take_out(self, x: Tensor) -> Tensor:
+        """The channels ``out`` of a tensor that has the channels ``reads``."""
+        return take(x, local(self.out, self.reads))
 
 
 def seed_of(*names: object) -> int:
@@ -75,24 +118,30 @@ def apply_layer(
     Returns:
         (n, channels in ``out``, ...); a partial sum where ``reads`` is less than ``out`` needs.
     """
-    layer = sized.layer
-    if isinstance(layer, Conv | Linear):
-        return _weighted(sized, x, out, reads, weights, bias, bias_channels)
-    if isinstance(layer, ResponseNorm):
-        return _ResponseNorm.apply(x, layer, _norm_pieces(sized, out, reads))  # type: ignore[no-any-return,no-untyped-call]
-    if isinstance(layer, MaxPool):
-        return nnf.max_pool2d(x, layer.kernel, layer.stride)
-    if isinstance(layer, SpatialNorm):
-        square = nnf.avg_pool2d(x * x, layer.window, stride=1, padding=layer.window // 2)
-        return x * (layer.k + layer.scale * square).pow(-layer.power)
-    if isinstance(layer, Dropout):
-        if draw is None:
-            return x * (1 - layer.p)
-        return x * dropout_mask(sized, out, draw, x)
-    if sized.kind == "relu":
-        return torch.relu(x)
-    assert sized.kind == "sum", sized.kind
-    return x
+    shard = Shard(sized, out, reads, weights, bias, bias_channels, draw)
+    if not is_of_user(type(sized.layer)):
+        return sized.layer.forward(x, shard)
+    try:
+        y = sized.layer.forward(x, shard)
+    except Exception as error:
+        raise told(error, f"layer {sized.name} fails") from error
+    wanted = (len(x), size(out), *sized.output_shape[1:])
+    _check_result(y, wanted, x.dtype, f"layer {sized.name}: its forward gives")
+    needs = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
+    if needs and not y.requires_grad:
+        raise InputError(
+            f"layer {sized.name}: its forward gives what autograd cannot follow to its input",
+            remedy="no detach(), no_grad() or numpy in it",
+        )
+    return y
+
+
+def _check_result(y: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
+    """InputError unless a user's code gave a tensor of this shape and dtype."""
+    if isinstance(y, Tensor) and (y.shape, y.dtype) == (shape, dtype):
+        return
+    given = f"{tuple(y.shape)} in {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+    raise InputError(f"{what} {given}; allowed: {shape} in {dtype}")
 
 
 def loss_sum(layer: CrossEntropy, x: Tensor, labels: Tensor) -> Tensor:
@@ -146,27 +195,24 @@ def _are_equal_groups(terms: tuple[Term, ...], reads: Ranges) -> bool:
     )
 
 
-def _weighted(
-    sized: SizedLayer,
-    x: Tensor,
-    out: Ranges,
-    reads: Ranges,
-    weights: Sequence[Tensor],
-    bias: Tensor | None,
-    bias_channels: Ranges,
-) -> Tensor:
-    layer = sized.layer
+def weighted(x: Tensor, shard: Shard) -> Tensor:
+    """A convolution or a fully connected layer."""
+    sized, layer, bias = shard.sized, shard.sized.layer, shard.bias
     if isinstance(layer, Conv):
         before, after = layer.pads
         if before != after:
             x = nnf.pad(x, (before, after, before, after))
     runs = []
-    for run, products in _products(sized, out, reads):
-        added = intersect(run, bias_channels)
-        row = bias[slice(*local(added, bias_channels)[0])] if bias is not None and added else None
+    for run, products in _products(sized, shard.out, shard.reads):
+        added = intersect(run, shard.bias_channels)
+        row = (
+            bias[slice(*local(added, shard.bias_channels)[0])]
+            if bias is not None and added
+            else None
+        )
         total: Tensor | None = None
         for product in products:
-            weight = weights[product.tile]
+            weight = shard.weights[product.tile]
             if product.rows != (0, len(weight)):
                 weight = weight[slice(*product.rows)]
             part = _multiply(sized, take(x, product.reads), weight, row, product.groups)
@@ -222,6 +268,12 @@ def _norm_pieces(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[_Piece,
             ((first, last),) = local((run,), out)
             pieces.append((start, stop, first, last - first, run[0] - seen[0][0]))
     return tuple(pieces)  # type: ignore[arg-type]
+
+
+def response_norm(x: Tensor, layer: ResponseNorm, shard: Shard) -> Tensor:
+    """Local response norm over channels."""
+    pieces = _norm_pieces(shard.sized, shard.out, shard.reads)
+    return _ResponseNorm.apply(x, layer, pieces)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _ResponseNorm(torch.autograd.Function):
@@ -325,7 +377,18 @@ def _mix(x: Tensor) -> Tensor:
 
 def initial_weight(sized: SizedLayer, seed: int) -> Tensor:
     """The whole weight of a layer, float32 on the CPU, drawn from (seed, layer name)."""
-    layer = sized.layer
-    assert isinstance(layer, Conv | Linear)
     generator = torch.Generator().manual_seed(seed_of(seed, "weight", sized.name))
-    return torch.empty(sized.weight_shape).normal_(0, layer.weight_std, generator=generator)
+    if not is_of_user(type(sized.layer)):
+        return sized.layer.initial_weight(sized.weight_shape, generator)
+    try:
+        weight = sized.layer.initial_weight(sized.weight_shape, generator)
+    except Exception as error:
+        raise told(error, f"layer {sized.name}: its initial_weight fails") from error
+    what = f"layer {sized.name}: its initial_weight gives"
+    _check_result(weight, sized.weight_shape, torch.float32, what)
+    return weight
+
+
+def normal(shape: Shape, std: float, generator: Generator) -> Tensor:
+    """Float32 values of N(0, std)."""
+    return torch.empty(shape).normal_(0, std, generator=generator)

@@ -23,11 +23,13 @@ In a cluster file::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from orchestrator.models.layers import Conv, Shape
+from orchestrator.models.model_file import is_of_user
 from orchestrator.models.ranges import size
 from orchestrator.program.segments import LayerPart
 
@@ -156,10 +158,18 @@ def shape_key(part: LayerPart) -> str:
         words.append(f"kernel {layer.kernel} stride {layer.stride}")
     elif kernel := getattr(layer, "kernel", None) or getattr(layer, "window", None):
         words.append(f"kernel {kernel}")
+    if is_of_user(type(layer)):  # which of its fields change its time is not known
+        names = [one.name for one in fields(layer) if one.name != "name"]
+        words += [_word(f"{name}={getattr(layer, name)}") for name in names]
     if part.tiles:
         groups = len(sized.terms(part.out, part.reads))
         words += [f"groups {groups}"] * (groups > 1)
     return " ".join(words)
+
+
+def _word(text: str) -> str:
+    """What may stand in a file between quotes, without a blank."""
+    return re.sub(r"[^\w=.,+()-]+", "_", text)
 
 
 def _times(shape: Shape) -> str:

@@ -263,7 +263,7 @@ class CostModel:
                 f"write device.tflops.{dtype}, or another training.precision in the plan",
             )
         kind = layer.sized.kind
-        peak *= device.efficiency.get(kind, 1.0)
+        peak *= self._reached(device, layer) if layer.macs_per_image else 1.0
         fraction = device.efficiency.get("memory", 1.0)
         if not layer.tiles:
             fraction = device.efficiency.get(kind, fraction)
@@ -273,6 +273,15 @@ class CostModel:
             arithmetic = kernel.flops / (peak * device.occupied(kernel.product))
             seconds += max(arithmetic, kernel.bytes / bandwidth) + device.kernel_overhead_s
         return seconds
+
+    def _reached(self, device: Device, layer: LayerPart) -> float:
+        """Fraction of the peak; of a kind that the file does not name, the lowest that it does."""
+        kind, named = layer.sized.kind, device.efficiency
+        if kind in named or kind in ("conv", "linear"):
+            return named.get(kind, 1.0)
+        lowest = min((named[x] for x in ("conv", "linear") if x in named), default=1.0)
+        self.notes[f"{kind}: no efficiency is given, {lowest:g} of the peak is assumed"] = None
+        return lowest
 
     def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:
         """Reads weights, gradients and velocities, writes weights and velocities."""

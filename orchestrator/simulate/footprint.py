@@ -11,6 +11,7 @@ and :mod:`orchestrator.models.torch_layers`), for one chunk of n examples::
     pool       its input and an int64 place a value   -
     dropout    the mask                               three int64 a value, to draw it
     loss       the log of the softmax                 the same once more in the backward
+    a user's   its input and its output               backward: one of the input's size
 
 Not counted: copies that a convolution library makes for itself. Measured on a CPU they are nothing
 at the peak of most AlexNet plans and 1.7 % of it without norms; in LeNet-5, whose 6 channels oneDNN
@@ -32,9 +33,11 @@ from orchestrator.models.layers import (
     Dropout,
     Linear,
     MaxPool,
+    ReLU,
     ResponseNorm,
     SizedLayer,
     SpatialNorm,
+    Sum,
 )
 from orchestrator.models.ranges import Ranges, intersect, local, size
 from orchestrator.program.segments import LayerPart, SegmentPart
@@ -118,6 +121,10 @@ def layer_memory(part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
             before, after, keeps_input=True, kept=3 * after, forward_extra=after,
             backward_extra=3 * before,
         )  # fmt: skip
+    if isinstance(layer, Sum):
+        return LayerMemory(before, after, same=True)
+    if isinstance(layer, ReLU):
+        return LayerMemory(before, after, keeps_output=True)
     if isinstance(layer, CrossEntropy):
         logs = n_before * max(itemsize, 4)  # at least in float32
         labels = examples * INT64
@@ -125,10 +132,10 @@ def layer_memory(part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         return LayerMemory(
             before, itemsize, kept=logs + labels, forward_extra=wide, backward_extra=logs
         )
-    if sized.kind == "relu":
-        return LayerMemory(before, after, keeps_output=True)
-    assert sized.kind == "sum", sized.kind
-    return LayerMemory(before, after, same=True)
+    return LayerMemory(
+        before, after, keeps_input=True, keeps_output=True, backward_extra=before,
+        weights=part.parameters * itemsize,
+    )  # fmt: skip
 
 
 def _weighted(

@@ -333,6 +333,42 @@ def test_a_models_file_lies_beside_the_plan(tmp_path: Path) -> None:
     assert read_plan(PLAN).model_file is None
 
 
+OWN = PLAN.replace(
+    "{name: alexnet2012}",
+    "{file: my.py, function: build, depth: 3, width: 512, norm: null, heads: [1, 2], more: {a: 1}}",
+)
+
+
+def test_any_key_beside_a_models_file_is_its_option() -> None:
+    """Once they were four names, of which ``width`` became a float."""
+    plan = read_plan(OWN, "x.yaml", overrides=["model.depth=4", "model.act=gelu"])
+    options = plan.model.options
+    assert options == {
+        "depth": 4, "width": 512, "norm": None, "heads": [1, 2], "more": {"a": 1}, "act": "gelu"
+    }  # fmt: skip
+    assert type(options["width"]) is int
+    assert plan.place(("model", "depth")) == "--set model.depth=4"
+    assert plan.place(("model", "width")) == "x.yaml:4, model.width"
+    for again in (
+        read_plan(plan.to_yaml()), Plan.model_validate(plan.model_dump()),
+        pickle.loads(pickle.dumps(plan)),
+    ):  # fmt: skip
+        assert again == plan
+        assert again.model.options == options
+        assert again.to_yaml() == plan.to_yaml()
+    assert read_plan(OWN) != plan
+
+
+def test_the_options_of_a_built_in_model_are_known() -> None:
+    assert read_plan(PLAN, overrides=["model.width=1"]).model.options == {"width": 1.0}
+    for key in ("depth", "options", "_own_options"):
+        error = refused(PLAN.replace("2012}", f"2012, {key}: 3}}"))
+        assert f"unknown key '{key}'; allowed: name, file, function, classes" in str(error)
+    near = refused(PLAN.replace("{name: alex", "{nmae: alex"))
+    assert "did you mean name?" in str(near)
+    assert "file alone" in str(refused(PLAN.replace("{name: alexnet2012}", "{file: f, depth: 3}")))
+
+
 def test_ranks_and_world_size() -> None:
     plan = read_plan(PLAN.replace("[0, 1]", "0..7"), overrides=["replicas=4", "n_microbatches=2"])
     assert plan.placement[0].ranks == tuple(range(8))
