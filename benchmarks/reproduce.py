@@ -1,19 +1,18 @@
 """Published figures, predicted: ``python -m benchmarks.reproduce [TABLE ...]``.
 
-Prints published, predicted and signed error, a table at a time, and which rows calibrated. The
-figures and their sources are in ``published.yaml`` beside this file.
+Prints published, predicted, signed error and mark of every row, a table at a time, and then the
+errors by mark: mean (of absolute errors), worst and sign (the mean with signs). The figures, their
+sources and their marks are in ``published.yaml`` beside this file.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmarks.published import Row, figure, lines, over_all, read_published
 from orchestrator.models import Linear, Model
 from orchestrator.plan import load_plan
 from orchestrator.plan.load import read_plan
@@ -30,51 +29,43 @@ SCHEME = "one-weird-trick-broadcast"  # of the three schemes of the paper
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Print the tables that are named, or all."""
-    published = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
-    tables: dict[str, Callable[[dict[str, Any]], None]] = {
-        "one_weird_trick": one_weird_trick,
-        "nccl_all_reduce": nccl_all_reduce,
-        "nccl_all_reduce_h200": nccl_all_reduce,
-        "two_columns": two_columns,
-        "titan_black": titan_black,
-        "gpipe": gpipe,
-        "daly": daly,
-    }
-    names = [a for a in arguments if not a.startswith("-")] or list(tables)
+    published = read_published()
+    names = [a for a in arguments if not a.startswith("-")] or list(TABLES)
+    found: dict[str, list[Row]] = {}
     for name in names:
-        print(f"\n## {name}\n{published[name]['source']}\nchecked: {published[name]['checked']}\n")
-        tables[name](published[name])
+        table = published[name]
+        print(f"\n## {name}\n{table['source']}\nchecked: {table['checked']}\n")
+        found[name] = list(TABLES[name](table))
+        print(f"marks: {table['marks']}\n", *lines(found[name]), sep="\n")
+        if "defaults" in table:
+            told = f"{name} with {', '.join(table['defaults'])}"
+            print(f"\n### {told}\n", *lines(list(with_defaults(table))), sep="\n")
+    print("\n## over all\n", *over_all(found), sep="\n")
 
 
-def row(what: str, published: float, predicted: float, unit: str, *, calibrates: bool) -> str:
-    """One line of a table."""
-    note = "calibrated on it" if calibrates else f"{predicted / published - 1:+.1%}"
-    return f"| {what} | {published:.4g} {unit} | {predicted:.4g} {unit} | {note} |"
+def one_weird_trick(table: dict[str, Any], settings: Sequence[str] = ()) -> Iterator[Row]:
+    """Step times on 1 to 8 GPUs; the one-GPU row sets the device's efficiency.
 
-
-HEAD = "| what | published | predicted | error |\n|---|---|---|---|"
-
-
-def one_weird_trick(table: dict[str, Any]) -> None:
-    """Step times on 1 to 8 GPUs; the one-GPU row sets the device's efficiency."""
-    steps = [
-        r["hours"] * 3600 / (table["epochs"] * table["images"] / r["batch"]) for r in table["rows"]
-    ]
-    cluster = load_cluster(table["cluster"])
-    (first,) = [i for i, r in enumerate(table["rows"]) if r.get("calibrates")]
+    Args:
+        settings: changes of the cluster.
+    """
+    rows = table["rows"]
+    steps = [r["hours"] * 3600 / (table["epochs"] * table["images"] / r["batch"]) for r in rows]
+    cluster = load_cluster(table["cluster"], settings)
+    (first,) = [i for i, r in enumerate(rows) if r.get("sets") == "efficiency"]
     cluster = fitted(cluster, lambda c: owt_step(c, 1, 0), steps[first])
-    print(HEAD)
-    speeds = []
-    for r, published in zip(table["rows"], steps, strict=True):
+    for r, published in zip(rows, steps, strict=True):
         smaller = r["fc_batch"] if r["fc_batch"] < r["batch"] else 0
         predicted = owt_step(cluster, r["gpus"], smaller)
-        speeds.append((r, published / r["batch"], predicted / r["batch"]))
-        what = f"{r['gpus']} GPUs ({r['batch']}, {r['fc_batch']})"
-        calibrates = bool(r.get("calibrates"))
-        print(row(what, published * 1e3, predicted * 1e3, "ms a step", calibrates=calibrates))
-    for r, published, predicted in speeds[-2:]:
-        what = f"speed-up on {r['gpus']} ({r['batch']}, {r['fc_batch']})"
-        print(row(what, speeds[0][1] / published, speeds[0][2] / predicted, "x", calibrates=False))
+        what = f"{r['gpus']} GPU{'s' * (r['gpus'] > 1)} ({r['batch']}, {r['fc_batch']})"
+        yield figure(what, published * 1e3, predicted * 1e3, "ms a step", r["mark"])
+
+
+def with_defaults(table: dict[str, Any]) -> Iterator[Row]:
+    """One Weird Trick without the keys that were chosen with it: what is left of the fit is the
+    efficiency, which one row sets."""
+    rows = [r if "sets" in r else r | {"mark": "in sight"} for r in table["rows"]]
+    yield from one_weird_trick(table | {"rows": rows}, table["defaults"])
 
 
 def owt_step(cluster: Cluster, gpus: int, fc_batch: int) -> float:
@@ -108,21 +99,20 @@ def _scaled(cluster: Cluster, factor: float) -> Cluster:
     return replace(cluster, kinds=kinds)
 
 
-def nccl_all_reduce(table: dict[str, Any]) -> None:
+def nccl_all_reduce(table: dict[str, Any]) -> Iterator[Row]:
     """One all-reduce over eight devices, alone."""
     topology = Topology(load_cluster(table["cluster"]))
     plans = Collectives(topology, range(8))
-    print(HEAD)
     for r in table["rows"]:
         chosen = plans.plan(ALL_REDUCE, r["bytes"], tuple(range(8)))
         predicted = sum(phase.alone(topology.capacity) for phase in chosen.phases) * 1e6
         published = r["us"] if "us" in r else r["bytes"] / r["GBps"] * 1e-3
-        calibrates = bool(r.get("calibrates"))
-        what = f"{r['bytes']:,} bytes, {chosen.algorithm}"
-        print(row(what, published, predicted, "us", calibrates=calibrates))
+        yield figure(
+            f"{r['bytes']:,} bytes, {chosen.algorithm}", published, predicted, "us", r["mark"]
+        )
 
 
-def two_columns(table: dict[str, Any]) -> None:
+def two_columns(table: dict[str, Any]) -> Iterator[Row]:
     """The paper's own run: days, and against the half net on one GPU."""
     cluster = load_cluster(table["cluster"])
     found = {}
@@ -137,19 +127,25 @@ def two_columns(table: dict[str, Any]) -> None:
             f"{name}: {summary['step_time_s']:.3f} s a step, {need:.2f} of {room:.2f} GiB: {word}"
         )
     step = found["krizhevsky2012"]["step_time_s"]
-    days = step * table["epochs"] * (IMAGENET_2012 // 128) / 86400
-    low, high = table["days"]
-    print(f"{table['epochs']} epochs: published {low} to {high} days, predicted {days:.2f}")
-    half = found["krizhevsky2012-half"]["step_time_s"]
-    print(f"two columns over half net: published slightly below 1, predicted {step / half:.3f}")
+    for r in table["rows"]:
+        if "days" in r:
+            low, high = r["days"]
+            days = step * table["epochs"] * (IMAGENET_2012 // 128) / 86400
+            shown = f"{low} to {high} days (error: of the middle)"
+            error = days / ((low + high) / 2) - 1
+            yield Row(f"{table['epochs']} epochs", shown, f"{days:.3g} days", error, r["mark"])
+        else:
+            ratio = step / found["krizhevsky2012-half"]["step_time_s"]
+            shown = f"slightly below {r['over_half_net']}"
+            yield Row("two columns over half net", shown, f"{ratio:.3f}", None, r["mark"])
 
 
-def titan_black(table: dict[str, Any]) -> None:
-    """One device: the total calibrates, the parts are judged. No update, as in the benchmark."""
+def titan_black(table: dict[str, Any]) -> Iterator[Row]:
+    """One device: the total sets its efficiency. No update, as in the benchmark."""
     plan = load_plan("single", ["model={name: alexnet2014}"])
     model = model_of(plan)
 
-    def parts(cluster: Cluster) -> tuple[float, float]:
+    def parts(cluster: Cluster) -> dict[str, float]:
         prediction = simulate(plan, model, cluster)
         times = prediction.times
         took = [end - start for start, end in zip(times.start, times.end, strict=True)]
@@ -157,19 +153,18 @@ def titan_black(table: dict[str, Any]) -> None:
         forward, backward = (
             sum(t for t, k in zip(took, kinds, strict=True) if k == kind) for kind in (F, B)
         )
-        return forward, backward
+        both = forward + backward
+        return {"forward and backward": both, "forward": forward, "backward": backward}
 
+    (first,) = [r for r in table["rows"] if r.get("sets") == "efficiency"]
     cluster = load_cluster(table["cluster"])
-    cluster = fitted(cluster, lambda c: sum(parts(c)), table["total_ms"] / 1e3)
-    forward, backward = parts(cluster)
-    print(HEAD)
-    total = (forward + backward) * 1e3
-    print(row("forward and backward", table["total_ms"], total, "ms", calibrates=True))
-    print(row("forward", table["forward_ms"], forward * 1e3, "ms", calibrates=False))
-    print(row("backward", table["backward_ms"], backward * 1e3, "ms", calibrates=False))
+    cluster = fitted(cluster, lambda c: parts(c)[first["part"]], first["ms"] / 1e3)
+    predicted = parts(cluster)
+    for r in table["rows"]:
+        yield figure(r["part"], r["ms"], predicted[r["part"]] * 1e3, "ms", r["mark"])
 
 
-def gpipe(table: dict[str, Any]) -> None:
+def gpipe(table: dict[str, Any]) -> Iterator[Row]:
     """Equal stages, recomputed, images a second over those of two stages and one microbatch."""
 
     def rate(stages: int, microbatches: int) -> float:
@@ -190,21 +185,28 @@ def gpipe(table: dict[str, Any]) -> None:
         return float(simulate(plan, model, cluster).summary["images_per_s"])
 
     base = rate(2, 1)
-    print(HEAD)
     for r in table["rows"]:
-        what = f"{r['stages']} stages, {r['microbatches']} microbatches"
+        what = f"{r['stages']} stages, microbatches: {r['microbatches']}"
         predicted = rate(r["stages"], r["microbatches"]) / base
-        print(row(what, r["throughput"], predicted, "x", calibrates=False))
+        yield figure(what, r["throughput"], predicted, "x", r["mark"])
 
 
-def daly(table: dict[str, Any]) -> None:
+def daly(table: dict[str, Any]) -> Iterator[Row]:
     """Optimum checkpoint intervals, checkpoints of 5 minutes."""
-    print(HEAD)
     for r in table["rows"]:
         predicted = daly_interval(5, r["mtbf"])
-        print(
-            row(f"failure every {r['mtbf']} min", r["interval"], predicted, "min", calibrates=False)
-        )
+        yield figure(f"failure every {r['mtbf']} min", r["interval"], predicted, "min", r["mark"])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+    "one_weird_trick": one_weird_trick,
+    "nccl_all_reduce": nccl_all_reduce,
+    "nccl_all_reduce_h200": nccl_all_reduce,
+    "two_columns": two_columns,
+    "titan_black": titan_black,
+    "gpipe": gpipe,
+    "daly": daly,
+}
 
 
 if __name__ == "__main__":

@@ -112,7 +112,12 @@ def measured_programs(
 def _program(source: str, batch: int, *, replicas: int, options: tuple[str, ...] = ()) -> Program:
     settings = [f"global_batch_size={batch}", f"replicas={replicas}", *options]
     plan = load_plan(source, settings)
-    return compile_plan(plan, model_of(plan), dtype=plan.training.dtype or "float32")
+    precision = plan.training.precision or "float32"
+    if precision != "float32":
+        place = plan.place(("training", "precision"))
+        message = f"calibrate measures float32; {plan.name} asks for {precision}"
+        raise InputError(message, place, "leave training.precision out of the plan to measure it")
+    return compile_plan(plan, model_of(plan))
 
 
 def _measure(
@@ -150,15 +155,17 @@ def _measure(
 
 
 def load_seconds(model: Model) -> dict[str, float]:
-    """Seconds of loading one image of each built-in data set."""
+    """Seconds of loading one image of each built-in data set that the model can read."""
     import numpy as np
 
     from orchestrator.train.data import open_dataset
 
-    channels, side, _ = model.input_shape
     found = {}
     for name in ("digits", "synthetic"):
-        data = open_dataset(name, image_size=side, channels=channels, classes=model.classes, seed=0)
+        try:
+            data = open_dataset(name, shape=model.input_shape, classes=model.classes, seed=0)
+        except InputError:
+            continue  # no run of this model can use it either
         times = []
         for i in range(6):
             begun = time.perf_counter()

@@ -24,6 +24,7 @@ from orchestrator.simulate.calibration import (
     shape_key,
 )
 from orchestrator.simulate.cluster import Cluster, Device, Level
+from orchestrator.simulate.cluster_schema import EfficiencyFile
 
 if TYPE_CHECKING:
     from orchestrator.execute.measure import Measured
@@ -62,7 +63,14 @@ def cluster_of(
         memory_bytes=_memory() // per_node,
         memory_bandwidth=copy,
         flops={"float32": peak},
-        efficiency={kind: rate / peak for kind, rate in rates.items()} | {"memory": 1.0},
+        efficiency={
+            **{
+                kind: rate / peak
+                for kind, rate in rates.items()
+                if kind in EfficiencyFile.model_fields
+            },
+            "memory": 1.0,
+        },
     )
     network = []
     for level, size in (("node", per_node), ("network", node_count)):

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.cli.figures import footnote, mark, seconds, three_digits
 from orchestrator.observe.palette import SHARE_COLORS, SHARE_NAMES
 
 # Told apart without colours too, on paper or in a log.
@@ -17,7 +18,7 @@ _LETTERS = {
     "bubble_time_s": "░",
     "other_time_s": "·",
 }
-_OTHER_COLUMNS = 39  # widths of the source, the times and the spaces beside a name and a bar
+_OTHER_COLUMNS = 40  # widths of the source, the times and the spaces beside a name and a bar
 _SHORTEST_BAR, _WIDEST_BAR = 12, 60
 
 
@@ -27,6 +28,9 @@ def show(found: dict[str, Any]) -> None:
     longest = max(len("plan or run"), *(len(item["name"]) for item in found["items"]))
     room = console.width - _OTHER_COLUMNS - longest
     console.print(_table(found, min(_WIDEST_BAR, max(_SHORTEST_BAR, room))))
+    assumed = dict.fromkeys(key for item in found["items"] for key in item["assumed"])
+    if assumed:
+        console.print(footnote(found["cluster"], [*assumed]), markup=False)
     console.print(
         "  ".join(f"[{SHARE_COLORS[k]}]{s}[/] {SHARE_NAMES[k]}" for k, s in _LETTERS.items())
     )
@@ -69,9 +73,12 @@ def _table(found: dict[str, Any], bar_width: int) -> Table:
                 continue
             error = item["error_ratio"]
             shown = f"{error:+.1%}" if source == "predicted" and error is not None else ""
+            predicted = source == "predicted"
+            before = mark(item["assumed"]) if predicted else ""
+            rate = three_digits(row["images_per_s"]) if predicted else f"{row['images_per_s']:,.1f}"
             table.add_row(
-                name, f"[dim]{source}[/]", _seconds(row["step_time_s"]),
-                f"{row['images_per_s']:,.1f}", shown, _bar(row, bar_width),
+                name, f"[dim]{source}[/]", before + seconds(row["step_time_s"]), before + rate,
+                shown, _bar(row, bar_width),
             )  # fmt: skip
             name = ""
     return table
@@ -99,16 +106,12 @@ def _op_table(item: dict[str, Any]) -> Table:
     for row in item["ops"]:
         error = row["error_ratio"]
         table.add_row(
-            row["kind"], _seconds(row["predicted_s"]), _seconds(row["measured_s"]),
+            row["kind"], seconds(row["predicted_s"]), seconds(row["measured_s"]),
             "" if error is None else f"{error:+.1%}",
         )  # fmt: skip
     for row in item["worst_layers"]:
         table.add_row(
-            f"{row['layers']} ({row['what']})", _seconds(row["predicted_s"]),
-            _seconds(row["measured_s"]), "",
+            f"{row['layers']} ({row['what']})", seconds(row["predicted_s"]),
+            seconds(row["measured_s"]), "",
         )  # fmt: skip
     return table
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"

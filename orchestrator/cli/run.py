@@ -117,10 +117,10 @@ def command(
         f"{plan.name}: {model.name}, {program.world_size} ranks, batch {program.global_batch}"
     )
     if data == "digits":
+        sides = " x ".join(map(str, model.input_shape[1:]))
         console.print(
-            f"data: scikit-learn's digits, enlarged to {model.input_shape[1]} x "
-            f"{model.input_shape[2]}; real images, but this checks the machinery: use "
-            "--data imagefolder:PATH to train for real"
+            f"data: scikit-learn's digits{f', enlarged to {sides}' if sides else ''}; real images, "
+            "but this checks the machinery: use --data imagefolder:PATH to train for real"
         )
     asked = _Asked(data, steps, epochs, out, resume, launcher, checkpoint_every, timeout_s, threads,
                    {"auto": None, "gpu": True, "cpu": False}[device], metrics)  # fmt: skip
@@ -251,9 +251,8 @@ def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job:
     from orchestrator.train.worker import Job
 
     recipe = recipe_of(plan, model)
-    channels, size, _ = model.input_shape
     dataset = open_dataset(
-        asked.data, image_size=size, channels=channels, classes=model.classes, seed=recipe.seed
+        asked.data, shape=model.input_shape, classes=model.classes, seed=recipe.seed
     )
     order = SampleOrder(dataset.size, program.global_batch, recipe.seed)
     start, file = 0, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orchestrator.cli import figures
 from orchestrator.observe.accounting import Account
 
 
@@ -80,12 +82,25 @@ class BarView(_View):
         self.progress.update(self.task, completed=step + 1, description=text)
 
 
-def shares_table(summary: dict[str, Any], most: int = 16) -> Table:
-    """Where a step's time goes, per rank and on average; measured or predicted."""
+def shares_table(
+    summary: dict[str, Any], most: int = 16, predicted: tuple[str, ...] | None = None
+) -> Table:
+    """Where a step's time goes, per rank and on average.
+
+    Args:
+        predicted: of a prediction, the assumed figures that its times rest on; None if measured.
+    """
+    written: Sequence[Callable[[float], str]] = (
+        (_seconds, "{:.1%}".format, "{:,.1f}".format, "{:,.0f}".format)
+        if predicted is None
+        else (figures.seconds, figures.share, figures.three_digits, figures.three_digits)
+    )
+    seconds, share, rate, mebibytes = written
+    mark = figures.mark(predicted or ())
     table = Table(
         "rank", box=None, header_style="dim", pad_edge=False, title_justify="left",
-        title=f"a step takes {_seconds(summary['step_time_s'])}: "
-        f"{summary['images_per_s']:,.1f} images/s",
+        title=f"a step takes {mark}{seconds(summary['step_time_s'])}: "
+        f"{mark}{rate(summary['images_per_s'])} images/s",
     )  # fmt: skip
     shares = {
         "compute": "compute_time_s",
@@ -99,13 +114,13 @@ def shares_table(summary: dict[str, Any], most: int = 16) -> Table:
     for row in summary["ranks"][:most]:
         table.add_row(
             str(row["rank"]),
-            *(f"{abs(row[key] / row['step_time_s']):.1%}" for key in shares.values()),
+            *(share(abs(row[key] / row["step_time_s"])) for key in shares.values()),
             f"{row['bytes_sent']:,}",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
+            f"{mebibytes(row['peak_memory_bytes'] / 2**20)} MiB",
         )
     if len(summary["ranks"]) > most:
         table.add_row("...", *[""] * 5, f"{len(summary['ranks']) - most} more", "")
-    means = (_seconds(summary[key]) for key in shares.values())
+    means = (seconds(summary[key]) for key in shares.values())
     table.add_row("mean", *means, f"{summary['bytes_sent']:,}", "")
     return table
 

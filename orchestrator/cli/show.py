@@ -56,7 +56,7 @@ def command(
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     model = model_of(plan)
-    program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
+    program = compile_plan(plan, model, dtype=plan.training.precision or "float32")
     found = describe(plan, program)
     ranks: list[RankFit] = []
     if cluster is not None:

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.cli.figures import duration, footnote, mark, seconds, share, three_digits
 from orchestrator.cli.metrics_options import check, giving_out, metrics_options
 from orchestrator.cli.options import as_json, overrides, positive, split_overrides
 from orchestrator.cli.run_view import shares_table
@@ -20,6 +21,7 @@ from orchestrator.observe import timeline, trace
 from orchestrator.observe.metrics_options import MetricsOptions
 from orchestrator.plan import load_plan
 from orchestrator.program.resolve import model_of
+from orchestrator.simulate.assumed import assumed_behind
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.predict import STEADY, Prediction, simulate
 from orchestrator.simulate.replicas import smallest_device
@@ -141,25 +143,33 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
         f"[bold]{found['name']}[/] on [bold]{cluster.name}[/]: {found['world_size']} ranks, batch "
         f"{found['global_batch_size']}" + (f"; ranks of one of {folded} replicas" * (folded > 1))
     )
-    console.print(shares_table(found))
+    assumed = assumed_behind(cluster, prediction)
+    told = dict.fromkeys(assumed.time)
+    console.print(shares_table(found, predicted=assumed.time))
     table = Table(box=None, show_header=False)
-    table.add_row("an epoch of ImageNet 2012", _duration(found["epoch_time_s"]))
+    epoch = mark(assumed.time) + duration(found["epoch_time_s"])
+    table.add_row("an epoch of ImageNet 2012", epoch)
     if "replicas" in found:
         each = found["replicas"]["compute_time_s"]
         table.add_row(
             "slowest replica",
-            f"{found['replicas']['slowest']}: its busiest rank computes {each['max']:.4g} s, "
-            f"that of the others {each['mean']:.4g} s on average",
+            f"{found['replicas']['slowest']}: its busiest rank computes {seconds(each['max'])}, "
+            f"that of the others {seconds(each['mean'])} on average",
         )
-    for key, label, unit in (
-        ("dollars_per_epoch", "cost of an epoch", "$"),
-        ("kWh_per_epoch", "energy of an epoch", "kWh"),
+    for key, label, unit, keys in (
+        ("dollars_per_epoch", "cost of an epoch", "$", assumed.dollars),
+        ("kWh_per_epoch", "energy of an epoch", "kWh", assumed.energy),
     ):
         if found[key] is not None:
-            table.add_row(label, f"{found[key]:,.2f} {unit}")
+            table.add_row(label, f"{mark(keys)}{three_digits(found[key])} {unit}")
+            told |= dict.fromkeys(keys)
     if found["goodput_ratio"] is not None:
-        table.add_row("left after failures and checkpoints", f"{found['goodput_ratio']:.2%}")
+        left = mark(assumed.goodput) + share(found["goodput_ratio"])
+        table.add_row("left after failures and checkpoints", left)
+        told |= dict.fromkeys(assumed.goodput)
     console.print(table)
+    if told:
+        console.print(footnote(cluster.name, [*told]), markup=False)
     for note in found["notes"]:
         console.print(f"note: {note}", markup=False)
 
@@ -173,11 +183,3 @@ def _tell_misfit(prediction: Prediction, cluster: Cluster) -> None:
                 f"{m.peak_op}, {device.name} has {device.usable_bytes / 2**30:.2f} GiB",
                 err=True,
             )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86400:.1f} days"

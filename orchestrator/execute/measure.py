@@ -33,6 +33,7 @@ from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.box import shape_of
+from orchestrator.models.layer import run
 from orchestrator.models.model import Recipe
 from orchestrator.models.randomness import Draw
 from orchestrator.program.ops import Program
@@ -255,7 +256,7 @@ class Chain:
         for layer, examples, weights in self.steps:
             inputs = self._inputs(layer, examples, y, trained=trained)
             begun = time.perf_counter()
-            y = layer.sized.layer.compute(layer, inputs, weights, self._draw(examples))
+            y = run(layer, inputs, weights, self._draw(examples))
             yield Layer(layer, examples, "forward"), time.perf_counter() - begun
             kept.append((layer, examples, weights, inputs, y))
             trained = trained or bool(weights)

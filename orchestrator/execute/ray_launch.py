@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -40,6 +41,7 @@ from orchestrator.execute.worker_context import (
     failure_from,
     first_cause,
 )
+from orchestrator.models.model_file import model_files
 
 T = TypeVar("T")
 OnEvent = Callable[[int, str, object], None]
@@ -76,6 +78,7 @@ class _Job:
     use_gpu: bool
     threads: int | None
     folder: str
+    model_folders: tuple[str, ...]  # of users' model files, for what their functions import
 
 
 def launch(
@@ -131,12 +134,13 @@ def launch(
         use_gpu = _check_resources(world_size, use_gpu, tell)
         lines = WorkerLines(ray.util.get_node_ip_address())
         job = _Job(
-            payload=cloudpickle.dumps((worker, argument)),
+            payload=_pickled((worker, argument)),
             address=lines.address,
             key=lines.key,
             use_gpu=use_gpu,
             threads=threads_per_worker,
             folder=os.getcwd(),
+            model_folders=tuple({str(file.path.parent) for file in model_files()}),
         )
         with tempfile.TemporaryDirectory(
             prefix="orchestrator-train-", ignore_cleanup_errors=True
@@ -151,6 +155,20 @@ def launch(
                 lines.abort()  # nothing to do where all went well
                 fit.join(_SHORT_PATIENCE_S if ours else _PATIENCE_S)
                 lines.close()
+
+
+def _pickled(value: object) -> bytes:
+    """With the classes of users' model files and their neighbours by value: workers cannot import
+    them."""
+    modules = [m for file in model_files() for m in (file.module, *file.from_folder().values())]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        payload: bytes = cloudpickle.dumps(value)
+        return payload
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 class _Fit(threading.Thread):
@@ -340,6 +358,7 @@ def _run_worker(job: _Job) -> None:
         torch.set_num_threads(threads)
         with contextlib.suppress(OSError):
             os.chdir(job.folder)  # where it exists on this node too
+        sys.path += job.model_folders
         worker, argument = cloudpickle.loads(job.payload)
         worker(
             WorkerContext(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from orchestrator.execute.parameters import SegmentParameters, cut_out
 from orchestrator.models.box import Box, is_empty, within
+from orchestrator.models.layer import run
 from orchestrator.models.randomness import Draw
 from orchestrator.program.segments import Segment, SegmentPart
 
@@ -138,7 +139,7 @@ class SegmentRunner:
     def _build(self, saved: Saved) -> None:
         """Run the forward and keep its graphs."""
         values = {-1 - n: x for n, x in enumerate(saved.imports)}
-        for run, entering, leaving in self.runs:
+        for layers, entering, leaving in self.runs:
             inputs = {}
             for n in entering:
                 wants = n >= 0 or self.wants[-1 - n]
@@ -146,22 +147,22 @@ class SegmentRunner:
                 inputs[n] = x.requires_grad_(wants and x.is_floating_point())
             inside = dict(inputs)
             with torch.enable_grad():
-                self._through(inside, run, saved.draw)
+                self._through(inside, layers, saved.draw)
             outputs = {n: inside[n] for n in leaving}
             values.update(outputs)
-            weights = slice(self.starts[run.start], self.starts[run.stop])
+            weights = slice(self.starts[layers.start], self.starts[layers.stop])
             saved.links.append(Link(weights, inputs, outputs))
 
-    def _through(self, values: Values, run: slice, draw: Draw) -> None:
+    def _through(self, values: Values, layers: slice, draw: Draw) -> None:
         """Compute some layers, from what they read to what they give."""
-        for number in range(run.start, run.stop):
+        for number in range(layers.start, layers.stop):
             part = self.part.layers[number]
             inputs = []
             for source, box in zip(self.segment.sources[number], self.cuts[number], strict=True):
                 x = values[source]
                 inputs.append(x if box is None else cut_out(x, (((0, len(x)),), *box)))
             weights = self.parameters.weights[self.starts[number] : self.starts[number + 1]]
-            y = part.sized.layer.compute(part, inputs, weights, draw)
+            y = run(part, inputs, weights, draw)
             values[number] = y * self.loss_scale if part.sized.layer.is_loss else y
 
     def _walk(

@@ -49,6 +49,10 @@ class Pointwise(Layer):
     ) -> Tensor:
         return self.module()(inputs[0])  # type: ignore[no-any-return]
 
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        kept = y if self.keeps == "output" else x
+        return ((x + y) * itemsize,), ((y + kept + x) * itemsize,)
+
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         keeps_output = self.keeps == "output"

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box
+from orchestrator.models.fields import Bounds
 from orchestrator.models.layer import (
     Constant,
+    Count,
     Cut,
     Layer,
     LayerMemory,
@@ -52,8 +54,8 @@ class BatchNorm(Layer):
         weight: what the weights start from; residual networks take 0 in a block's last norm.
     """
 
-    group: int | None = None
-    eps: float = 1e-5
+    group: Count | None = None
+    eps: Annotated[float, Bounds(0)] = 1e-5
     weight: float = 1.0
     kind: ClassVar[str] = "batch_norm"
 

@@ -25,6 +25,7 @@ class Sum(Layer):
     """
 
     kind: ClassVar[str] = "sum"
+    computes: ClassVar[bool] = False
     drawn: ClassVar[str] = "block"
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:

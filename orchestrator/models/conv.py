@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, padding_of, windows
 from orchestrator.models.layer import (
+    Count,
     LayerMemory,
     LayerPart,
     SizedLayer,
     Value,
+    Zeros,
     positive,
     wants_image,
 )
@@ -41,11 +43,11 @@ class Conv(Weighted):
         weight_std, bias: initial weights N(0, weight_std), initial bias; None for no bias.
     """
 
-    channels: int
-    kernel: int
-    stride: int = 1
-    padding: int | tuple[int, int] = 0
-    column_reads: tuple[tuple[int, ...], ...] = ()
+    channels: Count
+    kernel: Count
+    stride: Count = 1
+    padding: Zeros | tuple[Zeros, Zeros] = 0
+    column_reads: tuple[tuple[Zeros, ...], ...] = ()
     kind: ClassVar[str] = "conv"
     drawn: ClassVar[str] = "block"
 

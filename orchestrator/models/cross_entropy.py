@@ -71,6 +71,9 @@ class CrossEntropy(Layer):
             NUMBERS,
         )
 
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (2 * x * itemsize,), (2 * x * itemsize,)  # the log of the softmax, there and back
+
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, _ = part.bytes(examples, itemsize)
         logs = before // itemsize * max(itemsize, 4)  # at least in float32

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from orchestrator.models.fields import Bounds
 from orchestrator.models.layer import INT64, Layer, LayerMemory, LayerPart, SizedLayer
 from orchestrator.models.randomness import keep_mask
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Dropout(Layer):
     """Dropout as in 2012: masks in training, multiplies by (1 - p) at test time."""
 
-    p: float = 0.5
+    p: Annotated[float, Bounds(0, 1, below=True)] = 0.5
     kind: ClassVar[str] = "dropout"
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
@@ -27,6 +28,9 @@ class Dropout(Layer):
         # x, x >> 16 and their xor, before mask and output exist
         drawing = 3 * INT64 * (after // itemsize)
         return LayerMemory(before, after, kept=after, forward_extra=max(0, drawing - 2 * after))
+
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return ((x + y + y) * itemsize,), ((y + y + x) * itemsize,)  # with the mask
 
     def compute(
         self,

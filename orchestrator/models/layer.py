@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, shape_of, volume, whole
+from orchestrator.models.fields import Bounds, Matches, check_fields
+from orchestrator.models.model_file import is_of_user, told
 from orchestrator.models.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from orchestrator.models.randomness import Draw
+
+Count = Annotated[int, Bounds(1)]
+Zeros = Annotated[int, Bounds(0)]
+Name = Annotated[
+    str,
+    Matches(
+        r"[A-Za-z0-9_]+([.\-/][A-Za-z0-9_]+)*", "of letters, digits and _, with . - or / between"
+    ),
+]
+Pass = Literal["forward", "backward", "backward_input", "backward_weight"]
 
 INPUT, LABELS = "input", "labels"  # what a model reads from its data, as if they were layers
 IMAGE_AXES = ("channel", "height", "width")
@@ -179,6 +191,21 @@ class LayerMemory(NamedTuple):
 INT64 = 8  # bytes: places of maxima, labels, and the hash behind a dropout mask
 
 
+class Kernel(NamedTuple):
+    """One kernel of a pass, which reads and writes each of its tensors once: what a window reads
+    twice comes from a cache.
+
+    Args:
+        flops: operations; a multiply-add is two.
+        bytes: read from memory and written to it.
+        product: values of the matrix that it computes, where it is a product; else 0.
+    """
+
+    flops: int
+    bytes: int
+    product: int = 0
+
+
 # -- how a plan takes a layer apart ----------------------------------------------------------------
 
 
@@ -222,21 +249,64 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One named layer.
+    """One named layer. A kind of layer is a frozen dataclass that extends this one.
 
-    Args:
+    It says what it computes with :meth:`compute`, and where its output is not shaped as its input,
+    or a box of it needs more than the same box, :meth:`output` and :meth:`reads`. That is all for
+    a kind without parameters::
+
+        @dataclass(frozen=True, kw_only=True)
+        class Clip(Layer):
+            limit: float = 6.0
+
+            def compute(self, part, inputs, parameters, draw):
+                return inputs[0].clamp(0, self.limit)
+
+    A kind that is trained says its parameters, and along which axis of the output each of their
+    dimensions is cut::
+
+        @dataclass(frozen=True, kw_only=True)
+        class Scale(Layer):
+            def parameters(self, value):
+                return (ParameterSpec("weight", (value.channels,), Constant(1.0), ("channel",)),)
+
+            def compute(self, part, inputs, parameters, draw):
+                (weight,) = parameters  # of the channels that this rank computes
+                return (inputs[0].movedim(1, -1) * weight).movedim(-1, 1)
+
+    Attributes:
         name: unique in its model.
         inputs: names of the layers that it reads; () for the layer before.
+        kind: the field's word for it, used in files and tables; the class's own name in lower
+            case, unless it or the kind that it extends says another.
+        drawn: in the picture: ``block``, ``pool``, or "" for nothing of its own.
+        input_count: how many values it reads; None for any number.
+        reads_tokens: its input is token numbers.
+        is_loss: its output, added up, is what is minimised.
+        has_rows: it reads or gives rows that are not one for each example.
+        computes: whether anything is left to do once its inputs are there.
+
+    Raises:
+        InputError: a field whose value does not fit its annotation.
     """
 
-    name: str
+    name: Name
     inputs: tuple[str, ...] = ()
-    kind: ClassVar[str] = ""  # the field's word, used in files and tables
-    drawn: ClassVar[str] = ""  # in the picture: "block", "pool", or "" for nothing of its own
-    input_count: ClassVar[int | None] = 1  # how many values it reads; None for any number
-    reads_tokens: ClassVar[bool] = False  # its input is token numbers
-    is_loss: ClassVar[bool] = False  # its output, added up, is what is minimised
-    has_rows: ClassVar[bool] = False  # it reads or gives rows that are not one for each example
+    kind: ClassVar[str] = ""
+    drawn: ClassVar[str] = ""
+    input_count: ClassVar[int | None] = 1
+    reads_tokens: ClassVar[bool] = False
+    is_loss: ClassVar[bool] = False
+    has_rows: ClassVar[bool] = False
+    computes: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.kind:
+            cls.kind = cls.__name__.lower()
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"layer {self.name}")
 
     @property
     def cone(self) -> tuple[int, int]:
@@ -318,6 +388,39 @@ class Layer:
         """Multiply-adds for one example, forward."""
         return 0
 
+    def kernels(
+        self, part: LayerPart, examples: int, direction: Pass, itemsize: int
+    ) -> tuple[Kernel, ...]:
+        """What a device runs for one pass over some examples.
+
+        Of x and y, a layer's input and output, w, its parameters, and their gradients gx, gy, gw::
+
+            forward          x, w -> y
+            backward_input   gy, x, w -> gx
+            backward_weight  gy, x -> gw
+        """
+        x, y = examples * part.read_values, examples * part.written_values
+        flops, w = 2 * examples * part.macs_per_example, part.parameters
+        forward, backward = self.moved(x, y, itemsize)
+        if direction == "forward":
+            return tuple(Kernel(flops, bytes_ + w * itemsize) for bytes_ in forward)
+        of_input = tuple(Kernel(flops, bytes_ + w * itemsize) for bytes_ in backward)
+        of_weight = (Kernel(flops, (x + y + w) * itemsize),) if part.tiles else ()
+        return {
+            "backward": (*of_input, *of_weight),
+            "backward_input": of_input,
+            "backward_weight": of_weight,
+        }[direction]
+
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Bytes that each kernel of a forward, and of a backward, reads and writes, parameters left
+        out.
+
+        Args:
+            x, y: values before and after the layer.
+        """
+        return ((x + y) * itemsize,), ((x + y + x) * itemsize,)
+
     def signature(self, part: LayerPart) -> str:
         """What a part's time depends on besides shapes, in words: ``kernel 5 stride 1``."""
         return ""
@@ -329,8 +432,9 @@ class Layer:
         """
         before, after = part.bytes(examples, itemsize)
         return LayerMemory(
-            before, after, keeps_input=True, keeps_output=True, weights=part.parameters * itemsize
-        )
+            before, after, keeps_input=True, keeps_output=True, backward_extra=before,
+            weights=part.parameters * itemsize,
+        )  # fmt: skip
 
     # -- torch
 
@@ -360,8 +464,19 @@ class Layer:
         parameters: Mapping[str, Tensor],
         draw: Draw | None,
     ) -> Tensor:
-        """The whole output by torch's own modules: what :meth:`compute` is held against."""
-        raise NotImplementedError(f"layer kind {type(self).__name__} has no whole()")
+        """The whole output by torch's own modules: what :meth:`compute` is held against.
+
+        A kind without it is held against its own :meth:`compute` of everything.
+        """
+        everything = sized.output.whole
+        part = sized.part(everything, sized.reads(everything))
+        tensors = []
+        for tile in part.tiles:
+            x = parameters[tile.parameter]
+            for dimension, ((start, stop),) in enumerate(tile.box):
+                x = x.narrow(dimension, start, stop - start)
+            tensors.append(x)
+        return run(part, inputs, tensors, draw)
 
 
 @dataclass(frozen=True)
@@ -500,7 +615,43 @@ class LayerPart(NamedTuple):
 # Every rank of every plan asks a layer the same few questions, so the answers are kept.
 @lru_cache(maxsize=65_536)
 def _reads(sized: SizedLayer, out: Box) -> tuple[Box, ...]:
-    return sized.layer.reads(sized, out)
+    if not is_of_user(type(sized.layer)):
+        return sized.layer.reads(sized, out)
+    try:
+        found = sized.layer.reads(sized, out)
+    except Exception as error:
+        raise told(error, f"layer {sized.name}: its reads fails for the box {out}") from error
+    return _check_reads(sized, found)
+
+
+def _check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
+    """What a layer says that it reads, if that is a box of each of its inputs.
+
+    Raises:
+        InputError: it is not.
+    """
+    fits = isinstance(found, tuple) and len(found) == len(sized.inputs)
+    for box, value in zip(found if fits else (), sized.inputs, strict=True):
+        fits = fits and isinstance(box, tuple) and len(box) == len(value.shape)
+        fits = fits and all(_are_ranges(r, n) for r, n in zip(box, value.shape, strict=True))
+    if not fits:
+        shapes = ", ".join("x".join(map(str, value.shape)) for value in sized.inputs)
+        raise InputError(
+            f"layer {sized.name}: reads gives {found}; allowed: for each input ({shapes}) a box: "
+            "for each of its axes ascending ranges such as ((0, 4), (6, 8))"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _are_ranges(ranges: Any, size: int) -> bool:
+    pairs = ranges if isinstance(ranges, tuple) else (None,)
+    if not all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(end, int) for end in pair)
+        for pair in pairs
+    ):
+        return False
+    ends = [end for pair in pairs for end in pair]
+    return not ends or (ends[0] >= 0 and ends[-1] <= size and ends == sorted(set(ends)))
 
 
 @lru_cache(maxsize=65_536)
@@ -508,6 +659,42 @@ def _part(sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> LayerPart:
     tiles = sized.layer.tiles(sized, out, reads) if sized.has_weights else ()
     parameters = sum(volume(tile.box) for tile in tiles)
     return LayerPart(sized, out, reads, tiles, parameters, sized.layer.macs(sized, out, reads))
+
+
+def run(
+    part: LayerPart, inputs: Sequence[Tensor], parameters: Sequence[Tensor], draw: Draw | None
+) -> Tensor:
+    """A part's :meth:`Layer.compute`; of a user's own kind, what it gives is checked.
+
+    Raises:
+        InputError: a user's code fails, or gives what it should not.
+    """
+    layer = part.sized.layer
+    if not is_of_user(type(layer)):
+        return layer.compute(part, inputs, parameters, draw)
+    import torch
+
+    what = f"layer {part.sized.name}"
+    try:
+        y = layer.compute(part, inputs, parameters, draw)
+    except Exception as error:
+        raise told(error, f"{what} fails") from error
+    examples, dtype = len(inputs[0]), inputs[0].dtype
+    shape = (examples, *part.output_shape)
+    if not isinstance(y, torch.Tensor):
+        raise InputError(f"{what}: its compute gives {type(y).__name__}; allowed: a tensor")
+    floats = inputs[0].is_floating_point()
+    if tuple(y.shape) != shape or (floats and y.dtype != dtype):
+        raise InputError(
+            f"{what}: its compute gives {tuple(y.shape)} in {y.dtype}; allowed: {shape} in {dtype}"
+        )
+    needs = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
+    if needs and not y.requires_grad:
+        raise InputError(
+            f"{what}: its compute gives what autograd cannot follow to its input",
+            remedy="no detach(), no_grad() or numpy in it",
+        )
+    return y
 
 
 def wants_image(layer: Layer, value: Value, what: str) -> None:
@@ -531,6 +718,6 @@ def positive(layer: Layer, shape: Shape, before: Shape) -> Shape:
         raise InputError(
             f"layer {layer.name}: its input of {sides} is too small, its output would be "
             f"{'x'.join(map(str, shape))}",
-            remedy="a larger model.image_size",
+            remedy="a larger input (--set model.image_size=...) or a smaller kernel",
         )
     return shape

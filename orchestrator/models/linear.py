@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.models.box import Box, Shape
 from orchestrator.models.layer import (
     VECTOR_AXES,
+    Count,
     LayerMemory,
     LayerPart,
     SizedLayer,
@@ -34,7 +35,8 @@ class Linear(Weighted):
         weight_std, bias: initial weights N(0, weight_std), initial bias; None for no bias.
     """
 
-    features: int
+    features: Count
+    is_matrix: ClassVar[bool] = True
     kind: ClassVar[str] = "linear"
     drawn: ClassVar[str] = "block"
 

@@ -15,12 +15,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated, Any
 
 from orchestrator.errors import InputError
+from orchestrator.models.combine import Sum
 from orchestrator.models.cross_entropy import CrossEntropy
-from orchestrator.models.layer import INPUT, LABELS, Layer, Shape, SizedLayer, Value, value_of
+from orchestrator.models.fields import Bounds, Matches, check, check_fields
+from orchestrator.models.layer import (
+    INPUT,
+    LABELS,
+    Count,
+    Layer,
+    ParameterSpec,
+    Shape,
+    SizedLayer,
+    Value,
+    value_of,
+)
 
 LOSS = "loss"
+ModelName = Annotated[str, Matches(r"[\w][\w .+-]{0,99}", "of letters, digits and . _ - +")]
+Kind = Annotated[str, Matches(r"[A-Za-z]\w{0,99}", "of letters, digits and _")]
 
 
 @dataclass(frozen=True)
@@ -31,10 +46,13 @@ class Recipe:
     v <- momentum v - weight_decay lr w - lr g;  w <- w + v. Biases are not decayed.
     """
 
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0005
-    seed: int = 0
+    lr: Annotated[float, Bounds(0)] = 0.01
+    momentum: Annotated[float, Bounds(0, 1, below=True)] = 0.9
+    weight_decay: Annotated[float, Bounds(0)] = 0.0005
+    seed: Annotated[int, Bounds(0)] = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe")
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,8 @@ class Model:
 
     Raises:
         InputError: a name twice, ``input``, ``labels`` or ``loss`` as a name, an input that does
-            not exist or comes later, a layer that nothing reads, or shapes that do not fit.
+            not exist or comes later, a layer that nothing reads, what is no layer or does not say
+            what it computes, or shapes that do not fit.
     """
 
     name: str
@@ -60,17 +79,28 @@ class Model:
     def __init__(
         self, name: str, input_shape: Shape, layers: Iterable[Layer], recipe: Recipe | None = None
     ) -> None:
+        check(name, ModelName, "model: name")
+        what = f"model {name}"
+        shape = _as_tuple(input_shape, f"{what}: input_shape")
+        check(shape, tuple[Count, ...], f"{what}: input_shape")
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "input_shape", tuple(input_shape))
-        object.__setattr__(self, "declared", tuple(layers))
+        object.__setattr__(self, "input_shape", shape)
+        object.__setattr__(self, "declared", _as_tuple(layers, f"{what}: layers"))
         object.__setattr__(self, "recipe", recipe or Recipe())
-        hash(self.declared)  # layers are values, and keys of memos: a list in one fails here
+        if not shape:
+            raise InputError(f"{what}: input_shape is empty; allowed: such as (3, 32, 32)")
+        if not isinstance(self.recipe, Recipe):
+            raise InputError(f"{what}: recipe is a {type(recipe).__name__}, not a Recipe")
+        for position, layer in enumerate(self.declared):
+            _check_layer(layer, f"{what}, layer {position}")
         self._check_names()
         self._check_readers()
         self._check_ties()
         scores = self.layers[-2].output
-        if scores.axes[-1:] != ("channel",):
-            raise InputError(f"model {name}: its last layer must give class scores (a Linear)")
+        if scores.axes[-1:] != ("channel",) or len(scores.axes) > 2:
+            raise InputError(f"{what}: its last layer must give class scores (a Linear)")
+        if not any(layer.has_weights for layer in self.layers):
+            raise InputError(f"{what}: no layer has weights, so there is nothing to train")
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.declared]
@@ -80,6 +110,12 @@ class Model:
             what = f"layer name used twice: {min(twice)}" if twice else "it has no layers"
             what = f"a layer cannot be {taken[0]!r}" if taken else what
             raise InputError(f"model {self.name}: {what}")
+        for suffix in (".sum", ".moments", ".parts"):
+            if ours := [name for name in names if f"{name}{suffix}" in names]:
+                raise InputError(
+                    f"model {self.name}: {ours[0]}{suffix} is what a half of {ours[0]} is called",
+                    remedy=f"another name for the layer {ours[0]}{suffix}",
+                )
 
     def _check_readers(self) -> None:
         read = {source for layer in self.layers for source in layer.sources}
@@ -122,7 +158,7 @@ class Model:
                     f"{'value' if count == 1 else 'values'}, found inputs {', '.join(sources)}"
                 )
             inputs = tuple(values[source] for source in sources)
-            sized.append(SizedLayer.of(layer, *inputs, sources=sources))
+            sized.append(_sized(layer, inputs, sources))
             values[layer.name] = sized[-1].output
             before = layer.name
         scores = values[before]
@@ -202,3 +238,65 @@ class Model:
     def macs(self) -> int:
         """Multiply-adds of one example, forward."""
         return sum(layer.macs for layer in self.layers)
+
+
+def _as_tuple(values: Any, what: str) -> tuple[Any, ...]:
+    try:
+        return tuple(values)
+    except TypeError:
+        found = type(values).__name__
+        raise InputError(f"{what}: found a {found}; allowed: a tuple or a list") from None
+
+
+def _check_layer(layer: object, what: str) -> None:
+    """A layer is one of ours or says itself what it computes."""
+    if not isinstance(layer, Layer):
+        of = type(layer)
+        raise InputError(
+            f"{what}: found {of.__module__}.{of.__qualname__}, which is no layer",
+            remedy="a kind of orchestrator.models, or a frozen dataclass that extends its Layer",
+        )
+    kind = type(layer)
+    check_fields(layer, f"layer {layer.name}")  # its own __post_init__ may not have
+    check(kind.kind, Kind, f"layer {layer.name}: kind of {kind.__name__}")
+    if isinstance(layer, CrossEntropy):
+        raise InputError(
+            f"layer {layer.name}: the model adds its loss itself", remedy="leave it out"
+        )
+    if kind.compute is Layer.compute:
+        raise InputError(
+            f"layer {layer.name}: {kind.__name__} does not say what it computes",
+            remedy="define its compute",
+        )
+    if kind.kind in ("sum", "loss") and kind is not Sum:
+        raise InputError(f"layer {layer.name}: kind {kind.kind!r} is ours; name yours differently")
+    try:
+        hash(layer)  # layers are keys of memos
+    except TypeError as error:
+        raise InputError(
+            f"layer {layer.name}: {error}; every field must be hashable",
+            remedy="a tuple in place of a list",
+        ) from error
+
+
+def _sized(layer: Layer, inputs: tuple[Value, ...], sources: tuple[str, ...]) -> SizedLayer:
+    """The layer at its place; what it says of its output, inputs and parameters is checked."""
+    sized = SizedLayer.of(layer, *inputs, sources=sources)
+    what, output = f"layer {layer.name}", sized.output
+    if not isinstance(output, Value) or len(output.axes) != len(output.shape):
+        raise InputError(
+            f"{what}: its output gives {output!r}; allowed: a Value with an axis for each size"
+        )
+    check(output.shape, tuple[Count, ...], f"{what}: output of {inputs[0].shape}")
+    for spec in sized.specs:
+        if not isinstance(spec, ParameterSpec):
+            raise InputError(f"{what}: parameters gives {spec!r}; allowed: ParameterSpecs")
+        check(spec.shape, tuple[Count, ...], f"{what}: shape of {spec.name}")
+        unknown = [axis for axis in spec.axes if axis is not None and axis not in output.axes]
+        if unknown or (spec.axes and len(spec.axes) != len(spec.shape)):
+            raise InputError(
+                f"{what}: axes of {spec.name} are {spec.axes}; allowed: for each of its "
+                f"{len(spec.shape)} dimensions None or one of {', '.join(output.axes)}"
+            )
+    sized.reads(output.whole)
+    return sized

@@ -10,11 +10,13 @@ from orchestrator.models.box import Box, padding_of, windows
 from orchestrator.models.layer import (
     INT64,
     VECTOR_AXES,
+    Count,
     Layer,
     LayerMemory,
     LayerPart,
     SizedLayer,
     Value,
+    Zeros,
     positive,
     wants_image,
 )
@@ -34,9 +36,9 @@ class _Pool(Layer):
         padding: positions added on each side.
     """
 
-    kernel: int = 3
-    stride: int = 2
-    padding: int = 0
+    kernel: Count = 3
+    stride: Count = 2
+    padding: Zeros = 0
     drawn: ClassVar[str] = "pool"
 
     def output(self, *inputs: Value) -> Value:
@@ -79,6 +81,10 @@ class MaxPool(_Pool):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         return LayerMemory(before, after, keeps_input=True, kept=after // itemsize * INT64)
+
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        places = y * INT64  # the backward zeroes gx, then adds gy at the places
+        return ((x + y) * itemsize + places,), (x * itemsize, (y + x) * itemsize + places)
 
     def compute(
         self,
@@ -162,6 +168,9 @@ class GlobalAveragePool(Layer):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         return LayerMemory(before, after)
+
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return ((x + y) * itemsize,), ((y + x) * itemsize,)
 
     def compute(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,8 +11,10 @@ from typing import Any
 
 from orchestrator.errors import InputError
 from orchestrator.models.alexnet import FAMILY, build_alexnet
+from orchestrator.models.fields import as_annotated, check
 from orchestrator.models.lenet import build_lenet5
 from orchestrator.models.model import Model
+from orchestrator.models.model_file import import_model_file, running, told
 
 _BUILDERS: dict[str, Callable[..., Model]] = {
     **{name: partial(build_alexnet, name) for name in FAMILY},
@@ -26,13 +27,19 @@ def model_names() -> tuple[str, ...]:
     return tuple(_BUILDERS)
 
 
-def build_model(name: str, options: Mapping[str, Any], place: str = "") -> Model:
+def build_model(
+    name: str,
+    options: Mapping[str, Any],
+    place: str = "",
+    option_places: Mapping[str, str] | None = None,
+) -> Model:
     """A model of this package by name.
 
     Args:
         name: one of :func:`model_names`.
         options: ``classes``, ``image_size``, ``width``, ``norm``, as far as the model has them.
-        place: where the name stands, for the message.
+        place: where the name stands, for messages.
+        option_places: where the options stand.
 
     Raises:
         InputError: an unknown name, an option the model does not have, a value out of range.
@@ -44,52 +51,110 @@ def build_model(name: str, options: Mapping[str, Any], place: str = "") -> Model
             place,
             f"model.name: {near[0]}" if near else "",
         )
-    return _call(_BUILDERS[name], f"model {name}", options, place)
+    builder, places = _BUILDERS[name], option_places or {}
+    options = _checked(builder, f"model {name}", options, place, places)
+    try:
+        return builder(**options)
+    except InputError as error:
+        raise InputError(error.message, error.place or place, error.remedy) from error
 
 
-def load_model(file: Path, function: str, options: Mapping[str, Any], place: str = "") -> Model:
-    """A model from the user's file: ``function(**options)`` must return a :class:`Model`."""
+def load_model(
+    file: Path,
+    function: str,
+    options: Mapping[str, Any],
+    place: str = "",
+    option_places: Mapping[str, str] | None = None,
+) -> Model:
+    """A model from the user's file: ``function(**options)`` must return a :class:`Model`.
+
+    The file may import what lies beside it. What it prints goes to standard error.
+
+    Args:
+        options: any keywords of the function, held against its annotations.
+        place: where the file is named, for messages.
+        option_places: where the options stand.
+
+    Raises:
+        InputError: no such file or function, an option it does not have or that does not fit, code
+            that fails (with its file and line), or no model in return.
+    """
     if not file.is_file():
         raise InputError(f"there is no model file {file}", place)
-    spec = importlib.util.spec_from_file_location(f"_orchestrator_model_{file.stem}", file)
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise InputError(f"{file} is not a Python file", place, "a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a script that ends in sys.exit() is no model file
-        raise InputError(
-            f"{file} fails on import: {type(error).__name__}: {error}", place
-        ) from error
-    builder = getattr(module, function, None)
+        imported = import_model_file(file)
+    except InputError as error:
+        raise InputError(error.message, place, error.remedy) from error
+    builder, what = getattr(imported.module, function, None), f"{file.name}:{function}"
     if not callable(builder):
-        found = ", ".join(n for n, v in vars(module).items() if inspect.isfunction(v))
+        has = vars(imported.module).items()
+        found = ", ".join(n for n, v in has if inspect.isfunction(v))
         raise InputError(f"{file} has no function {function!r}; it has: {found or 'none'}", place)
+    options = _checked(builder, what, options, place, option_places or {})
     try:
-        model = _call(builder, f"{file.name}:{function}", options, place)
-    except InputError:
+        with running(imported):
+            model = builder(**options)
+    except KeyboardInterrupt:
         raise
-    except Exception as error:
-        raise InputError(
-            f"{file.name}:{function} fails: {type(error).__name__}: {error}", place
-        ) from error
+    except BaseException as error:  # SystemExit, and whatever else a user's code may raise
+        found_error = told(error, f"{what} fails", imported.path.parent)
+        raise InputError(found_error.message, place, found_error.remedy) from error
     if not isinstance(model, Model):
         raise InputError(
-            f"{file.name}:{function} returned {type(model).__name__}, not a Model",
+            f"{what} returned {type(model).__name__}, not a Model",
             place,
             "return orchestrator.models.Model(name, input_shape, layers)",
         )
     return model
 
 
-def _call(
-    builder: Callable[..., Model], what: str, options: Mapping[str, Any], place: str
-) -> Model:
-    allowed = inspect.signature(builder).parameters
-    extra = [k for k in options if k not in allowed]
-    if extra and not any(p.kind is p.VAR_KEYWORD for p in allowed.values()):
-        raise InputError(f"{what} has no option {extra[0]!r}; it has: {', '.join(allowed)}", place)
-    try:
-        return builder(**options)
-    except InputError as error:
-        raise InputError(error.message, error.place or place, error.remedy) from error
+def _checked(
+    builder: Callable[..., Model],
+    what: str,
+    options: Mapping[str, Any],
+    place: str,
+    places: Mapping[str, str],
+) -> dict[str, Any]:
+    """The options as the builder's signature asks for them."""
+    allowed = _keywords(builder)
+    if allowed is None:
+        return dict(options)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in allowed.values())
+    names = [n for n, p in allowed.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    extra = [name for name in options if name not in names]
+    if extra and not takes_any:
+        near = difflib.get_close_matches(extra[0], names, n=1)
+        raise InputError(
+            f"{what} has no option {extra[0]!r}; it has: {', '.join(names) or 'none'}",
+            places.get(extra[0], place),
+            f"did you mean {near[0]}?" if near else "remove it",
+        )
+    missing = [
+        n for n in names if allowed[n].default is inspect.Parameter.empty and n not in options
+    ]
+    if missing:
+        raise InputError(
+            f"{what} needs the option {missing[0]!r}", place, f"--set model.{missing[0]}=..."
+        )
+    found = {}
+    for name, value in options.items():
+        hint = allowed[name].annotation if name in names else inspect.Parameter.empty
+        if hint is not inspect.Parameter.empty:
+            value = as_annotated(value, hint)
+            check(value, hint, f"{what}: option {name}", places.get(name, place))
+        found[name] = value
+    return found
+
+
+def _keywords(builder: Callable[..., Model]) -> Mapping[str, inspect.Parameter] | None:
+    """A builder's parameters, annotations as types where they can be read; None: not told."""
+    for evaluated in (True, False):
+        try:
+            return inspect.signature(builder, eval_str=evaluated).parameters
+        except ValueError:
+            return None
+        except Exception:  # evaluating what a user wrote may raise anything
+            continue
+    return None

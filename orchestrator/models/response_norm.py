@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, shape_of
-from orchestrator.models.layer import Layer, LayerMemory, LayerPart, SizedLayer, Value
+from orchestrator.models.fields import Bounds, Odd
+from orchestrator.models.layer import Count, Layer, LayerMemory, LayerPart, SizedLayer, Value
 from orchestrator.models.ranges import Ranges, intersect, local, normalise
 
 if TYPE_CHECKING:
@@ -33,19 +34,19 @@ class ResponseNorm(Layer):
             borders, as in the 2012 code; 1 lets it cross the whole depth.
     """
 
-    window: int = 5
-    alpha: float = 1e-4
+    window: Annotated[int, Bounds(1), Odd()] = 5
+    alpha: Annotated[float, Bounds(0)] = 1e-4
     beta: float = 0.75
-    k: float = 2.0
-    columns: int = 1
+    k: Annotated[float, Bounds(0)] = 2.0
+    columns: Count = 1
     kind: ClassVar[str] = "norm"
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
-        if self.window % 2 == 0 or value.channels % self.columns:
+        if value.channels % self.columns:
             raise InputError(
-                f"layer {self.name}: the window must be odd and the columns divide "
-                f"{value.channels} channels, found window {self.window}, columns {self.columns}"
+                f"layer {self.name}: columns: found {self.columns}; allowed: a number that divides "
+                f"the {value.channels} channels of its input"
             )
         return value
 
@@ -65,6 +66,9 @@ class ResponseNorm(Layer):
             # direct, crossed and spread; those of the piece before are alive until replaced
             backward_extra=(3 if len(pieces) == 1 else 5) * piece,
         )  # fmt: skip
+
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return ((x + y + y) * itemsize,), ((y + x + y + x) * itemsize,)  # with the base
 
     def compute(
         self,

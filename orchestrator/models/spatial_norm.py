@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.models.box import Box, within, windows
+from orchestrator.models.fields import Bounds, Odd
 from orchestrator.models.layer import (
     Layer,
     LayerMemory,
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 class SpatialNorm(Layer):
     """x / (k + scale / window² · sum of x² over a ``window`` x ``window`` neighbourhood)^power."""
 
-    window: int = 5
-    scale: float = 0.001
+    window: Annotated[int, Bounds(1), Odd()] = 5
+    scale: Annotated[float, Bounds(0)] = 0.001
     power: float = 0.75
-    k: float = 1.0
+    k: Annotated[float, Bounds(0)] = 1.0
     kind: ClassVar[str] = "spatial_norm"
 
     def output(self, *inputs: Value) -> Value:
@@ -54,6 +55,9 @@ class SpatialNorm(Layer):
             before, after, keeps_input=True, kept=3 * before, forward_extra=before,
             backward_extra=3 * before,
         )  # fmt: skip
+
+    def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return ((x + y + y) * itemsize,), ((y + x + y + x) * itemsize,)  # with the base
 
     def compute(
         self,

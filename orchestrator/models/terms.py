@@ -15,17 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, shape_of
+from orchestrator.models.fields import Bounds
 from orchestrator.models.layer import (
     Constant,
+    Count,
+    Kernel,
     Layer,
     LayerMemory,
     LayerPart,
     Normal,
     ParameterSpec,
+    Pass,
     SizedLayer,
     Tile,
     Value,
@@ -61,10 +65,11 @@ class Weighted(Layer):
         bias: initial bias; None for a layer without one.
     """
 
-    groups: int = 1
-    weight_std: float = 0.01
+    groups: Count = 1
+    weight_std: Annotated[float, Bounds(0)] = 0.01
     bias: float | None = 0.0
     tied: str = ""
+    is_matrix: ClassVar[bool] = False  # its products are of two matrices
 
     # -- what a kind says
 
@@ -157,6 +162,23 @@ class Weighted(Layer):
             (t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in _terms(sized, wanted, inside)
         )
         return pairs * per_pair * positions
+
+    def kernels(
+        self, part: LayerPart, examples: int, direction: Pass, itemsize: int
+    ) -> tuple[Kernel, ...]:
+        x, y = examples * part.read_values, examples * part.written_values
+        flops = 2 * part.macs_per_example * examples
+        moves = (x + y + part.parameters) * itemsize  # each of the products has x, y and w
+        read, written = (n // examples if self.is_matrix else 0 for n in (x, y))
+        forward = Kernel(flops, moves, examples * written)
+        of_input = Kernel(flops, moves, examples * read)
+        of_weight = Kernel(flops, moves, read * written)
+        return {
+            "forward": (forward,),
+            "backward": (of_input, of_weight),
+            "backward_input": (of_input,),
+            "backward_weight": (of_weight,),
+        }[direction]
 
     def compute(
         self,

@@ -63,7 +63,9 @@ def explain(error: ValidationError, form: Format = PLAN) -> list[Problem]:
     """
     problems: list[Problem] = []
     for details in error.errors(include_url=False):
-        path: Path = tuple(part for part in details["loc"] if part != "[key]")
+        path: Path = details["loc"]
+        if path[-1:] == ("[key]",) and details["type"] != "extra_forbidden":
+            path = path[:-1]  # a mapping's key is at fault, and stands before
         if details["type"] == PROBLEM:
             inner: tuple[Problem, ...] = details["ctx"]["problems"]
             problems += [problem.under(path) for problem in inner]

@@ -16,10 +16,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
 
@@ -135,12 +138,30 @@ class _Part(BaseModel):
     )
 
 
-class ModelChoice(_Part):
-    """The network: one of the built-in models by name, or a function in a Python file."""
+OWN_MODEL = ("file", "function")
 
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["name"]}, {"required": ["file", "function"]}]}
-    )
+
+def _allow_own_options(schema: dict[str, Any]) -> None:
+    """In the JSON Schema: a built-in model has the options named here, a file's any."""
+    options = {k: v for k, v in schema["properties"].items() if k not in OWN_MODEL}
+    own = {k: v for k, v in schema["properties"].items() if k in OWN_MODEL}
+    of_file = "An option of the model: a keyword of the function."
+    schema["oneOf"] = [
+        {"required": ["name"], "properties": options, "additionalProperties": False},
+        {
+            "required": list(OWN_MODEL),
+            "properties": {**own, "name": False},
+            "additionalProperties": {"description": of_file},
+        },
+    ]
+    del schema["properties"], schema["additionalProperties"]
+
+
+class ModelChoice(_Part):
+    """The network: one of the built-in models by name, or a function in a Python file, whose
+    keywords are further keys."""
+
+    model_config = ConfigDict(json_schema_extra=_allow_own_options)
 
     name: str | None = Field(
         default=None,
@@ -187,11 +208,42 @@ class ModelChoice(_Part):
         description="Response norm, as the model names it.",
     )
 
+    _own_options: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _set_own_options_aside(
+        cls, data: Any, read: ModelWrapValidatorHandler[ModelChoice]
+    ) -> ModelChoice:
+        """What a file's function takes is the function's to say."""
+        of_file = isinstance(data, dict) and data.get("name") is None and set(OWN_MODEL) & set(data)
+        if not of_file:
+            return read(data)
+        choice = read({key: data[key] for key in OWN_MODEL if key in data})
+        choice._own_options = {k: v for k, v in data.items() if k not in ("name", *OWN_MODEL)}
+        return choice
+
     @model_validator(mode="after")
     def _check(self) -> ModelChoice:
         if problems := checks.of_model(self):
             raise refusal(problems)
         return self
+
+    @model_serializer(mode="wrap")
+    def _with_own_options(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        if self.file is None:
+            built_in: dict[str, Any] = write(self)
+            return built_in
+        return {"file": self.file, "function": self.function, **self._own_options}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the model is built with, by option."""
+        said = self.model_dump(exclude_none=True)
+        return {k: v for k, v in said.items() if k not in ("name", *OWN_MODEL)}
+
+
+Precision = Literal["float32", "tfloat32", "float16", "float64", "bfloat16"]
 
 
 class Training(_Part):
@@ -209,8 +261,14 @@ class Training(_Part):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Seed of everything that is drawn.", examples=[0]
     )
-    dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
-        default=None, description="Number format of weights and activations.", examples=["float32"]
+    precision: Precision | None = Field(
+        default=None,
+        description="Number format of weights, activations and gradients, and of what is computed "
+        "from them; tfloat32: products in it, of float32 values.",
+        examples=["float32"],
+    )
+    dtype: Precision | None = Field(
+        default=None, description="The older name of precision.", examples=["float32"]
     )
     layer_batch: dict[Layers, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
         default=None,
@@ -218,6 +276,17 @@ class Training(_Part):
         "each (the variable batch size of One Weird Trick, 2014).",
         examples=[{"fc6..fc8": 128}],
     )
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Training:
+        """Under either name it is found under both."""
+        chosen = self.precision or self.dtype
+        if None not in (self.precision, self.dtype) and self.precision != self.dtype:
+            message = f"found {self.dtype} beside precision: {self.precision}; allowed: one of them"
+            raise refusal([Problem(("dtype",), message, "keep precision")])
+        for name in ("precision", "dtype"):
+            object.__setattr__(self, name, chosen)
+        return self
 
 
 class Entry(_Part):

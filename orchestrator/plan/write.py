@@ -39,6 +39,7 @@ def write_plan(plan: Plan) -> str:
     """YAML that loads back to an equal plan; every key is written, defaults too."""
     data: dict[str, object] = plan.model_dump(exclude_none=True)
     data["model"] = _OnOneLine(plan.model.model_dump(exclude_none=True))
+    data["training"] = plan.training.model_dump(exclude_none=True, exclude={"dtype"})
     data["placement"] = [_entry(entry) for entry in plan.placement]
     return yaml.dump(
         data,

@@ -43,7 +43,7 @@ from orchestrator.program.schedule import (
 )
 from orchestrator.program.segments import Boundary, Bucket, Cut, Segment, SegmentPart, cut
 
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
+ITEMSIZE = {"float64": 8, "float32": 4, "tfloat32": 4, "float16": 2, "bfloat16": 2}
 
 
 def compile_plan(
@@ -52,7 +52,8 @@ def compile_plan(
     """The program that runs one training step of ``model`` as ``plan`` splits it.
 
     Args:
-        dtype: of weights, activations and gradients: ``float64``, ``float32`` or ``bfloat16``.
+        dtype: of weights, activations and gradients, a key of ``ITEMSIZE``; ``tfloat32`` is float32
+            whose products are in tfloat32.
         fold: list the ops of the first replica only; the others do the same at other ranks. For
             the simulator; workers need their own.
 

@@ -525,11 +525,11 @@ class _Cutter:
         low = total // count
         even = [low + (i < total % count) for i in range(count)]
         key = "shares" if self.entry.shares else "split"
-        remedy = (
-            f"shares: {even} in an entry of its own"
-            if axis != "batch"
-            else f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
-        )
+        remedy = f"shares: {even} in an entry of its own"
+        if axis == "batch":
+            remedy = f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
+        elif total < count:
+            remedy = f"at most {total} rank{'s' * (total > 1)} in an entry of its own"
         raise InputError(
             f"{sized.name}: {total} {what} do not divide over {count} ranks"
             + (f" in shares {list(shares)}" if self.entry.shares else ""),

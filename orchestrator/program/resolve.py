@@ -13,15 +13,11 @@ def model_of(plan: Plan) -> Model:
     Raises:
         InputError: no such model or file, an option it does not have, a file that fails.
     """
-    choice = plan.model
-    options = {
-        key: value
-        for key in ("classes", "image_size", "width", "norm")
-        if (value := getattr(choice, key)) is not None
-    }
+    choice, options = plan.model, plan.model.options
+    places = {option: plan.place(("model", option)) for option in options}
     if choice.name is not None:
-        return build_model(choice.name, options, plan.place(("model",)))
+        return build_model(choice.name, options, plan.place(("model",)), places)
     file, function = plan.model_file, choice.function
     assert file is not None  # the plan's schema has seen to both
     assert function is not None
-    return load_model(file, function, options, plan.place(("model", "file")))
+    return load_model(file, function, options, plan.place(("model", "file")), places)

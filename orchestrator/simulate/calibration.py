@@ -23,17 +23,13 @@ In a cluster file::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
 
 from orchestrator.models.box import Shape
-from orchestrator.models.ranges import size
-from orchestrator.program.segments import LayerPart
-
-# The names of the passes that the table holds; input and weight are the halves of a backward that a
-# zero-bubble schedule takes apart.
-Pass = Literal["forward", "backward", "backward_input", "backward_weight"]
+from orchestrator.models.layer import LayerPart, Pass
+from orchestrator.models.model_file import is_of_user
 
 
 @dataclass(frozen=True)
@@ -149,8 +145,17 @@ def shape_key(part: LayerPart) -> str:
     """
     sized = part.sized
     before = " + ".join(map(_times, part.input_shapes))
-    words = sized.layer.signature(part)
-    return " ".join([before, ">", _times(part.output_shape), *([words] if words else [])])
+    layer = sized.layer
+    words = [before, ">", _times(part.output_shape), layer.signature(part)]
+    if is_of_user(type(layer)):  # which of its fields change its time is not known
+        names = [one.name for one in fields(layer) if one.name not in ("name", "inputs")]
+        words += [_word(f"{name}={getattr(layer, name)}") for name in names]
+    return " ".join(filter(None, words))
+
+
+def _word(text: str) -> str:
+    """What may stand in a file between quotes, without a blank."""
+    return re.sub(r"[^\w=.,+()-]+", "_", text)
 
 
 def _times(shape: Shape) -> str:

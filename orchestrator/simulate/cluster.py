@@ -57,7 +57,7 @@ class Device:
         flops: peak operations a second by number format.
         efficiency: fraction of the peak by layer kind: of ``flops`` for conv and linear, of
             ``memory_bandwidth`` for ``memory`` (all the rest) and kinds that are named.
-        kernel_overhead_s: lost for each layer.
+        kernel_overhead_s: lost for each kernel.
         transfer_slowdown: fraction of its speed that computation loses under a transfer.
         update_accesses: reads and writes of memory for each weight that an update changes.
         multiprocessors: each computes a tile of ``tile_values`` of a matrix product at a time; 0

@@ -12,7 +12,15 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from orchestrator.plan.problem import Problem, found, refusal
 from orchestrator.simulate.calibration_schema import CalibrationFile, Name
-from orchestrator.simulate.figure import Block, Fraction, NotNegative, Part, Positive, Share
+from orchestrator.simulate.figure import (
+    Block,
+    ConvFraction,
+    Fraction,
+    NotNegative,
+    Part,
+    Positive,
+    Share,
+)
 from orchestrator.simulate.nccl import Generation, Processor, Wire
 
 SCHEMA_VERSION = 1
@@ -79,12 +87,14 @@ class TflopsFile(Block):
     float64: Positive | None = None
     float32: Positive | None = None
     tfloat32: Positive | None = None
+    float16: Positive | None = None
     bfloat16: Positive | None = None
 
     @model_validator(mode="after")
     def _check(self) -> TflopsFile:
-        if not any((self.float64, self.float32, self.tfloat32, self.bfloat16)):
-            message = "found no number format; allowed: float64, float32, tfloat32, bfloat16"
+        formats = ("float64", "float32", "tfloat32", "float16", "bfloat16")
+        if not any(getattr(self, name) for name in formats):
+            message = f"found no number format; allowed: {', '.join(formats)}"
             raise refusal([Problem((), message, "write tflops: {float32: 10.6}")])
         return self
 
@@ -92,11 +102,12 @@ class TflopsFile(Block):
 class EfficiencyFile(Block):
     """Fractions of a peak that are reached.
 
-    ``conv`` and ``linear`` of tflops; ``memory`` of memory_GBps, for all that is limited by it: the
+    ``conv`` (at most 4, since Winograd's convolutions multiply less than is counted) and ``linear``
+    of tflops; ``memory`` of memory_GBps, for all that is limited by it: the
     other layers, unless they are named, and the update of the weights.
     """
 
-    conv: Fraction | None = None
+    conv: ConvFraction | None = None
     linear: Fraction | None = None
     memory: Fraction | None = None
     relu: Fraction | None = None
@@ -128,7 +139,7 @@ class DeviceFile(Block):
         examples=[{"conv": 0.4, "linear": 0.6}],
     )
     kernel_overhead_us: NotNegative | None = Field(
-        default=None, description="Time lost for each layer, microseconds.", examples=[10]
+        default=None, description="Time lost for each kernel, microseconds.", examples=[10]
     )
     transfer_slowdown: Share | None = Field(
         default=None,
@@ -157,6 +168,15 @@ class DeviceFile(Block):
     dollars_per_hour: NotNegative | None = Field(
         default=None, description="Price of one device.", examples=[0.0]
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DeviceFile:
+        reserved, memory = self.reserved_GiB, self.memory_GiB
+        if reserved is not None and reserved.value >= memory.value:
+            message = f"found {reserved.value:g}; allowed: less than memory_GiB, {memory.value:g}"
+            remedy = "write what driver and libraries take of it"
+            raise refusal([Problem(("reserved_GiB",), message, remedy)])
+        return self
 
 
 class DeviceShare(Part):
@@ -241,7 +261,7 @@ class SlowFile(Part):
     """A straggler: everything it computes takes ``factor`` times as long."""
 
     rank: Annotated[int, Field(ge=0, lt=MOST_DEVICES)] = Field(description="Who.", examples=[3])
-    factor: Annotated[float, Field(gt=0, le=1e6)] = Field(
+    factor: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
         description="Times as long.", examples=[1.5]
     )
 

@@ -12,6 +12,7 @@ from orchestrator.models.model import Model
 from orchestrator.observe.palette import SHARE_NAMES
 from orchestrator.plan import Plan
 from orchestrator.program.ops import COMPUTE, LANE_OF, Program
+from orchestrator.simulate.assumed import assumed_behind
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.predict import Prediction
 from orchestrator.simulate.sweep import BANDWIDTH, BATCH, POWERS, Axis, Sweep
@@ -93,6 +94,7 @@ def compare(
             "predicted": _timing(predicted),
             "measured": _timing(item.measured),
             "error_ratio": None,
+            "assumed": list(_assumed(item, cluster)),
         }
         if predicted is not None and item.measured is not None:
             row["errors"] = error_ratios(predicted, item.measured)
@@ -113,6 +115,13 @@ def compare(
         "worst_error_ratio": max(errors) if errors else None,
         "kendall_tau": kendall_tau(both) if len(both) > 1 else None,
     }
+
+
+def _assumed(item: Item, cluster: Cluster | None) -> tuple[str, ...]:
+    """The assumed figures that an item's predicted times rest on."""
+    if cluster is None or item.prediction is None:
+        return ()
+    return assumed_behind(cluster, item.prediction).time
 
 
 def _timing(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:

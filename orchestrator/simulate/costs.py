@@ -1,8 +1,8 @@
 """What an op costs on a device: from a calibration where one was made, else by the roofline.
 
-Roofline (Williams, Waterman, Patterson 2009): a layer takes the longer of its arithmetic at a
+Roofline (Williams, Waterman, Patterson 2009): a kernel takes the longer of its arithmetic at a
 stated fraction of the peak and its memory traffic at a stated fraction of the bandwidth, and an
-overhead for each kernel it starts.
+overhead. A layer takes the sum over its kernels.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class CostModel:
     def layer(self, device: Device, layer: LayerPart, examples: int, direction: Pass) -> Work:
         """One pass of one layer part over so many images."""
         kind, dtype = layer.sized.kind, self.program.dtype
-        if kind == "sum" or not examples:
+        if not layer.sized.layer.computes or not examples:
             return Work(0.0, 0.0)
         if self.calibration is not None:
             rows = self.calibration.rows(kind, shape_key(layer), dtype, direction)
@@ -274,24 +274,28 @@ class CostModel:
             raise InputError(
                 f"{device.name} has no tflops for {dtype}; it has: {', '.join(device.flops)}",
                 self.cluster.label,
-                f"device.tflops.{dtype}, or training.dtype in the plan",
+                f"write device.tflops.{dtype}, or another training.precision in the plan",
             )
-        both = 2 if direction == "backward" else 1
-        flops = 2 * layer.macs_per_example * examples * both
-        values = examples * (layer.read_values + layer.written_values)
-        if layer.tiles:
-            traffic = both * (values + layer.parameters) * self.program.itemsize
-        else:  # forward reads x and writes y; backward reads what was kept and g, and writes gx
-            traffic = (values if direction == "forward" else 2 * values) * self.program.itemsize
         kind = layer.sized.kind
+        peak *= self._reached(device, layer) if layer.macs_per_example else 1.0
         fraction = device.efficiency.get("memory", 1.0)
         if not layer.tiles:
             fraction = device.efficiency.get(kind, fraction)
-        arithmetic = flops / (peak * device.efficiency.get(kind, 1.0)) if flops else 0.0
-        if kind == "linear":
-            arithmetic *= _stretch(device, layer, examples, direction)
-        movement = traffic / (device.memory_bandwidth * fraction)
-        return max(arithmetic, movement) + device.kernel_overhead_s * both
+        bandwidth = device.memory_bandwidth * fraction
+        seconds = 0.0
+        for kernel in layer.sized.layer.kernels(layer, examples, direction, self.program.itemsize):
+            arithmetic = kernel.flops / (peak * device.occupied(kernel.product))
+            seconds += max(arithmetic, kernel.bytes / bandwidth) + device.kernel_overhead_s
+        return seconds
+
+    def _reached(self, device: Device, layer: LayerPart) -> float:
+        """Fraction of the peak; of a kind that the file does not name, the lowest that it does."""
+        kind, named = layer.sized.kind, device.efficiency
+        if kind in named or kind in ("conv", "linear"):
+            return named.get(kind, 1.0)
+        lowest = min((named[x] for x in ("conv", "linear") if x in named), default=1.0)
+        self.notes[f"{kind}: no efficiency is given, {lowest:g} of the peak is assumed"] = None
+        return lowest
 
     def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:
         """Reads weights, gradients and velocities, writes weights and velocities."""
@@ -357,11 +361,21 @@ class CostModel:
         """What disturbs computations: on processors other ranks and transfers, as a calibration
         has seen it; on other devices transfers, where the cluster says so."""
         c = self.calibration
+        slowdown = [self.slowdown(rank) for rank in self.program.ranks]
         if c is not None and c.threads:
             ranks = c.neighbours or self.cluster.devices_per_node
-            return Sharing(ranks, c.threads, c.compute_slowdown, c.transfer_stretch, c.post_s)
-        slowdown = max(device.transfer_slowdown for device, _ in self.cluster.kinds)
-        return Sharing(1, 1, slowdown) if slowdown else None
+            return Sharing(ranks, c.threads, slowdown, c.transfer_stretch, c.post_s)
+        if not any(device.transfer_slowdown for device, _ in self.cluster.kinds):
+            return None
+        return Sharing(1, 1, slowdown)
+
+    def slowdown(self, rank: int) -> float:
+        """Fraction of its speed that computation of a rank, of any replica, loses under a
+        transfer."""
+        c = self.calibration
+        if c is not None and c.threads:
+            return c.compute_slowdown
+        return self.cluster.device(rank).transfer_slowdown
 
     def loading(self, rank: int) -> float:
         """Seconds of loading a rank's images of a step."""
@@ -418,15 +432,3 @@ def _divided(seconds: float, size: float, speed: float, least: float) -> tuple[f
     """
     latency = min(max(0.0, seconds - size / speed), least)
     return latency, (seconds - latency) * speed
-
-
-def _stretch(device: Device, layer: LayerPart, examples: int, direction: Pass) -> float:
-    """Times as long as its products take because they do not fill the device."""
-    read, written = layer.read_values, layer.written_values
-    products = {
-        "forward": [examples * written],
-        "backward": [examples * read, read * written],
-        "backward_input": [examples * read],
-        "backward_weight": [read * written],
-    }[direction]
-    return sum(1 / device.occupied(values) for values in products) / len(products)

@@ -19,7 +19,7 @@ from orchestrator.observe.timeline import StepTimes, from_activities
 from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Load, Network, Topology, bundles
-from orchestrator.simulate.processors import Processors, Sharing, Work, drawn
+from orchestrator.simulate.processors import Cover, Processors, Sharing, Work, drawn
 
 
 class Costs(Protocol):
@@ -213,6 +213,8 @@ class Engine:
         self.loaded = [0.0] * len(program.order)  # when each rank's next images are there
         self.copies = copies or {}
         self.work: dict[int, Work] = {}  # by computation
+        self.covers: dict[int, Cover] = {}  # by computation of the newest step, where it matters
+        self._covered: dict[int, float] = {}  # seconds of its rank's transfers when it began
         self._shares: dict[tuple[tuple[int, ...], ...], list[tuple[Load, list[int]]]] = {}
         self._bundles: dict[tuple[tuple[int, tuple[int, ...]], ...], list[_Bundle]] = {}
 
@@ -319,8 +321,12 @@ class Engine:
         enter = self._enter if now < self.all_entered or self.post else self._begin
         for i in ended:
             self.end[i] = now
-            if self.post and graph.lanes[i] == COMPUTE:
-                self.computed[graph.ranks[i][0]] = now
+            if self.processors is not None and graph.lanes[i] == COMPUTE:
+                rank = graph.ranks[i][0]
+                self.computed[rank] = now
+                covered = self.processors.covered(rank, now) - self._covered[i]
+                still = self.processors.transfers[rank] > 0
+                self.covers[i] = Cover(now - self.start[i] - covered, covered, still)
             for other in graph.after[i]:
                 missing[other] -= 1
                 if not missing[other]:
@@ -361,7 +367,9 @@ class Engine:
             return
         if self.jitter:
             work *= drawn(self.step, self.graph.ops[i][0], self.jitter)
-        self.processors.begin(self.graph.ranks[i][0], i, work, now)
+        rank = self.graph.ranks[i][0]
+        self._covered[i] = self.processors.covered(rank, now)
+        self.processors.begin(rank, i, work, now)
 
     # -- computation whose speed depends on what else goes on ----------------------------------
 
@@ -370,7 +378,7 @@ class Engine:
         copy = self.copies.get(rank)
         if copy is not None:
             transfer = _Transfer([-1 - rank], (rank,))
-            self._count(transfer, 1)
+            self._count(transfer, 1, now)
             self._flow(now + copy.latency, copy.load, copy.size, transfer)
         if self.processors is None:
             return
@@ -409,7 +417,7 @@ class Engine:
             bundled = self._bundles[key] = self._bundled(key)
         for latency, size, load, places, ranks in bundled:
             transfer = _Transfer([messages[p] for p in places], ranks)
-            self._count(transfer, 1)
+            self._count(transfer, 1, now)
             self._flow(now + latency, load, size, transfer)
 
     def _bundled(self, messages: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Bundle]:
@@ -440,7 +448,7 @@ class Engine:
             phases = self.collectives.plan(kind, size, group).phases
         self.phases[i] = deque(phases)
         transfer = _Transfer([i], self.graph.ranks[i])
-        self._count(transfer, 1)
+        self._count(transfer, 1, now)
         self._next_phase(transfer, now)
 
     def _next_phase(self, transfer: _Transfer, now: float) -> None:
@@ -456,13 +464,13 @@ class Engine:
         if self.phases.get(transfer.activities[0]):
             self._next_phase(transfer, now)
             return ()
-        self._count(transfer, -1)
+        self._count(transfer, -1, now)
         if transfer.activities[0] < 0:  # images
             self.loaded[transfer.ranks[0]] = now
             return ()
         return transfer.activities
 
-    def _count(self, transfer: _Transfer, by: int) -> None:
+    def _count(self, transfer: _Transfer, by: int, now: float) -> None:
         """A transfer begins or ends."""
         if self.processors is not None:
-            self.processors.transfer(transfer.ranks, by)
+            self.processors.transfer(transfer.ranks, by, now)

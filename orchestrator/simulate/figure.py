@@ -143,32 +143,39 @@ def _schema(bounds: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [number, block]}
 
 
+# No figure of any machine is outside of these, in its key's unit. Within them every time that is
+# computed is finite, so whatever a file says has an answer or a message.
+LEAST, MOST = 1e-9, 1e12
+
+
+def _from(least: float, most: float, allowed: str) -> PlainValidator:
+    return PlainValidator(_reader(lambda x: least <= x <= most, allowed))
+
+
+def _bounds(least: float, most: float) -> WithJsonSchema:
+    return WithJsonSchema(_schema({"minimum": least, "maximum": most}))
+
+
 Positive = Annotated[
     Figure,
-    PlainValidator(_reader(lambda x: x > 0, "a finite number more than 0")),
-    WithJsonSchema(_schema({"exclusiveMinimum": 0})),
+    _from(LEAST, MOST, f"a number more than 0, from {LEAST:g} to {MOST:g}"),
+    _bounds(LEAST, MOST),
 ]
 NotNegative = Annotated[
-    Figure,
-    PlainValidator(_reader(lambda x: x >= 0, "a finite number, 0 or more")),
-    WithJsonSchema(_schema({"minimum": 0})),
+    Figure, _from(0, MOST, f"a number, 0 or more, at most {MOST:g}"), _bounds(0, MOST)
 ]
-Share = Annotated[
+Share = Annotated[Figure, _from(0, 1, "a share, 0 to 1"), _bounds(0, 1)]
+Fraction = Annotated[
     Figure,
-    PlainValidator(_reader(lambda x: 0 <= x <= 1, "a share, 0 to 1")),
-    WithJsonSchema(_schema({"minimum": 0, "maximum": 1})),
+    _from(LEAST, 1, "a fraction of the peak, more than 0 and at most 1"),
+    _bounds(LEAST, 1),
 ]
 # More than 1 is no mistake: F(4x4, 3x3) computes a quarter of the multiplications that are counted
 # (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, section 4).
-Fraction = Annotated[
+ConvFraction = Annotated[
     Figure,
-    PlainValidator(
-        _reader(
-            lambda x: 0 < x <= 4,
-            "a fraction of the peak, more than 0 and at most 1 (4 for Winograd convolutions)",
-        )
-    ),
-    WithJsonSchema(_schema({"exclusiveMinimum": 0, "maximum": 4})),
+    _from(LEAST, 4, "a fraction of the peak, more than 0 and at most 4 (1 without Winograd's)"),
+    _bounds(LEAST, 4),
 ]
 
 

@@ -105,9 +105,7 @@ def tightest(cluster: Cluster, program: Program) -> RankFit:
     return min(found, key=lambda fit: fit.usable_bytes - fit.peak_bytes)
 
 
-def what_would_fit(
-    plan: Plan, model: Model, cluster: Cluster, *, dtype: str = "float32"
-) -> list[Remedy]:
+def what_would_fit(plan: Plan, model: Model, cluster: Cluster) -> list[Remedy]:
     """Changes of ``plan`` that make it fit, each compiled and walked; fewest changes first.
 
     Microbatches, recomputation and a sharded optimizer are tried, which leave the mathematics as it
@@ -115,10 +113,10 @@ def what_would_fit(
     only adds to one that is already enough is left out. If nothing fits at all, the one that comes
     nearest is returned alone.
     """
-    tried = list(_try(plan, model, cluster, _harmless(plan), dtype))
+    tried = list(_try(plan, model, cluster, _harmless(plan)))
     enough = _simplest([remedy for remedy in tried if remedy.fits])
     if not enough:
-        smaller = list(_try(plan, model, cluster, _smaller_batches(plan), dtype))
+        smaller = list(_try(plan, model, cluster, _smaller_batches(plan)))
         enough = [remedy for remedy in smaller if remedy.fits][:1]
         tried += smaller
     if enough or not tried:
@@ -153,10 +151,10 @@ def _smaller_batches(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _try(
-    plan: Plan, model: Model, cluster: Cluster, candidates: Sequence[tuple[str, ...]], dtype: str
+    plan: Plan, model: Model, cluster: Cluster, candidates: Sequence[tuple[str, ...]]
 ) -> Iterator[Remedy]:
     """Those of the changes that make a legal plan, with what they need."""
-    text = plan.to_yaml()
+    text, dtype = plan.to_yaml(), plan.training.precision or "float32"
     enough: list[set[str]] = []
     for settings in candidates:
         if any(small <= set(settings) for small in enough):

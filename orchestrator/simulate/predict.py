@@ -68,7 +68,7 @@ def simulate(
     """
     begun = time.perf_counter()
     cluster.check_room(plan.world_size, plan.place(("placement",)))
-    dtype = plan.training.dtype or "float32"
+    dtype = plan.training.precision or "float32"
     program = compile_plan(plan, model, dtype=dtype, fold=True)
     return simulate_program(program, cluster, begun, steps, data=data, jitter=jitter, seed=seed)
 
@@ -111,8 +111,10 @@ def simulate_program(
     if jitter or len(set(classes(program, cluster))) > 1:
         from orchestrator.simulate.unequal import Jitter, run_unequal  # numpy takes 0.1 s to import
 
-        how = Jitter(jitter, seed)
-        unequal = run_unequal(program, engine.graph, times, costs, accountant, steps, how)
+        covers = engine.covers if len(played) == 1 else {}  # of several, not of the one told of
+        unequal = run_unequal(
+            program, engine.graph, times, costs, accountant, steps, Jitter(jitter, seed), covers
+        )
         times, account = from_zero(unequal.times), unequal.account
         mean, of_replicas = unequal.mean, unequal.summary()
     else:
@@ -166,7 +168,7 @@ def goodput(cluster: Cluster, ranks: int) -> float | None:
     exponent = (tau + delta) / mtbf
     if exponent > 50:
         return 0.0
-    return tau / (mtbf * exp(restart / mtbf) * expm1(exponent))
+    return tau / (mtbf * expm1(exponent)) * exp(-restart / mtbf)
 
 
 def daly_interval(delta: float, mtbf: float) -> float:

@@ -21,6 +21,7 @@ from functools import lru_cache
 from math import exp, log1p
 from random import Random
 from statistics import NormalDist
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Sharing:
     Args:
         ranks: of a machine; each has cores for its threads. 1: no two disturb each other.
         threads: of each rank's computation; what loads its data is one more.
-        slowdown: fraction of its speed that computation loses under a transfer.
+        slowdown: by rank, the fraction of its speed that computation loses under a transfer.
         stretch: times as long as a transfer takes while all its ranks compute.
         post: seconds that a rank's computation waits for each transfer that it posts.
     """
 
     ranks: int
     threads: int
-    slowdown: float
+    slowdown: Sequence[float]
     stretch: float = 1.0
     post: float = 0.0
 
@@ -59,6 +60,30 @@ class Work:
 
     def __mul__(self, factor: float) -> Work:
         return Work(self.together * factor, self.alone * factor)
+
+
+class Cover(NamedTuple):
+    """How much of a computation transfers of its rank disturb.
+
+    Args:
+        free, covered: seconds of it in which none was under way, and in which some were.
+        to_the_end: whether one was still under way when it ended.
+    """
+
+    free: float = 0.0
+    covered: float = 0.0
+    to_the_end: bool = False
+
+    def stretched(self, seconds: float, slowdown: float) -> float:
+        """Seconds of a computation beside the same transfers, which takes so many without them.
+
+        Args:
+            slowdown: fraction of its speed that it loses under them; less than 1.
+        """
+        if self.to_the_end:
+            free = min(seconds, self.free)
+            return free + (seconds - free) / (1 - slowdown)
+        return min(seconds + self.covered * slowdown, seconds / (1 - slowdown))
 
 
 DRAWS = 15
@@ -116,6 +141,8 @@ class Processors:
     ) -> None:
         self.sharing, self.announce, self.nodes = sharing, announce, nodes
         self.transfers = [0] * len(nodes)  # under way, by rank
+        self._covered = [0.0] * len(nodes)  # seconds in which some were, before those of now
+        self._since = [0.0] * len(nodes)
         self.computing = [0] * len(nodes)  # computations that run, by rank
         # by machine and number
         self.running: dict[int, dict[int, _Running]] = {node: {} for node in nodes}
@@ -148,13 +175,21 @@ class Processors:
         self._changed[node] = None
         return True
 
-    def transfer(self, ranks: Sequence[int], by: int) -> None:
+    def transfer(self, ranks: Sequence[int], by: int, now: float) -> None:
         """A transfer of some ranks begins (+1) or ends (-1)."""
         for rank in ranks:
             before = self.transfers[rank]
             self.transfers[rank] = before + by
+            if before == 0:
+                self._since[rank] = now
+            elif before + by == 0:
+                self._covered[rank] += now - self._since[rank]
             if before == 0 or before + by == 0:
                 self._changed[self.nodes[rank]] = None
+
+    def covered(self, rank: int, now: float) -> float:
+        """Seconds until now in which a transfer of the rank was under way."""
+        return self._covered[rank] + (now - self._since[rank] if self.transfers[rank] else 0.0)
 
     def stretch(self, ranks: Sequence[int]) -> float:
         """Times as long as a transfer between these ranks takes, as things stand."""
@@ -181,7 +216,7 @@ class Processors:
             root = running.root
             seconds = running.alone * (1 + root * (total - root) / others) * crowding
             if running.rank >= 0 and self.transfers[running.rank]:
-                seconds /= 1 - sharing.slowdown
+                seconds /= 1 - sharing.slowdown[running.rank]
             speed = 1 / max(seconds, 1e-12)
             if speed != running.speed:
                 running.left = max(0.0, running.left - (now - running.since) * running.speed)

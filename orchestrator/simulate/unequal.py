@@ -20,7 +20,7 @@ links at that moment in another replica; the loading of images on processors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from orchestrator.observe.timeline import StepTimes, from_activities
 from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Graph
+from orchestrator.simulate.processors import Cover
 from orchestrator.simulate.replicas import Hardware, classes, hardware
 
 Vector = NDArray[np.float64]
@@ -119,6 +120,7 @@ def run_unequal(
     accountant: Accountant,
     steps: int,
     jitter: Jitter,
+    covers: Mapping[int, Cover],
 ) -> Unequal:
     """Some steps of all replicas.
 
@@ -126,12 +128,13 @@ def run_unequal(
         graph: of the program.
         first: a step of the first replica as the engine ran it.
         accountant: of the program.
+        covers: by activity, how much of a computation of the first replica transfers disturb.
     """
     class_of = np.array(classes(program, costs.cluster))
     if jitter.relative_std:
         class_of = np.arange(len(class_of))
     firsts = [int(x) for x in np.unique(class_of, return_index=True)[1]]
-    replay = _Replay(program, graph, first, costs, jitter, firsts)
+    replay = _Replay(program, graph, first, costs, jitter, firsts, covers)
     entry = [np.zeros(len(firsts)) for _ in program.ranks]
     for step in range(steps - 1):
         entry = replay.run(step, entry).finish
@@ -220,6 +223,7 @@ class _Replay:
     Args:
         first: a step of the first replica as the engine ran it.
         firsts: the first replica of each class.
+        covers: see :func:`run_unequal`.
     """
 
     def __init__(
@@ -230,15 +234,17 @@ class _Replay:
         costs: CostModel,
         jitter: Jitter,
         firsts: Sequence[int],
+        covers: Mapping[int, Cover],
     ) -> None:
         self.program, self.graph, self.jitter, self.firsts = program, graph, jitter, firsts
         columns = program.columns
         speeds = _Speeds(program, costs, firsts)
         self.seconds: list[float | Vector] = []  # by activity, without jitter
-        for i, *_ in graph.ops:
-            measured = first.end[i] - first.start[i]
+        for a, (i, *_) in enumerate(graph.ops):
+            took = first.end[i] - first.start[i]
             computes = LANE_OF[columns.kind[i]] == COMPUTE
-            self.seconds.append(speeds.seconds(i, measured) if computes else measured)
+            cover = covers.get(a, Cover())
+            self.seconds.append(speeds.seconds(i, took, cover) if computes else took)
         self.lanes = [LANE_OF[columns.kind[ops[0]]] for ops in graph.ops]
         self.before: list[list[int]] = [[] for _ in graph.ops]
         self.followers = []
@@ -330,13 +336,23 @@ class _Speeds:
             stand_in = [firsts[numbers.index(n)] for n in range(len(found))]
             self.kinds.append((stand_in, np.array(numbers)))
 
-    def seconds(self, i: int, measured: float) -> float | Vector:
-        """Of computation ``i`` by class, where the first replica took so many."""
+    def seconds(self, i: int, took: float, cover: Cover) -> float | Vector:
+        """Of computation ``i`` by class.
+
+        Args:
+            took: seconds in the first replica.
+            cover: how much of that transfers disturb; they take as long in every replica.
+        """
         replicas, kind_of_class = self.kinds[self.program.columns.rank[i]]
         if len(replicas) == 1:
-            return measured
-        each = [self.costs.work(self._on(replica), i).together for replica in replicas]
-        scale = measured / each[0] if each[0] else 1.0
+            return took
+        each = []
+        for replica in replicas:
+            there = self._on(replica)
+            slowdown = self.costs.slowdown(there.columns.rank[i])
+            work = self.costs.work(there, i)
+            each.append(cover.stretched(work.together, slowdown))
+        scale = took / each[0] if each[0] else 1.0
         found: Vector = scale * np.array(each)[kind_of_class]
         return found
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
+from orchestrator.models.model_file import model_sources
 from orchestrator.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -120,11 +121,14 @@ class RunFolder:
 
 
 def _own_copy(plan: Plan, path: Path) -> str:
-    """The plan as YAML; a model file of the user's is copied along."""
-    if plan.model_file is not None and plan.model.file is not None:
-        target = path / Path(plan.model.file).name
-        if plan.model_file.resolve() != target.resolve():
-            shutil.copyfile(plan.model_file, target)
-        model = plan.model.model_copy(update={"file": target.name})
-        return plan.model_copy(update={"model": model}).to_yaml()
-    return plan.to_yaml()
+    """The plan as YAML; a model file of the user's is copied along, with what it imports from its
+    folder."""
+    if plan.model_file is None or plan.model.file is None:
+        return plan.to_yaml()
+    for source in model_sources(plan.model_file):
+        target = path / os.path.relpath(source, plan.model_file.parent)
+        if source.resolve() != target.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    model = plan.model.model_copy(update={"file": plan.model_file.name})
+    return plan.model_copy(update={"model": model}).to_yaml()

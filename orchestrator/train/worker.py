@@ -199,11 +199,10 @@ class LateFeed:
 def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
     """The job's data, as far as these ranks need it."""
     program = job.program
-    channels, size, _ = program.model.input_shape
+    model = program.model
     dataset = open_dataset(
-        job.data, image_size=size, channels=channels, classes=program.model.classes,
-        seed=job.recipe.seed,
-    )  # fmt: skip
+        job.data, shape=model.input_shape, classes=model.classes, seed=job.recipe.seed
+    )
     return DataFeed(
         dataset,
         SampleOrder(dataset.size, program.global_batch, job.recipe.seed),

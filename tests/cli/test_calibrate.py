@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.simulate.cluster import load_cluster
+from tests import own_kinds
 from tests.cli.command import command, refused
 from tests.small_network import SMALL
 
@@ -55,6 +56,27 @@ def test_a_calibrated_machine_predicts_what_was_measured(tmp_path: Path) -> None
     other = refused("simulate", "--plan", "single", "--cluster", str(cluster))
     assert "its calibration measured layers of alexnet2012" in other
     assert "orchestrator calibrate --plan single" in other
+
+
+@pytest.mark.ray
+def test_kinds_of_ones_own_are_measured_and_told_apart_by_their_fields(tmp_path: Path) -> None:
+    """The file that it writes once named kinds that it could not be read back with."""
+    plan, cluster = own_kinds.plan(tmp_path, "batch"), tmp_path / "here.yaml"
+    ended = command(
+        "calibrate", "--plan", plan, "--batch", "4", "--ranks", "2", "--seconds", "0.5",
+        "--out", str(cluster),
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    found = load_cluster(cluster)
+    assert found.calibration is not None
+    rows = {(row.kind, row.shape) for row in found.calibration.layers}
+    assert ("scale", "10 > 10 start=1.0 groups 10") in rows
+    assert ("squash", "8x4x6 > 8x4x6") in rows
+    assert found.device(0).efficiency.keys() == {"conv", "linear", "memory"}
+    told = command("simulate", "--plan", plan, "--cluster", str(cluster), "--set",
+                   "global_batch_size=4")  # fmt: skip
+    assert told.code == 0, told.err
+    assert "estimated" not in told.out
 
 
 def test_bad_input_is_told_before_anything_is_measured(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from orchestrator import models
 from orchestrator.errors import InputError
 from orchestrator.models import (
     Conv,
@@ -14,13 +19,18 @@ from orchestrator.models import (
     Linear,
     MaxPool,
     Model,
+    Recipe,
     ReLU,
     ResponseNorm,
+    Shape,
     SizedLayer,
     SpatialNorm,
+    Sum,
 )
+from orchestrator.models.fields import Bounds
 from orchestrator.models.layers import CrossEntropy, Tile
 from orchestrator.models.ranges import Ranges, normalise, size
+from orchestrator.models.torch_layers import Shard
 
 COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
 
@@ -113,8 +123,7 @@ REFUSED = [
     (Conv(name="c", channels=4, kernel=1, column_reads=COLUMN_READS), (6, 2, 2), "into 4 columns"),
     (Conv(name="c", channels=4, kernel=1, column_reads=((0,), (0, 1))), (4, 2, 2), "as many of"),
     (Conv(name="c", channels=4, kernel=1, column_reads=((0,), (2,))), (4, 2, 2), r"columns 0\.\.1"),
-    (ResponseNorm(name="c", window=4), (8, 2, 2), "window must be odd"),
-    (ResponseNorm(name="c", columns=3), (8, 2, 2), "columns divide 8 channels"),
+    (ResponseNorm(name="c", columns=3), (8, 2, 2), "divides the 8 channels of its input"),
     (MaxPool(name="c", kernel=3), (8, 2, 2), "too small"),
     (MaxPool(name="c"), (8,), "a pool reads images"),
     (SpatialNorm(name="c"), (8,), "a spatial norm reads images"),
@@ -130,6 +139,197 @@ def test_a_layer_that_cannot_be_is_named(
     with pytest.raises(InputError, match=message) as caught:
         sized(layer, *shape).terms(((0, 1),), ((0, 1),))
     assert "layer c" in str(caught.value)
+
+
+WRONG_FIELDS = [
+    (
+        Conv,
+        {"channels": 16.0, "kernel": 3},
+        "channels: found 16.0 (float); allowed: a whole number of 1 or more",
+    ),
+    (Conv, {"channels": True, "kernel": 3}, "channels: found True (bool); allowed: a whole"),
+    (Conv, {"channels": "16", "kernel": 3}, "channels: found '16'; allowed: a whole"),
+    (Conv, {"channels": None, "kernel": 3}, "channels: found None (NoneType); allowed: a whole"),
+    (Conv, {"channels": 0, "kernel": 3}, "channels: found 0; allowed: a whole number of 1 or more"),
+    (Conv, {"channels": 4, "kernel": (3, 3)}, "kernel: found (3, 3) (tuple); allowed: a whole"),
+    (Conv, {"channels": 4, "kernel": 3, "stride": 0}, "stride: found 0"),
+    (Conv, {"channels": 4, "kernel": 3, "groups": -1}, "groups: found -1"),
+    (
+        Conv,
+        {"channels": 4, "kernel": 3, "padding": -1},
+        "padding: found -1; allowed: a whole number of 0 or more, or a tuple of 2, each of it a "
+        "whole number of 0 or more",
+    ),
+    (Conv, {"channels": 4, "kernel": 3, "padding": (0, -1)}, "padding: found (0, -1) (tuple)"),
+    (Conv, {"channels": 4, "kernel": 3, "padding": (1, 1, 1)}, "padding: found (1, 1, 1)"),
+    (Conv, {"channels": 4, "kernel": 3, "padding": [1, 1]}, "padding: found [1, 1] (list)"),
+    (Conv, {"channels": 4, "kernel": 3, "column_reads": [[0], [1]]}, "column_reads: found [[0]"),
+    (
+        Conv,
+        {"channels": 4, "kernel": 3, "column_reads": ((0.0,),)},
+        "column_reads: found ((0.0,),)",
+    ),
+    (Conv, {"channels": 4, "kernel": 3, "weight_std": -0.1}, "weight_std: found -0.1 (float)"),
+    (
+        Conv,
+        {"channels": 4, "kernel": 3, "bias": float("nan")},
+        "bias: found nan (float); allowed: a number",
+    ),
+    (Linear, {"features": 0}, "features: found 0; allowed: a whole number of 1 or more"),
+    (Linear, {"features": 4.0}, "features: found 4.0 (float)"),
+    (Linear, {"features": 4, "groups": 0}, "groups: found 0"),
+    (Linear, {"features": 4, "bias": "1"}, "bias: found '1'; allowed: a number"),
+    (ResponseNorm, {"window": 4}, "window: found 4; allowed: a whole number of 1 or more and odd"),
+    (ResponseNorm, {"columns": 0}, "columns: found 0"),
+    (ResponseNorm, {"alpha": True}, "alpha: found True (bool)"),
+    (SpatialNorm, {"window": 2}, "window: found 2"),
+    (SpatialNorm, {"scale": float("inf")}, "scale: found inf"),
+    (MaxPool, {"kernel": 0}, "kernel: found 0"),
+    (MaxPool, {"stride": 2.0}, "stride: found 2.0 (float)"),
+    (Dropout, {"p": 1}, "p: found 1; allowed: a number from 0 to less than 1"),
+    (Dropout, {"p": -0.5}, "p: found -0.5"),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "message"), WRONG_FIELDS)
+def test_a_field_that_does_not_fit_is_told(
+    kind: type[Layer], values: dict[str, object], message: str
+) -> None:
+    """``Conv(channels=16.0)`` once ended deep in torch, and ``groups=0`` in a division."""
+    with pytest.raises(InputError) as caught:
+        kind(name="c", **values)
+    assert caught.value.message.startswith(f"layer c: {message}"), caught.value.message
+
+
+def test_every_field_of_every_kind_is_checked() -> None:
+    """A kind that is added without limits on its numbers shows here."""
+    kinds = {
+        kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, Layer)
+    }
+    assert {Conv, Linear, ReLU, ResponseNorm, SpatialNorm, MaxPool, Dropout, Sum} <= kinds
+    needed = {Conv: {"channels": 4, "kernel": 3}, Linear: {"features": 4}}
+    for kind in kinds:
+        for field in fields(kind):
+            values: dict[str, Any] = {"name": "c", **needed.get(kind, {}), field.name: object()}
+            with pytest.raises(InputError, match=f": {field.name}: found <object"):
+                kind(**values)
+
+
+@pytest.mark.parametrize("name", [3, "", "a b", "a..b", "ä", "loss.", None])
+def test_a_name_that_no_plan_could_use_is_told(name: object) -> None:
+    with pytest.raises(InputError, match="name: found"):
+        ReLU(name=name)  # type: ignore[arg-type]
+    ReLU(name="blocks.0/norm-1_a")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd(Layer):
+    """A kind of one's own, as a file without postponed annotations has it."""
+
+    limit: Annotated[float, Bounds(0)] = 1.0
+    free: object = None
+
+    def forward(self, x: Tensor, shard: Shard) -> Tensor:
+        return x
+
+
+def test_a_kind_of_ones_own_is_checked_alike_and_named_after_its_class() -> None:
+    assert Odd(name="o").kind == "odd"
+    assert Odd(name="o", limit=2, free=[1]).limit == 2
+    with pytest.raises(InputError, match=r"layer o: limit: found -1; allowed: a number of 0 or"):
+        Odd(name="o", limit=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(Layer):
+    """Says nothing of what it computes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide(Odd):
+    """Reads more channels than there are."""
+
+    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
+        return ((0, input_shape[0] + 1),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weightless(Odd):
+    """Would be trained, but has nothing to train."""
+
+    has_weights: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halved(Odd):
+    """Has shapes of half channels."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (input_shape[0] / 2,)  # type: ignore[return-value]
+
+
+FC = Linear(name="fc", features=3)
+WRONG_CHAINS = [
+    ((4,), [Silent(name="s"), FC], "layer s: Silent does not say what it computes"),
+    ((4,), [CrossEntropy(name="s"), FC], "layer s: the model adds its loss itself"),
+    ((4,), [Wide(name="s"), FC], r"layer s: reads gives \(\(0, 5\),\); allowed: ascending"),
+    ((4,), [Weightless(name="s"), FC], "layer s: its kind odd has weights but no terms"),
+    ((4,), [Halved(name="s"), FC], r"layer s: output_shape of \(4,\): found \(2.0,\)"),
+    ((4,), [Odd(name="s", free=[]), FC], "layer s: unhashable type: 'list'"),
+    ((4,), [object(), FC], "model m, layer 0: found builtins.object, which is no layer"),
+    ((4,), 3, "layers: found a int; allowed: a tuple or a list"),
+    ((4,), [ReLU(name="r")], "no layer has weights, so there is nothing to train"),
+    ((4,), [FC, ReLU(name="fc.sum"), FC], "layer name used twice"),
+    ((4,), [ReLU(name="fc.sum"), FC], "fc.sum is what the sum of fc's parts is called"),
+    ((4,), [FC, FC], "layer name used twice: fc"),
+    ((4,), [], "it has no layers"),
+    ((), [FC], "input_shape is empty"),
+    (4, [FC], "input_shape: found a int"),
+    ((3, 8.0, 8), [FC], r"input_shape: found \(3, 8.0, 8\)"),
+    ((3, 0, 8), [FC], r"input_shape: found \(3, 0, 8\)"),
+]
+
+
+@pytest.mark.parametrize(("shape", "chain", "message"), WRONG_CHAINS)
+def test_a_model_that_cannot_be_is_told(shape: Any, chain: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Model("m", shape, chain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(Odd):
+    """Knows what it reads as a whole only."""
+
+    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
+        if out != ((0, 4),):
+            raise KeyError(out)
+        return out
+
+
+def test_a_kind_that_cannot_say_what_a_part_reads_is_told_where() -> None:
+    model = Model("m", (4,), [Picky(name="s"), FC])
+    with pytest.raises(InputError, match=r"layer s: its reads fails for channels .*test_layers.py"):
+        model.layers[0].reads(((0, 2),))
+
+
+@pytest.mark.parametrize("name", [3, "", "[/x]", "a\x1b[31m", "x" * 101])
+def test_a_models_name_that_no_table_could_show_is_told(name: Any) -> None:
+    with pytest.raises(InputError, match="model: name: found"):
+        Model(name, (4,), [FC])
+
+
+@pytest.mark.parametrize("kind", [3, "[/x]", "a b"])
+def test_a_kinds_name_that_no_table_could_show_is_told(kind: Any) -> None:
+    named = type("Named", (Odd,), {"kind": kind})
+    with pytest.raises(InputError, match="layer s: kind of Named: found"):
+        Model("m", (4,), [named(name="s"), FC])
+
+
+def test_a_recipe_that_cannot_be_is_told() -> None:
+    with pytest.raises(InputError, match="recipe: lr: found '0.1'; allowed: a number of 0 or more"):
+        Recipe(lr="0.1")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="recipe is a dict, not a Recipe"):
+        Model("m", (4,), [FC], {"lr": 0.1})  # type: ignore[arg-type]
 
 
 def test_a_model_refuses_names_and_shapes_that_cannot_be() -> None:

@@ -276,6 +276,7 @@ def test_an_override_may_fill_a_section_that_is_empty() -> None:
     ("override", "place", "message", "remedy"),
     [
         ("training.lrr=1", "--set training.lrr=1", "unknown key 'lrr'", "did you mean lr?"),
+        ("[key]=1", "--set [key]=1", "unknown key '[key]'", "remove it"),  # once a traceback
         ("trainin.lr=1", "--set trainin.lr=1", "unknown key 'trainin'", "did you mean training?"),
         ("placement.2.split=batch", "--set placement.2.split=batch", "0 to 1", "placement=..."),
         ("placement.x=1", "--set placement.x=1", "found 'x'", "as a whole"),
@@ -330,6 +331,42 @@ def test_a_models_file_lies_beside_the_plan(tmp_path: Path) -> None:
     assert plan.folder == tmp_path
     assert plan.model_file == tmp_path / "nets/my.py"
     assert read_plan(PLAN).model_file is None
+
+
+OWN = PLAN.replace(
+    "{name: alexnet2012}",
+    "{file: my.py, function: build, depth: 3, width: 512, norm: null, heads: [1, 2], more: {a: 1}}",
+)
+
+
+def test_any_key_beside_a_models_file_is_its_option() -> None:
+    """Once they were four names, of which ``width`` became a float."""
+    plan = read_plan(OWN, "x.yaml", overrides=["model.depth=4", "model.act=gelu"])
+    options = plan.model.options
+    assert options == {
+        "depth": 4, "width": 512, "norm": None, "heads": [1, 2], "more": {"a": 1}, "act": "gelu"
+    }  # fmt: skip
+    assert type(options["width"]) is int
+    assert plan.place(("model", "depth")) == "--set model.depth=4"
+    assert plan.place(("model", "width")) == "x.yaml:4, model.width"
+    for again in (
+        read_plan(plan.to_yaml()), Plan.model_validate(plan.model_dump()),
+        pickle.loads(pickle.dumps(plan)),
+    ):  # fmt: skip
+        assert again == plan
+        assert again.model.options == options
+        assert again.to_yaml() == plan.to_yaml()
+    assert read_plan(OWN) != plan
+
+
+def test_the_options_of_a_built_in_model_are_known() -> None:
+    assert read_plan(PLAN, overrides=["model.width=1"]).model.options == {"width": 1.0}
+    for key in ("depth", "options", "_own_options"):
+        error = refused(PLAN.replace("2012}", f"2012, {key}: 3}}"))
+        assert f"unknown key '{key}'; allowed: name, file, function, classes" in str(error)
+    near = refused(PLAN.replace("{name: alex", "{nmae: alex"))
+    assert "did you mean name?" in str(near)
+    assert "file alone" in str(refused(PLAN.replace("{name: alexnet2012}", "{file: f, depth: 3}")))
 
 
 def test_ranks_and_world_size() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.errors import InputError
-from orchestrator.plan import json_schema, load_plan, read_plan, shipped, shipped_names
+from orchestrator.plan import Plan, json_schema, load_plan, read_plan, shipped, shipped_names
 from orchestrator.plan.strict_yaml import read_document
 
 NAMES = shipped_names("partitions")
@@ -32,6 +33,11 @@ WORLD_SIZES = {
     "pipeline-zero-bubble": 2,
     "single": 1,
 }
+
+
+def test_every_shipped_plan_is_in_the_table() -> None:
+    """A plan that was in none of the tests' tables once went unnoticed."""
+    assert set(WORLD_SIZES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", sorted(WORLD_SIZES))
@@ -92,6 +98,33 @@ def test_the_schema_refuses_what_the_loader_refuses(bad: dict[str, object]) -> N
     assert isinstance(value, dict)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(value | bad, json_schema())
+
+
+@pytest.mark.parametrize(
+    ("model", "fits"),
+    [
+        ({"name": "lenet5", "classes": 10}, True),
+        ({"name": "lenet5", "depth": 3}, False),
+        ({"name": "lenet5", "classes": 0}, False),
+        ({"file": "net.py", "function": "build", "depth": 3, "classes": "all"}, True),
+        ({"file": "net.py", "function": "build", "heads": [1, 2], "norm": None}, True),
+        ({"file": "net.py", "depth": 3}, False),
+        ({"file": "net.py", "function": "build", "name": "lenet5"}, False),
+    ],
+)
+def test_the_schema_allows_a_models_options_as_the_loader_does(
+    model: dict[str, object], fits: bool
+) -> None:
+    text = (shipped("partitions") / "single.yaml").read_text(encoding="utf-8")
+    value = read_document(text, "single").value
+    assert isinstance(value, dict)
+    both = value | {"model": model}
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid(both) is fits
+    if fits:
+        Plan.model_validate(both)
+        return
+    with pytest.raises(ValidationError):
+        Plan.model_validate(both)
 
 
 @pytest.mark.parametrize(

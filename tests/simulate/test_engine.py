@@ -155,7 +155,7 @@ class Jittery(Given):
     """Computations whose times are drawn anew in every step."""
 
     def sharing(self) -> Sharing | None:
-        return Sharing(ranks=1, threads=1, slowdown=0.0)
+        return Sharing(ranks=1, threads=1, slowdown=[0.0] * 4)
 
     @property
     def jitter(self) -> float:
@@ -172,7 +172,7 @@ class Posting(Jittery):
     """A rank's computation waits a quarter of a second for each transfer that it posts."""
 
     def sharing(self) -> Sharing | None:
-        return Sharing(ranks=1, threads=1, slowdown=0.0, post=0.25)
+        return Sharing(ranks=1, threads=1, slowdown=[0.0] * 4, post=0.25)
 
     @property
     def jitter(self) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.models import build_model
 from orchestrator.models.model import Model
-from orchestrator.plan import Plan, load_plan
+from orchestrator.plan import Plan, load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
 from orchestrator.simulate.cluster import load_cluster
 from orchestrator.simulate.fit import fits, what_would_fit
@@ -35,6 +35,7 @@ CASES = [
     ("single", ("activation_checkpoint=always",), 0.005),
     ("single", ("model.name=alexnet2012-released",), 0.04),
     ("krizhevsky2012", (), 0.01),
+    ("krizhevsky2012-half", (), 0.01),
     ("data-parallel", (), 0.005),
     # the transport between processes copies shards, the one inside a process does not
     ("data-parallel", ("optimizer_sharding=zero1",), 0.05),
@@ -52,6 +53,10 @@ CASES = [
     ("pipeline-zero-bubble", (), 0.03),
     ("pipeline-x-data", (), 0.005),
 ]
+
+
+def test_every_shipped_plan_is_measured() -> None:
+    assert {name for name, _, _ in CASES} == set(shipped_names("partitions"))
 
 
 @pytest.mark.parametrize(("name", "settings", "tolerance"), CASES)

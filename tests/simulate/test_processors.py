@@ -36,7 +36,7 @@ class Clock:
         self.made.settle(now)
 
     def transfer(self, ranks: list[int], by: int, now: float = 0.0) -> None:
-        self.made.transfer(ranks, by)
+        self.made.transfer(ranks, by, now)
         self.made.settle(now)
 
     def until(self, time: float) -> None:
@@ -49,7 +49,7 @@ class Clock:
 
 def test_a_rank_alone_is_quicker_than_among_others() -> None:
     """Rank 0 has two seconds of work among others, one alone; rank 1 stops after half of its."""
-    clock = Clock(Sharing(ranks=2, threads=1, slowdown=0.0), 2)
+    clock = Clock(Sharing(ranks=2, threads=1, slowdown=[0.0] * 2), 2)
     clock.begin(0, 0, Work(together=2.0, alone=1.0))
     clock.begin(1, 1, Work(together=1.0, alone=0.5))
     clock.until(9)
@@ -58,7 +58,7 @@ def test_a_rank_alone_is_quicker_than_among_others() -> None:
 
 
 def test_what_needs_no_memory_neither_disturbs_nor_is_disturbed() -> None:
-    clock = Clock(Sharing(ranks=3, threads=1, slowdown=0.0), 3)
+    clock = Clock(Sharing(ranks=3, threads=1, slowdown=[0.0] * 3), 3)
     clock.begin(0, 0, Work(together=2.0, alone=1.0))
     clock.begin(1, 1, Work(together=1.0, alone=1.0))
     clock.begin(2, 2, Work(together=1.25, alone=1.0))
@@ -70,7 +70,7 @@ def test_what_needs_no_memory_neither_disturbs_nor_is_disturbed() -> None:
 
 
 def test_a_transfer_slows_the_computation_of_its_rank_only() -> None:
-    clock = Clock(Sharing(ranks=2, threads=1, slowdown=0.5), 2)
+    clock = Clock(Sharing(ranks=2, threads=1, slowdown=[0.5] * 2), 2)
     for rank in range(2):
         clock.begin(rank, rank, Work(1.0, 1.0))
     clock.transfer([0], 1)
@@ -86,10 +86,10 @@ def test_a_transfer_slows_the_computation_of_its_rank_only() -> None:
 
 def test_what_changes_and_changes_back_at_one_moment_is_announced_once() -> None:
     """A transfer that ends as the next one begins: the computation goes on as it was."""
-    clock = Clock(Sharing(ranks=1, threads=1, slowdown=0.5), 1)
+    clock = Clock(Sharing(ranks=1, threads=1, slowdown=[0.5]), 1)
     clock.transfer([0], 1)
     clock.begin(0, 0, Work(1.0, 1.0))
-    clock.made.transfer([0], -1)
+    clock.made.transfer([0], -1, 0.5)
     clock.transfer([0], 1, 0.5)
     assert clock.count == 1
     clock.until(9)
@@ -97,13 +97,13 @@ def test_what_changes_and_changes_back_at_one_moment_is_announced_once() -> None
 
 
 def test_loads_share_the_cores_and_take_idle_ones_for_nothing() -> None:
-    busy = Clock(Sharing(ranks=1, threads=1, slowdown=0.0), 1)
+    busy = Clock(Sharing(ranks=1, threads=1, slowdown=[0.0]), 1)
     busy.begin(0, 0, Work(1.0, 1.0))
     busy.load(0, 0.25)
     busy.until(9)
     assert busy.ends == {-1: pytest.approx(0.5), 0: pytest.approx(1.25)}
 
-    idle = Clock(Sharing(ranks=2, threads=1, slowdown=0.0), 2)
+    idle = Clock(Sharing(ranks=2, threads=1, slowdown=[0.0] * 2), 2)
     idle.begin(0, 0, Work(1.0, 1.0))
     idle.load(1, 0.25)
     idle.until(9)
@@ -128,7 +128,7 @@ def test_what_is_drawn_for_one_computation_says_nothing_of_another() -> None:
 
 
 def test_a_transfer_is_stretched_by_those_of_its_ranks_that_compute() -> None:
-    clock = Clock(Sharing(ranks=2, threads=1, slowdown=0.0, stretch=3.0), 2)
+    clock = Clock(Sharing(ranks=2, threads=1, slowdown=[0.0] * 2, stretch=3.0), 2)
     assert clock.made.stretch([0, 1]) == 1.0
     clock.begin(0, 0, Work(1.0, 1.0))
     assert clock.made.stretch([0, 1]) == 2.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -97,6 +97,9 @@ class Fixed:
     def sharing(self) -> Sharing | None:
         return None
 
+    def slowdown(self, rank: int) -> float:
+        return 0.0
+
     def loading(self, rank: int) -> float:
         raise AssertionError("nothing is shared")
 
@@ -113,7 +116,7 @@ def replayed(program: Program, costs: Fixed, jitter: Jitter | None = None) -> Un
     first = engine.run()
     return run_unequal(
         program, engine.graph, first, costs,  # type: ignore[arg-type]
-        Accountant(program), STEPS, jitter or Jitter(),
+        Accountant(program), STEPS, jitter or Jitter(), {},
     )  # fmt: skip
 
 
@@ -230,6 +233,52 @@ def test_totals_are_of_all_ranks(some: Cluster) -> None:
     slowest = found["replicas"]["slowest"]
     assert slowest == (2 if some.slow else 3)
     assert found["replicas"]["slowest_ranks"][0]["wait_time_s"] == 0
+
+
+def slowed(count: int, first: float, others: float, bandwidth: float = 1e8) -> Cluster:
+    """Devices that differ in what a transfer costs their computation; links that take a while."""
+    share = "  - {count: %d, device: %s}\n"
+    device = (DEVICE % 0.02).replace("source", "transfer_slowdown: %s, source")
+    kinds = share % (1, device % first) + share % (count - 1, device % others)
+    found = cluster(count, devices=f"devices:\n{kinds}")
+    return replace(found, network=tuple(replace(x, bandwidth=bandwidth) for x in found.network))
+
+
+def test_a_transfer_slows_each_device_by_its_own_share() -> None:
+    """All devices lost the largest share of any once."""
+    plan, model = pipeline(1)
+    program = compile_plan(plan, model)
+
+    def computed(some: Cluster) -> list[float]:
+        rows = simulate_program(program, some).summary["ranks"]
+        return [row["compute_time_s"] for row in rows]
+
+    free, mixed, lost = (computed(slowed(4, *x)) for x in ((0, 0), (0.5, 0), (0.5, 0.5)))
+    assert mixed[0] > free[0] * 1.01
+    assert mixed[1:] == pytest.approx(free[1:], rel=1e-9)
+    assert min(b / a for a, b in zip(free[1:], lost[1:], strict=True)) > 1.01
+
+
+# With a quick link a transfer ends in the middle of a computation, another one in each replica.
+@pytest.mark.parametrize(("bandwidth", "tolerance"), [(1e8, 1e-9), (4e9, 0.05)])
+@pytest.mark.parametrize(("first", "others"), [(0.0, 0.6), (0.6, 0.0)])
+def test_replicas_on_devices_that_transfers_slow_down_otherwise(
+    first: float, others: float, bandwidth: float, tolerance: float
+) -> None:
+    """The other replicas' computation was stretched as the first one's."""
+    plan = read_plan(
+        "schema_version: 1\nname: d\nmodel: {name: any}\nglobal_batch_size: 32\nreplicas: 4\n"
+        "placement:\n  - {layers: a..d, ranks: [0], split: none}\n",
+        "plan.yaml",
+    )
+    layers = [Linear(name=name, features=1200) for name in "abcd"]  # a reduction after each
+    model, some = Model("chain", (1200,), layers), slowed(4, first, others, bandwidth)
+    whole = simulate_program(compile_plan(plan, model), some).summary
+    found = simulate(plan, model, some).summary
+    free = simulate(plan, model, slowed(4, 0, 0, bandwidth)).summary
+    for name in ("compute_time_s", "step_time_s"):
+        assert found[name] == pytest.approx(whole[name], rel=tolerance)
+    assert found["compute_time_s"] > free["compute_time_s"] * 1.01
 
 
 def test_jitter_makes_a_step_longer_and_the_same_seed_repeats_it() -> None:

@@ -14,7 +14,7 @@ from orchestrator.train.data import Dataset, open_dataset
 def opened(
     spec: str, image_size: int = 16, channels: int = 3, classes: int = 10, seed: int = 0
 ) -> Dataset:
-    return open_dataset(spec, image_size=image_size, channels=channels, classes=classes, seed=seed)
+    return open_dataset(spec, shape=(channels, image_size, image_size), classes=classes, seed=seed)
 
 
 @pytest.mark.parametrize("spec", ["digits", "synthetic:1000"])
@@ -29,6 +29,36 @@ def test_shapes_and_types(spec: str) -> None:
     assert data.name == spec.partition(":")[0]
     assert f"{data.size:,}" in data.description
     assert "\n" not in data.description
+
+
+@pytest.mark.parametrize("shape", [(12,), (4, 6), (3, 5, 7), (1, 40, 8), (2, 3, 4, 5), (1,)])
+def test_synthetic_of_any_shape(shape: tuple[int, ...]) -> None:
+    data = open_dataset("synthetic:400", shape=shape, classes=2, seed=0)
+    images = data.images(range(400))
+    assert images.shape == (400, *shape)
+    assert torch.isfinite(images).all()
+    assert images.flatten(1)[::2].mean(0).sub(images.flatten(1)[1::2].mean(0)).norm() > 0.2
+    assert f"{'x'.join(map(str, shape))}, seed" in data.description
+    assert torch.equal(images[7:8], data.images([7]))
+
+
+def test_digits_of_any_sides_or_as_pixels() -> None:
+    wide = open_dataset("digits", shape=(2, 8, 24), classes=10, seed=0).images([3, 4])
+    assert wide.shape == (2, 2, 8, 24)
+    plain = opened("digits", image_size=8, channels=1).images([3, 4])
+    assert torch.equal(wide[:, 0, :, 1::3], wide[:, 1, :, 1::3])
+    assert torch.allclose(wide[:, :1, :, 1::3], plain)  # the middle of each pixel's three
+    pixels = open_dataset("digits", shape=(64,), classes=10, seed=0)
+    assert torch.equal(pixels.images([3, 4]), plain.flatten(1))
+    assert "as 64 pixels" in pixels.description
+
+
+@pytest.mark.parametrize("shape", [(12,), (8, 8), (1, 2, 8, 8)])
+def test_digits_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="the model reads") as caught:
+        open_dataset("digits", shape=shape, classes=10, seed=0)
+    assert caught.value.place == "--data digits"
+    assert "--data synthetic" in caught.value.remedy
 
 
 @pytest.mark.parametrize("spec", ["digits", "synthetic:1000"])

@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 
 def opened(root: Path, image_size: int = 16, channels: int = 3, classes: int = 10) -> ImageFolder:
     data = open_dataset(
-        f"imagefolder:{root}", image_size=image_size, channels=channels, classes=classes, seed=0
+        f"imagefolder:{root}", shape=(channels, image_size, image_size), classes=classes, seed=0
     )
     assert isinstance(data, ImageFolder)
     return data
@@ -140,6 +140,34 @@ def test_pixels_against_the_definition(root: Path, height: int, width: int, side
     assert got.dtype == torch.float32
     # Pillow rounds to whole levels after each of its two passes.
     np.testing.assert_allclose(got.numpy(), expected(pixels, side), atol=1.05 * LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "scaled"),
+    [((40, 20), (24, 8), (27, 13)), ((20, 40), (24, 8), (27, 54)), ((20, 40), (8, 24), (13, 27))],
+)
+def test_of_sides_that_differ_neither_is_left_short(
+    root: Path, size: tuple[int, int], wanted: tuple[int, int], scaled: tuple[int, int]
+) -> None:
+    """Width and height: 256/224 of one side, no less of the other, and the middle of that."""
+    pixels = noise(size[1], size[0])
+    image = Image.fromarray(pixels)
+    image.save(root / "dog" / "zz.png")
+    data = open_dataset(f"imagefolder:{root}", shape=(3, wanted[1], wanted[0]), classes=10, seed=0)
+    left, top = ((a - b + 1) // 2 if (a - b) % 4 == 3 else (a - b) // 2
+                 for a, b in zip(scaled, wanted, strict=True))  # fmt: skip
+    crop = image.resize(scaled, Image.Resampling.BILINEAR).crop(
+        (left, top, left + wanted[0], top + wanted[1])
+    )
+    want = ((np.asarray(crop) / 255 - MEAN) / STD).transpose(2, 0, 1)
+    np.testing.assert_allclose(data.images([5])[0].numpy(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 8), (2, 8, 8), (3, 2, 8, 8)])
+def test_shapes_that_no_image_has_are_refused(root: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="the model reads") as caught:
+        open_dataset(f"imagefolder:{root}", shape=shape, classes=10, seed=0)
+    assert caught.value.place == f"--data imagefolder:{root}"
 
 
 def test_nothing_is_resampled_where_the_shorter_side_fits(root: Path) -> None:

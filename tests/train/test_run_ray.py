@@ -26,6 +26,7 @@ from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.ledger import Edge, edges
 from orchestrator.program.resolve import model_of
+from tests import own_kinds
 from tests.train.small_runs import (
     check_consistent,
     checkpoint,
@@ -186,6 +187,23 @@ def test_a_run_over_ray_is_the_local_run_to_the_last_bit(
     ]
     assert all(0 <= row["ready"] <= row["start"] <= row["end"] for row in rows)
     assert gone(list(workers.values()))
+
+
+def test_kinds_of_ones_own_reach_the_workers(
+    cluster: None, workers: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers can import neither a model file nor its neighbours by name; one of these is imported
+    by a function that runs there."""
+    folder, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    for made in (folder, elsewhere):
+        made.mkdir()
+    plan, local, over_ray = Path(own_kinds.plan(folder)), tmp_path / "local", tmp_path / "ray"
+    monkeypatch.chdir(elsewhere)
+    assert run(plan, local, 2).code == 0
+    ended = run(plan, over_ray, 2, launcher="ray")
+    assert ended.code == 0, ended.err
+    assert losses(over_ray) == pytest.approx(losses(local), rel=1e-5)
+    assert summary(over_ray)["ledger_exact"] is True
 
 
 def test_a_killed_worker_is_named_and_ends_the_run(

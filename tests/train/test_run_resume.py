@@ -109,7 +109,7 @@ def test_a_new_rate_leaves_the_velocity_as_it_was(tmp_path: Path) -> None:
     model, order = model_of(load_plan(plan)), SampleOrder(1797, 16, seed=3)
     everything = torch.arange(16)
     feed = DataFeed(
-        open_digits(12, 1, 10), order, image_samples=everything, label_samples=everything,
+        open_digits((1, 12, 12), 10), order, image_samples=everything, label_samples=everything,
         start=0, stop=6,
     )  # fmt: skip
     with feed:

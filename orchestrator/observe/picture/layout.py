@@ -70,7 +70,7 @@ class Block:
     Args:
         rows: positions in ``Picture.rows``.
         column: position in ``Picture.columns``.
-        shape: channels, height, width; or features.
+        shape: channels, height, width (fewer or more sides where the model has such); or features.
         images: in a step; 0 where it is as many as in the row's block before.
     """
 

@@ -15,6 +15,7 @@ paper. Lengths grow more slowly than the numbers, or a 224 x 224 image would dwa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from orchestrator.observe.picture.labels import (
     alike_text,
@@ -102,10 +103,13 @@ def place(picture: Picture) -> Places:
 
 
 def lengths(shape: tuple[int, ...]) -> tuple[float, float, float]:
-    """Points along channels, height and width; features of a dense layer go upwards."""
+    """Points along channels, height and width; features of a dense layer go upwards.
+
+    A second side is drawn as height, and what comes after the third into the width.
+    """
     if len(shape) == 1:
         return 7.0, min(110.0, max(14.0, 1.6 * shape[0] ** 0.5)), 18.0
-    channels, height, width = shape
+    channels, height, width = shape[0], shape[1], prod(shape[2:])
     return 1.9 * channels**0.5, 12.5 * height**0.4, 12.5 * width**0.4
 
 

@@ -8,7 +8,7 @@ SampleOrder.indices(step) -'
 from __future__ import annotations
 
 from orchestrator.errors import InputError
-from orchestrator.train.data.dataset import Dataset, Indices
+from orchestrator.train.data.dataset import Dataset, Indices, Shape
 from orchestrator.train.data.digits import Digits, open_digits
 from orchestrator.train.data.image_folder import ImageFolder, open_image_folder
 from orchestrator.train.data.order import SampleOrder
@@ -29,29 +29,30 @@ __all__ = [
 _KINDS = "digits, synthetic, synthetic:N or imagefolder:PATH"
 
 
-def open_dataset(spec: str, *, image_size: int, channels: int, classes: int, seed: int) -> Dataset:
-    """The data that ``--data SPEC`` names, for a model that reads (channels, size, size).
+def open_dataset(spec: str, *, shape: Shape, classes: int, seed: int) -> Dataset:
+    """The data that ``--data SPEC`` names, for a model that reads examples of ``shape``.
 
     Args:
         spec: ``digits``, ``synthetic`` (as many samples as ImageNet trains on), ``synthetic:N`` or
             ``imagefolder:PATH``.
-        image_size: height and width of the model's input, in pixels.
-        channels: channels of the model's input.
+        shape: of one example: (channels, height, width) of images. Synthetic data has any shape,
+            digits are also there as their (64,) pixels.
         classes: the model's outputs; the data may have fewer classes, not more.
         seed: not negative; what made-up images are drawn from.
 
     Raises:
-        InputError: an unknown spec, data that cannot be read, or more classes than the model has.
+        InputError: an unknown spec, data that cannot be read or has no such shape, or more classes
+            than the model has.
     """
     kind, colon, rest = spec.partition(":")
     place = f"--data {spec}"
     if kind == "digits" and not colon:
-        return open_digits(image_size, channels, classes)
+        return open_digits(shape, classes)
     if kind == "synthetic":
         size = _count(rest, place) if colon else IMAGENET_SIZE
-        return Synthetic(size, image_size, channels, classes, seed)
+        return Synthetic(size, shape, classes, seed)
     if kind == "imagefolder":
-        return open_image_folder(rest, image_size, channels, classes)
+        return open_image_folder(rest, shape, classes)
     if kind == "hf":
         raise InputError(
             "Hugging Face data sets are not built in yet",

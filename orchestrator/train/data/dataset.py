@@ -12,6 +12,7 @@ from torch import Tensor
 from orchestrator.errors import InputError
 
 Indices: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
+Shape: TypeAlias = tuple[int, ...]
 
 
 class Dataset(Protocol):
@@ -39,7 +40,7 @@ class Dataset(Protocol):
         """Number of classes; labels run from 0 to ``classes - 1``."""
 
     def images(self, indices: Indices) -> Tensor:
-        """Normalised float32 images of shape (n, channels, image_size, image_size).
+        r"""Normalised float32 examples of shape (n, \*the shape that was asked for).
 
         Raises:
             InputError: a sample cannot be read; the message names it.
@@ -61,6 +62,26 @@ def checked_indices(indices: Indices, size: int) -> npt.NDArray[np.int64]:
     if outside.size:
         raise IndexError(f"sample {outside[0]} of a data set of {size} (0..{size - 1})")
     return array
+
+
+def by_sides(shape: Shape) -> str:
+    """``3x224x224``."""
+    return "x".join(map(str, shape))
+
+
+def refuse_shape(what: str, has: str, shape: Shape, place: str) -> InputError:
+    """The model reads examples of a shape that the data does not have.
+
+    Args:
+        what: the data.
+        has: the shapes that it has.
+    """
+    sides = f"{by_sides(shape)} values" if len(shape) > 1 else f"vectors of {shape[0]} values"
+    return InputError(
+        f"{what} has {has}; the model reads {sides}",
+        place,
+        "--data synthetic, which has any shape, or another input_shape of the model",
+    )
 
 
 def refuse_more_classes(what: str, found: int, classes: int, place: str) -> None:

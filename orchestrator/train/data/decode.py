@@ -1,6 +1,7 @@
 """From an image file to a normalised array, as nets trained on ImageNet are evaluated.
 
-    file -> 8-bit RGB -> shorter side to 256/224 of the size -> centre crop -> (x - mean) / std
+    file -> 8-bit RGB -> to 256/224 of the size, at the side that is shorter for it -> centre crop
+         -> (x - mean) / std
 
 The content tells a file's format, not its name: ImageNet itself holds a PNG and some CMYK files
 named .JPEG. EXIF orientation is not applied, alpha is dropped and colour profiles are ignored, as
@@ -34,19 +35,19 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MAX_ASPECT = 100  # a thinner image would grow to hundreds of megabytes before its crop
 
 
-def load_image(path: Path, side: int, channels: int) -> npt.NDArray[np.float32]:
-    """The centre of the image in ``path``, normalised, of shape (channels, side, side).
+def load_image(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The centre of the image in ``path``, normalised, of ``shape``.
 
     Args:
         path: the file.
-        side: height and width to give, in pixels.
-        channels: 3 for RGB, 1 for gray.
+        shape: (channels, height, width) to give, in pixels; 3 channels for RGB, 1 for gray.
 
     Raises:
         InputError: broken, cut short, not an image, or not to be read.
     """
-    image = _centre(_read(path, "RGB" if channels == 3 else "L"), side)
-    pixels = np.asarray(image, dtype=np.float32).reshape(side, side, channels)
+    channels, height, width = shape
+    image = _centre(_read(path, "RGB" if channels == 3 else "L"), height, width)
+    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels)
     mean, std = _statistics(channels)
     return ((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1)
 
@@ -110,19 +111,22 @@ def _eight_bit(image: Image, path: Path) -> Image:
     return image
 
 
-def _centre(image: Image, side: int) -> Image:
-    """Shorter side to round(side * 256 / 224), bilinear and antialiased, then the middle square.
+def _centre(image: Image, height: int, width: int) -> Image:
+    """256/224 of the wanted size at one side and no less at the other, bilinear and antialiased,
+    then the middle.
 
-    The longer side is cut to whole pixels, and the crop's corner rounded, as torchvision does.
+    The other side is cut to whole pixels, and the crop's corner rounded, as torchvision does.
     """
     from PIL.Image import Resampling
 
-    short = round(side * 256 / 224)
-    scaled = [int(short * length / min(image.size)) for length in image.size]
-    scaled[image.size.index(min(image.size))] = short
-    image = image.resize((scaled[0], scaled[1]), Resampling.BILINEAR)
-    left, top = (round((length - side) / 2) for length in scaled)
-    return image.crop((left, top, left + side, top + side))
+    short = [round(side * 256 / 224) for side in (width, height)]
+    if short[0] * image.height >= short[1] * image.width:
+        scaled = (short[0], int(short[0] * image.height / image.width))
+    else:
+        scaled = (int(short[1] * image.width / image.height), short[1])
+    image = image.resize(scaled, Resampling.BILINEAR)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _statistics(channels: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

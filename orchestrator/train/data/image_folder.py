@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import InputError
-from orchestrator.train.data.dataset import Indices, checked_indices, refuse_more_classes
+from orchestrator.train.data.dataset import (
+    Indices,
+    Shape,
+    by_sides,
+    checked_indices,
+    refuse_more_classes,
+    refuse_shape,
+)
 from orchestrator.train.data.decode import EXTENSIONS, load_image, unreadable
 
 _LAYOUT = "the layout is PATH/class/image.jpg, with a folder for each class"
@@ -29,23 +36,21 @@ class ImageFolder:
         class_names: the class folders' names, sorted; a class's place here is its label.
         file_names: (size,) names of the files, class after class, sorted within each.
         targets: (size,) int64, the class of each file.
-        image_size: height and width to give, in pixels.
-        channels: 3 for RGB, 1 for gray.
+        shape: to give: (channels, height, width), 3 channels for RGB, 1 for gray.
     """
 
     root: Path
     class_names: tuple[str, ...]
     file_names: tuple[str, ...]
     targets: npt.NDArray[np.int64]
-    image_size: int
-    channels: int
+    shape: Shape
     name: str = "imagefolder"
 
     @property
     def description(self) -> str:
         return (
             f"imagefolder: {self.size:,} images in {self.classes:,} classes from {self.root},"
-            f" cropped to {self.channels}x{self.image_size}x{self.image_size}"
+            f" cropped to {by_sides(self.shape)}"
         )
 
     @property
@@ -61,17 +66,16 @@ class ImageFolder:
         return self.root / self.class_names[int(self.targets[index])] / self.file_names[index]
 
     def images(self, indices: Indices) -> Tensor:
-        """(n, channels, image_size, image_size) float32, decoded on a few threads.
+        """(n, *shape) float32, decoded on a few threads.
 
         Raises:
             InputError: a file is broken, cut short, not an image or not to be read.
         """
         wanted = checked_indices(indices, self.size).tolist()
-        shape = (len(wanted), self.channels, self.image_size, self.image_size)
-        batch = np.empty(shape, dtype=np.float32)
+        batch = np.empty((len(wanted), *self.shape), dtype=np.float32)
 
         def fill(row: int) -> None:
-            batch[row] = load_image(self.path(wanted[row]), self.image_size, self.channels)
+            batch[row] = load_image(self.path(wanted[row]), self.shape)
 
         # Pillow decodes and resizes without the interpreter lock, so threads are enough.
         with ThreadPoolExecutor(_DECODE_THREADS, "decode") as pool:
@@ -84,7 +88,7 @@ class ImageFolder:
         return torch.from_numpy(self.targets[checked_indices(indices, self.size)])
 
 
-def open_image_folder(path: str, image_size: int, channels: int, classes: int) -> ImageFolder:
+def open_image_folder(path: str, shape: Shape, classes: int) -> ImageFolder:
     """The images under ``path``; only names are read now, pixels when they are asked for.
 
     Hidden files and folders (``.name``) are skipped; so are files that are no images beside the
@@ -92,17 +96,14 @@ def open_image_folder(path: str, image_size: int, channels: int, classes: int) -
 
     Raises:
         InputError: not a folder of two or more class folders that hold images and nothing else,
-            more classes than the model has, or a model that reads neither RGB nor gray.
+            more classes than the model has, or a model that reads neither RGB nor gray images.
     """
     place = f"--data imagefolder:{path}"
     if not path:
         raise InputError("a folder must follow", place, _LAYOUT)
-    if channels not in (1, 3):
-        raise InputError(
-            f"image folders give 3 channels (RGB) or 1 (gray); the model reads {channels}",
-            place,
-            "take a model that reads 3 or 1, or --data synthetic",
-        )
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        has = "images of 3 channels (RGB) or 1 (gray) x height x width"
+        raise refuse_shape("an image folder", has, shape, place)
     root = Path(path).expanduser()
     class_names = _class_names(root)
     refuse_more_classes(str(root), len(class_names), classes, place)
@@ -112,8 +113,7 @@ def open_image_folder(path: str, image_size: int, channels: int, classes: int) -
         class_names,
         tuple(name for names in by_class for name in names),
         np.repeat(np.arange(len(by_class), dtype=np.int64), [len(names) for names in by_class]),
-        image_size,
-        channels,
+        shape,
     )
 
 

@@ -1,8 +1,9 @@
-"""Images made from (seed, sample): any amount, no download, and a loss that can fall.
+"""Examples made from (seed, sample): any amount, no download, and a loss that can fall.
 
-    image = pattern of its class + noise of its own,    both of variance 1/2
+    example = pattern of its class + noise of its own,    both of variance 1/2
 
-The pattern is a coarse grid of random values, enlarged; each class has its own.
+The pattern is a coarse grid of random values, enlarged; each class has its own. Of a vector every
+value has a pattern of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from orchestrator.train.data.dataset import Indices, checked_indices
+from orchestrator.train.data.dataset import Indices, Shape, by_sides, checked_indices
 
 IMAGENET_SIZE = 1_281_167
 """Training images of ILSVRC-2012 (Russakovsky et al., IJCV 2015, table 2)."""
@@ -30,37 +31,36 @@ class Synthetic:
 
     Args:
         size: number of samples.
-        image_size: height and width, in pixels.
-        channels: channels of an image.
+        shape: of an example: channels, and any number of sides.
         classes: number of classes.
         seed: another seed gives other patterns and other noise.
     """
 
     size: int
-    image_size: int
-    channels: int
+    shape: Shape
     classes: int
     seed: int
     name: str = "synthetic"
 
     @property
     def description(self) -> str:
+        what = "images" if len(self.shape) == 3 else "examples"
         return (
-            f"synthetic: {self.size:,} made-up images, {self.classes:,} classes,"
-            f" {self.channels}x{self.image_size}x{self.image_size}, seed {self.seed}"
+            f"synthetic: {self.size:,} made-up {what}, {self.classes:,} classes,"
+            f" {by_sides(self.shape)}, seed {self.seed}"
         )
 
     def images(self, indices: Indices) -> Tensor:
-        """(n, channels, image_size, image_size) float32, of mean 0 and variance 1."""
+        """(n, *shape) float32, of mean 0 and variance 1."""
         wanted = checked_indices(indices, self.size)
-        shape = (self.channels, self.image_size, self.image_size)
-        cell = np.arange(self.image_size) * _GRID // self.image_size
-        batch = np.empty((len(wanted), *shape), dtype=np.float32)
+        cells = [np.arange(side) * _GRID // side for side in self.shape[1:]]
+        enlarged = np.ix_(np.arange(self.shape[0]), *cells)
+        batch = np.empty((len(wanted), *self.shape), dtype=np.float32)
         for image, index in zip(batch, wanted.tolist(), strict=True):
             _stream(self.seed, _NOISE, index).random(dtype=np.float32, out=image)
             image -= np.float32(0.5)
             image *= np.float32(6**0.5)  # uniform of width sqrt(6) has variance 6/12 = 1/2
-            image += self._patterns[index % self.classes][:, :, cell][:, cell]
+            image += self._patterns[index % self.classes][enlarged]
         return torch.from_numpy(batch)
 
     def labels(self, indices: Indices) -> Tensor:
@@ -69,11 +69,14 @@ class Synthetic:
 
     @cached_property
     def _patterns(self) -> npt.NDArray[np.float32]:
-        """(classes, channels, _GRID, _GRID), each class of mean 0 and variance 1/2."""
+        """(classes, channels, _GRID a side), each class of mean 0 and variance 1/2."""
         stream = _stream(self.seed, _PATTERN, 0)
-        grids = stream.standard_normal((self.classes, self.channels, _GRID, _GRID))
-        grids -= grids.mean(axis=(1, 2, 3), keepdims=True)
-        grids *= np.sqrt(0.5) / grids.std(axis=(1, 2, 3), keepdims=True)
+        sides = (_GRID,) * (len(self.shape) - 1)
+        grids = stream.standard_normal((self.classes, self.shape[0], *sides))
+        over = tuple(range(1, grids.ndim))
+        if grids[0].size > 1:
+            grids -= grids.mean(axis=over, keepdims=True)
+            grids *= np.sqrt(0.5) / grids.std(axis=over, keepdims=True)
         return grids.astype(np.float32)
 
 

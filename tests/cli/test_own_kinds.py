@@ -1,0 +1,180 @@
+"""A user's own kinds of layer, with weights and without, go through every command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.command import command, refused
+from tests.own_kinds import NET, PLACEMENTS, plan
+
+
+def test_show(tmp_path: Path) -> None:
+    file = plan(tmp_path)
+    picture = tmp_path / "own.svg"
+    ended = command("show", file, "--json", "--picture", str(picture), "--cluster", "gtx580x2")
+    assert (ended.code, ended.err) == (0, "built\n")
+    found = json.loads(ended.out)
+    kinds = {layer["name"]: (layer["kind"], layer["parameters"]) for layer in found["layers"]}
+    assert kinds == {
+        "conv1": ("conv", 80),
+        "tanh0": ("squash", 0),
+        "scale0": ("scale", 16),
+        "centred": ("centred", 0),
+        "fc": ("linear", 1930),
+        "out": ("scale", 20),
+    }
+    assert all(rank["peak_memory_bytes"] > 0 for rank in found["ranks"])
+    assert "scale0" in picture.read_text()
+    assert "squash" in command("show", file).out
+
+
+@pytest.mark.parametrize("split", PLACEMENTS)
+@pytest.mark.parametrize("more", ["", "n_microbatches: 2\nactivation_checkpoint: always\n"])
+def test_verify(tmp_path: Path, split: str, more: str) -> None:
+    ended = command("verify", plan(tmp_path, split, more), "--json", "--batch", "8")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["plans"][0]["passed"]
+
+
+@pytest.mark.parametrize("schedule", ["ZBVZeroBubble", "InterleavedZeroBubble"])
+def test_verify_with_backwards_in_two_halves(tmp_path: Path, schedule: str) -> None:
+    ranks = "[0, 1]" if schedule == "InterleavedZeroBubble" else "[0, 0]"
+    first, second = json.loads(ranks)
+    file = plan(tmp_path, "stages", f"n_microbatches: 2\nschedule: {schedule}\n")
+    entry = f"--set=placement.1.ranks=[{second}]"
+    ended = command("verify", file, "--json", entry, f"--set=placement.0.ranks=[{first}]")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["plans"][0]["passed"]
+
+
+def test_simulate_and_calibrated_compare(tmp_path: Path) -> None:
+    file = plan(tmp_path)
+    ended = command("simulate", "--plan", file, "--cluster", "gtx580x2", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["step_time_s"] > 0
+    told = command("simulate", "--plan", file, "--cluster", "gtx580x2").out
+    assert "scale: no efficiency is given, 0.35 of the peak is assumed" in told
+    assert "squash" not in told  # moves memory only
+    assert command("compare", file, "krizhevsky2012", "--cluster", "gtx580x2").code == 0
+
+
+def test_run_resume_and_compare(tmp_path: Path) -> None:
+    file, out = plan(tmp_path), tmp_path / "run"
+    options = ("--launcher", "local", "--no-metrics", "--steps", "2")
+    ended = command("run", "--plan", file, *options, "--out", str(out))
+    assert ended.code == 0, ended.err
+    # what the model file imports goes along, what a function imports later, too
+    copies = {path.name for path in out.glob("*.py")}
+    assert copies == {"net.py", "neighbour.py", "later.py"}
+    for name in copies:
+        (tmp_path / name).unlink()
+    assert command("compare", str(out), "--cluster", "gtx580x2").code == 0
+    again = ("run", "--plan", str(out / "plan.yaml"), *options, "--resume", str(out))
+    assert command(*again).code == 0
+    assert json.loads((out / "summary.json").read_text())["first_step"] == 2
+
+
+def test_options_of_the_function_are_options_of_the_plan(tmp_path: Path) -> None:
+    file = plan(tmp_path, options=", depth: 2, scaled: false")
+    names = [x["name"] for x in json.loads(command("show", file, "--json").out)["layers"]]
+    assert names == ["conv1", "tanh0", "tanh1", "centred", "fc", "out"]
+    deeper = command("show", file, "--json", "--set", "model.depth=3", "--set", "model.side=9")
+    assert json.loads(deeper.out)["layers"][0]["output_shape"] == [8, 7, 9]
+    assert len(json.loads(deeper.out)["layers"]) == 7
+    out = tmp_path / "run"
+    options = ("--launcher", "local", "--no-metrics", "--steps", "1", "--set", "model.depth=3")
+    assert command("run", "--plan", file, *options, "--out", str(out)).code == 0
+    written = yaml.safe_load((out / "plan.yaml").read_text())["model"]
+    assert written == {"file": "net.py", "function": "build", "depth": 3, "scaled": False}
+    assert command("compare", str(out), "--cluster", "gtx580x2").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (", dept: 3", "own.yaml:4, model.dept: net.py:build has no option 'dept'; it has: depth, "),
+        (", depth: 3.0", "own.yaml:4, model.depth: net.py:build: option depth: found 3.0 (float)"),
+        (", side: 2", "own.yaml:4, model.file: net.py:37: layer conv1: its input of 1x2x4 is too"),
+        (", depth: -1, side: x", "model.side: net.py:build: option side: found 'x'; allowed: a w"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told(tmp_path: Path, options: str, message: str) -> None:
+    for verb in ("show", "verify"):
+        assert message in refused(verb, plan(tmp_path, options=options))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("return x.tan()h", "net.py fails on import: SyntaxError"),
+        ("return x.tangent()", "layer tanh0 fails: AttributeError: 'Tensor' object has no attribu"),
+        ("return x[:, :1]", "layer tanh0: its forward gives (8, 1, 4, 6) in torch.float"),
+        ("return x.float().half()", "layer tanh0: its forward gives (8, 4, 4, 6) in torch.float16"),
+        ("return x.detach()", "layer tanh0: its forward gives what autograd cannot follow"),
+        ("return 3", "layer tanh0: its forward gives int; allowed: (8, 4, 4, 6) in"),
+    ],
+)
+def test_a_kind_that_fails_is_told_by_layer_and_line(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    file = plan(tmp_path)
+    (tmp_path / "net.py").write_text(NET.replace("return x.tanh()", line))
+    run = ("run", "--plan", file, "--launcher", "local", "--no-metrics", "--steps", "1")
+    out = tmp_path / "run"
+    for call in (("verify", file, "--batch", "8"), (*run, "--out", str(out))):
+        told = refused(*call)
+        assert message in told
+        assert "net.py:27" in told or "its forward gives" in told
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        ("(12,)", "digits", "the model reads vectors of 12 values"),
+        ("(4, 6)", "digits", "the model reads 4x6 values"),
+        ("(1, 2, 3, 4)", "digits", "the model reads 1x2x3x4 values"),
+        ("(12,)", "imagefolder:.", "an image folder has images of 3 channels"),
+        ("(3, 4)", "imagefolder:.", "an image folder has images of 3 channels"),
+        ("(64,)", "digits", None),
+        ("(3, 5, 7)", "digits", None),
+        ("(12,)", "synthetic:40", None),
+        ("(4, 6)", "synthetic:40", None),
+        ("(1, 2, 3, 4)", "synthetic:40", None),
+        ("(3, 5, 7)", "synthetic:40", None),
+    ],
+)
+def test_examples_of_any_shape_are_drawn_and_trained_on_or_refused(
+    tmp_path: Path, shape: str, data: str, message: str | None
+) -> None:
+    """A model of vectors once passed ``verify`` and died in ``run``."""
+    (tmp_path / "net.py").write_text(
+        "from orchestrator.models import Linear, Model, ReLU\n"
+        f"def build(): return Model('m', {shape}, "
+        "[ReLU(name='relu1'), Linear(name='fc', features=10)])\n"
+    )
+    file = tmp_path / "any.yaml"
+    file.write_text(
+        "schema_version: 1\nname: any\nglobal_batch_size: 4\n"
+        "model: {file: net.py, function: build}\n"
+        "placement:\n  - {layers: relu1, ranks: [0, 1], split: batch}\n"
+        "  - {layers: fc, ranks: [0, 1], split: channel}\n"
+    )
+    picture, out = tmp_path / "any.png", tmp_path / "run"
+    assert command("show", str(file), "--picture", str(picture)).code == 0
+    assert picture.stat().st_size > 1000
+    run = ("run", "--plan", str(file), "--launcher", "local", "--no-metrics", "--steps", "1",
+           "--data", data, "--out", str(out))  # fmt: skip
+    if message is None:
+        assert command(*run).code == 0
+        return
+    told = refused(*run)
+    assert told.startswith(f"error: --data {data}: ")
+    assert message in told
+    assert "--data synthetic" in told
+    assert not out.exists()
