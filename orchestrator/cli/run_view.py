@@ -83,7 +83,8 @@ class BarView(_View):
 def shares_table(summary: dict[str, Any], most: int = 16) -> Table:
     """Where a step's time goes, per rank and on average; measured or predicted."""
     table = Table(
-        "rank", box=None, header_style="dim", pad_edge=False, title_justify="left",
+        "rank", box=None, header_style="dim", pad_edge=False, padding=(0, 0, 0, 1),
+        title_justify="left",
         title=f"a step takes {_seconds(summary['step_time_s'])}: "
         f"{summary['images_per_s']:,.1f} images/s",
     )  # fmt: skip
@@ -92,24 +93,29 @@ def shares_table(summary: dict[str, Any], most: int = 16) -> Table:
         "exposed": "exposed_communication_time_s",
         "wait": "wait_time_s",
         "bubble": "bubble_time_s",
+        "loading": "loading_time_s",
         "other": "other_time_s",
     }
-    for name in (*shares, "bytes sent", "peak memory"):
+    for name in (*shares, "bytes sent", "peak MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary["ranks"][:most]:
         table.add_row(
             str(row["rank"]),
             *(f"{abs(row[key] / row['step_time_s']):.1%}" for key in shares.values()),
             f"{row['bytes_sent']:,}",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
         )
     if len(summary["ranks"]) > most:
-        table.add_row("...", *[""] * 5, f"{len(summary['ranks']) - most} more", "")
+        table.add_row("...", *[""] * len(shares), f"{len(summary['ranks']) - most} more", "")
     means = (_seconds(summary[key]) for key in shares.values())
     table.add_row("mean", *means, f"{summary['bytes_sent']:,}", "")
     return table
 
 
 def _seconds(value: float) -> str:
+    """Seven characters below 1000 s, so that all columns fit a terminal."""
     value = abs(value)
-    return f"{value:.3f} s" if value >= 0.1 else f"{value * 1e3:.2f} ms"
+    if value >= 0.09995:
+        decimals = 3 if value < 9.9995 else 2 if value < 99.995 else 1
+        return f"{value:,.{decimals}f} s"
+    return f"{value * 1e3:.{2 if value < 0.009995 else 1}f} ms"

@@ -175,7 +175,7 @@ def test_a_simulated_step_has_the_same_series(tmp_path: Path, last_values: list[
     assert values["orchestrator_sent_bytes_total"] == found["bytes_sent"]
     peaks = [rank["peak_memory_bytes"] for rank in found["ranks"]]
     assert values["orchestrator_peak_memory_bytes"] == sum(peaks)
-    for share in ("compute", "exposed_communication", "wait", "bubble", "communication"):
+    for share in ("compute", "exposed_communication", "wait", "bubble", "loading", "communication"):
         told = values[f"orchestrator_{share}_seconds_total"]
         assert told == pytest.approx(2 * found[f"{share}_time_s"])
     assert "orchestrator_loss" not in values
