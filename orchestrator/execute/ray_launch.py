@@ -347,6 +347,7 @@ def _run_worker(job: _Job) -> None:
                 world_size=context.get_world_size(),
                 local_rank=local_rank,
                 node=node,
+                driver_node=job.address[0],
                 device=device,
                 emit=line.emit,
                 stop_requested=line.stop_requested,

@@ -134,7 +134,7 @@ def test_a_worker_waits_for_what_is_not_loaded_ahead_in_time(
     program = small_program(LENET, *WHOLE, batch=4)
     emitted: list[tuple[str, Any]] = []
     context = WorkerContext(
-        rank=0, world_size=1, local_rank=0, node="here", device="cpu",
+        rank=0, world_size=1, local_rank=0, node="here", driver_node="here", device="cpu",
         emit=lambda kind, payload: emitted.append((kind, payload)),
         stop_requested=lambda: False, listen=lambda hear: None,
     )  # fmt: skip
