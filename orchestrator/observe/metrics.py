@@ -162,7 +162,7 @@ class RunTotals:
     """What the run as a whole has done so far; None for what is not known (yet).
 
     Args:
-        restarts: 1 to begin with where a run goes on in its own folder.
+        restarts: how often the run has gone on in its folder by now; the launch restarts nothing.
         checkpoint_s: how long the last checkpoint took, from its first piece to the whole file.
     """
 
@@ -239,7 +239,7 @@ class Page(Collector):
             counters = (
                 ("orchestrator_steps_total", "Training steps that all ranks ended.", run.steps),
                 ("orchestrator_images_total", "Images of those steps.", run.images),
-                ("orchestrator_restarts_total", "How often the run went on after an end.",
+                ("orchestrator_restarts_total", "How often the run went on in its folder.",
                  run.restarts),
             )  # fmt: skip
             gauges = (
