@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from orchestrator.execute.transport import Handle, Transport
 from orchestrator.models.model import Recipe
 from orchestrator.models.ranges import Ranges, shift, size
 from orchestrator.models.torch_layers import Draw
-from orchestrator.observe.timeline import RankTimes
+from orchestrator.observe.timeline import Interval, RankTimes
 from orchestrator.program.ledger import Edge, ring_bytes
 from orchestrator.program.ops import (
     COMPUTE,
@@ -41,7 +41,10 @@ from orchestrator.program.segments import Message
 
 
 class Feed(Protocol):
-    """Where a rank's images and labels come from. Samples are places in the step's global batch."""
+    """Where a rank's images and labels come from. Samples are places in the step's global batch.
+
+    The time that a call takes is the step's loading, no computation.
+    """
 
     def images(self, step: int, samples: Tensor) -> Tensor:
         """(n, channels, height, width)."""
@@ -50,15 +53,33 @@ class Feed(Protocol):
         """(n,) int64."""
 
 
+class Data(NamedTuple):
+    """What a forward reads of the data set, on the device; None where another segment does.
+
+    Args:
+        samples: places in the step's global batch, on the host.
+    """
+
+    samples: Tensor
+    images: Tensor | None
+    labels: Tensor | None
+
+
 @dataclass(frozen=True)
 class Unread:
-    """A queued step whose times and loss are not read yet: reading waits for the device."""
+    """A queued step whose times and loss are not read yet: reading waits for the device.
+
+    Args:
+        marks: by op, its start and end; of a transfer when it was posted, twice.
+        asked: by op, when its images or labels were asked for; they were there at its start.
+    """
 
     rank: int
     step: int
     device: Device
     ops: tuple[Op, ...]
     marks: dict[int, tuple[Mark, Mark]]
+    asked: dict[int, Mark]
     handles: dict[int, Handle]
     begin: Mark
     finish: Mark
@@ -72,19 +93,23 @@ class Unread:
             return begin + self.device.between(self.begin, mark)
 
         ops: dict[int, tuple[float, float, float]] = {}
+        loading: dict[int, Interval] = {}
         done = begin
         for op in self.ops:
             first, last = self.marks[op.id]
             start, end = seconds(first), seconds(last)
             if op.lane == COMPUTE:
                 ready = min(start, max([done, *(ops[n][2] for n in op.needs if n in ops)]))
+                if op.id in self.asked:
+                    loading[op.id] = (seconds(self.asked[op.id]), start)
+                    ready = start
                 done = end
             else:
                 ready = start
                 began, ended = (seconds(mark) for mark in self.handles[op.id].marks())
                 start, end = max(began, ready), max(ended, ready)
             ops[op.id] = (ready, start, end)
-        return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops)
+        return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops, loading)
 
 
 class RankInterpreter:
@@ -149,6 +174,7 @@ class RankInterpreter:
         self.input_gradients: dict[tuple[int, int], Tensor] = {}
         self.owed: dict[tuple[int, int], int] = {}  # messages yet to be cut from an input gradient
         self.marks: dict[int, tuple[Mark, Mark]] = {}
+        self.asked: dict[int, Mark] = {}
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -170,8 +196,9 @@ class RankInterpreter:
                         yield handle
                     handle.join()
             if op.lane == COMPUTE:
+                data = self._load(op) if op.kind == F else None
                 began = self.device.mark(COMPUTE)
-                self._compute(op)
+                self._compute(op, data)
                 self.marks[op.id] = (began, self.device.mark(COMPUTE))
             else:
                 self.handles[op.id] = self._post(op)
@@ -197,7 +224,7 @@ class RankInterpreter:
     def unread(self) -> Unread:
         """The last step's times and loss, to be read when convenient."""
         return Unread(
-            self.rank, self.number, self.device, self.ops, self.marks, self.handles,
+            self.rank, self.number, self.device, self.ops, self.marks, self.asked, self.handles,
             self.begin, self.finish, self.loss,
         )  # fmt: skip
 
@@ -211,9 +238,29 @@ class RankInterpreter:
                 return f"rank {self.rank} waits for rank {peers} at {op} ({op.kind} before {layer})"
         return f"rank {self.rank} waits"
 
+    # -- loading ------------------------------------------------------------------------------
+
+    def _load(self, op: Op) -> Data:
+        """What a forward reads of the data set. Where it reads any, marks when it was asked for."""
+        segment = op.segment
+        part = self.runners[segment].part
+        samples = self._samples(segment, op.microbatch, part.batch)
+        first, last = segment == 0, segment == len(self.program.segments) - 1
+        if first or last:
+            self.asked[op.id] = self.device.mark(COMPUTE)
+        labels = self.device.load(self.feed.labels(self.number, samples)) if last else None
+        images = self._load_images(samples, part.reads) if first else None
+        return Data(samples, images, labels)
+
+    def _load_images(self, samples: Tensor, channels: Ranges) -> Tensor:
+        images = self.feed.images(self.number, samples)
+        if size(channels) != images.shape[1]:
+            images = torch.cat([images[:, a:b] for a, b in channels], 1)
+        return self.device.load(images).to(self.dtype)
+
     # -- computation --------------------------------------------------------------------------
 
-    def _compute(self, op: Op) -> None:
+    def _compute(self, op: Op, data: Data | None) -> None:
         segment, chunk = op.segment, op.microbatch
         if op.kind == STEP:
             whole = self.program.segments[segment]
@@ -222,8 +269,8 @@ class RankInterpreter:
             self.parameters[segment].step(self.recipe, scale)
             return
         runner = self.runners[segment]
-        if op.kind == F:
-            self._forward(op, runner)
+        if data is not None:
+            self._forward(op, runner, data)
         elif op.kind == W:
             runner.backward_weight(chunk)
         else:
@@ -233,19 +280,13 @@ class RankInterpreter:
             if found is not None:
                 self._keep_input_gradient(segment, chunk, found)
 
-    def _forward(self, op: Op, runner: SegmentRunner) -> None:
+    def _forward(self, op: Op, runner: SegmentRunner, data: Data) -> None:
         segment, chunk = op.segment, op.microbatch
-        part = runner.part
-        samples = self._samples(segment, chunk, part.batch)
-        last = segment == len(self.program.segments) - 1
-        labels = self.feed.labels(self.number, samples) if last else None
-        if labels is not None:
-            labels = self.device.load(labels)
-        x = self._input(op, part.input_shape, samples, part.reads)
-        draw = Draw(self.recipe.seed, self.number, self.device.load(samples))
+        x = data.images if data.images is not None else self._input(op, runner.part.input_shape)
+        draw = Draw(self.recipe.seed, self.number, self.device.load(data.samples))
         recompute = self.program.recomputes(segment, chunk)
-        y = runner.forward(chunk, x, draw, labels, recompute=recompute)
-        if last:
+        y = runner.forward(chunk, x, draw, data.labels, recompute=recompute)
+        if data.labels is not None:
             self.loss += y.double()
         else:
             self.outputs[segment, chunk] = y
@@ -267,14 +308,9 @@ class RankInterpreter:
         chunks = range(self.program.segments[segment].chunks)
         return torch.cat([self._samples(segment, chunk, part.batch) for chunk in chunks])
 
-    def _input(self, op: Op, shape: tuple[int, ...], samples: Tensor, reads: Ranges) -> Tensor:
-        """The segment's input, put together from what is here and what was received."""
+    def _input(self, op: Op, shape: tuple[int, ...]) -> Tensor:
+        """A later segment's input, put together from what is here and what was received."""
         segment, chunk = op.segment, op.microbatch
-        if segment == 0:
-            images = self.feed.images(self.number, samples)
-            if size(reads) != images.shape[1]:
-                images = torch.cat([images[:, a:b] for a, b in reads], 1)
-            return self.device.load(images).to(self.dtype)
         boundary = self.program.boundaries[segment]
         turn = chunk % boundary.turns
         messages = [m for m in boundary.messages[turn] if m.target == self.local_rank]
