@@ -16,6 +16,7 @@ _LETTERS = {
     "exposed_communication_time_s": "▓",
     "wait_time_s": "▒",
     "bubble_time_s": "░",
+    "loading_time_s": "▚",
     "other_time_s": "·",
 }
 _OTHER_COLUMNS = 40  # widths of the source, the times and the spaces beside a name and a bar

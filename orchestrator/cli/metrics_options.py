@@ -29,7 +29,8 @@ def metrics_options(command: Command) -> Command:
         ),
         click.option(
             "--metrics-host", default=LOOPBACK, show_default=True,
-            help="Address to serve metrics at; 0.0.0.0 for all of the machine's.",
+            help="Address to serve metrics at; 0.0.0.0 for every interface. A worker on another "
+            "node serves its own at that node's address.",
         ),
         click.option(
             "--metrics-linger", "metrics_linger_s", type=float,

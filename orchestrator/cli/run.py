@@ -169,7 +169,6 @@ def _run(
     if asked.metrics.wanted:
         labels = RunLabels(path.resolve().name, plan.name, "measured")
         metrics = RunMetrics(program, labels, asked.metrics)
-        metrics.run.restarts = int(goes_on)
         if asked.metrics.serve:
             job = replace(job, metrics=labels, metrics_host=asked.metrics.host)
     with giving_out(metrics, console.print) if metrics else nullcontext():

@@ -98,7 +98,8 @@ def shares_table(
     seconds, share, rate, mebibytes = written
     mark = figures.mark(predicted or ())
     table = Table(
-        "rank", box=None, header_style="dim", pad_edge=False, title_justify="left",
+        "rank", box=None, header_style="dim", pad_edge=False, padding=(0, 0, 0, 1),
+        title_justify="left",
         title=f"a step takes {mark}{seconds(summary['step_time_s'])}: "
         f"{mark}{rate(summary['images_per_s'])} images/s",
     )  # fmt: skip
@@ -107,24 +108,29 @@ def shares_table(
         "exposed": "exposed_communication_time_s",
         "wait": "wait_time_s",
         "bubble": "bubble_time_s",
+        "loading": "loading_time_s",
         "other": "other_time_s",
     }
-    for name in (*shares, "bytes sent", "peak memory"):
+    for name in (*shares, "bytes sent", "peak MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary["ranks"][:most]:
         table.add_row(
             str(row["rank"]),
             *(share(abs(row[key] / row["step_time_s"])) for key in shares.values()),
             f"{row['bytes_sent']:,}",
-            f"{mebibytes(row['peak_memory_bytes'] / 2**20)} MiB",
+            mebibytes(row["peak_memory_bytes"] / 2**20),
         )
     if len(summary["ranks"]) > most:
-        table.add_row("...", *[""] * 5, f"{len(summary['ranks']) - most} more", "")
+        table.add_row("...", *[""] * len(shares), f"{len(summary['ranks']) - most} more", "")
     means = (seconds(summary[key]) for key in shares.values())
     table.add_row("mean", *means, f"{summary['bytes_sent']:,}", "")
     return table
 
 
 def _seconds(value: float) -> str:
+    """Seven characters below 1000 s, so that all columns fit a terminal."""
     value = abs(value)
-    return f"{value:.3f} s" if value >= 0.1 else f"{value * 1e3:.2f} ms"
+    if value >= 0.09995:
+        decimals = 3 if value < 9.9995 else 2 if value < 99.995 else 1
+        return f"{value:,.{decimals}f} s"
+    return f"{value * 1e3:.{2 if value < 0.009995 else 1}f} ms"

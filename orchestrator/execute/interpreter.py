@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,12 +25,12 @@ from orchestrator.execute.parameters import (
 )
 from orchestrator.execute.segment_runner import SegmentRunner
 from orchestrator.execute.transport import Handle, Transport
-from orchestrator.models.box import shape_of, whole
+from orchestrator.models.box import Box, shape_of, whole
 from orchestrator.models.layer import LABELS
 from orchestrator.models.model import Recipe
 from orchestrator.models.randomness import Draw
 from orchestrator.models.ranges import Ranges, shift
-from orchestrator.observe.timeline import RankTimes
+from orchestrator.observe.timeline import Interval, RankTimes
 from orchestrator.program.ledger import Edge, ring_bytes
 from orchestrator.program.ops import (
     COMPUTE,
@@ -50,7 +50,10 @@ from orchestrator.program.segments import Boundary, Import, Message, SegmentPart
 
 
 class Feed(Protocol):
-    """Where a rank's images and labels come from. Samples are places in the step's global batch."""
+    """Where a rank's images and labels come from. Samples are places in the step's global batch.
+
+    The time that a call takes is the step's loading, no computation.
+    """
 
     def images(self, step: int, samples: Tensor) -> Tensor:
         """(n, channels, height, width)."""
@@ -59,15 +62,33 @@ class Feed(Protocol):
         """(n,) int64."""
 
 
+class Data(NamedTuple):
+    """What a forward reads of the data set, on the device.
+
+    Args:
+        samples: places in the step's global batch, on the host.
+        values: by import, its box of the examples' input or labels.
+    """
+
+    samples: Tensor
+    values: dict[int, Tensor]
+
+
 @dataclass(frozen=True)
 class Unread:
-    """A queued step whose times and loss are not read yet: reading waits for the device."""
+    """A queued step whose times and loss are not read yet: reading waits for the device.
+
+    Args:
+        marks: by op, its start and end; of a transfer when it was posted, twice.
+        asked: by op, when its images or labels were asked for; they were there at its start.
+    """
 
     rank: int
     step: int
     device: Device
     ops: tuple[Op, ...]
     marks: dict[int, tuple[Mark, Mark]]
+    asked: dict[int, Mark]
     handles: dict[int, Handle]
     begin: Mark
     finish: Mark
@@ -81,19 +102,23 @@ class Unread:
             return begin + self.device.between(self.begin, mark)
 
         ops: dict[int, tuple[float, float, float]] = {}
+        loading: dict[int, Interval] = {}
         done = begin
         for op in self.ops:
             first, last = self.marks[op.id]
             start, end = seconds(first), seconds(last)
             if op.lane == COMPUTE:
                 ready = min(start, max([done, *(ops[n][2] for n in op.needs if n in ops)]))
+                if op.id in self.asked:
+                    loading[op.id] = (seconds(self.asked[op.id]), start)
+                    ready = start
                 done = end
             else:
                 ready = start
                 began, ended = (seconds(mark) for mark in self.handles[op.id].marks())
                 start, end = max(began, ready), max(ended, ready)
             ops[op.id] = (ready, start, end)
-        return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops)
+        return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops, loading)
 
 
 class RankInterpreter:
@@ -168,6 +193,7 @@ class RankInterpreter:
         for parameters in self.parameters.values():
             parameters.borrowed_gradients.clear()
         self.marks: dict[int, tuple[Mark, Mark]] = {}
+        self.asked: dict[int, Mark] = {}
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -189,8 +215,9 @@ class RankInterpreter:
                         yield handle
                     handle.join()
             if op.lane == COMPUTE:
+                data = self._load(op) if op.kind == F else None
                 began = self.device.mark(COMPUTE)
-                self._compute(op)
+                self._compute(op, data)
                 self.marks[op.id] = (began, self.device.mark(COMPUTE))
             else:
                 self.handles[op.id] = self._post(op)
@@ -216,7 +243,7 @@ class RankInterpreter:
     def unread(self) -> Unread:
         """The last step's times and loss, to be read when convenient."""
         return Unread(
-            self.rank, self.number, self.device, self.ops, self.marks, self.handles,
+            self.rank, self.number, self.device, self.ops, self.marks, self.asked, self.handles,
             self.begin, self.finish, self.loss,
         )  # fmt: skip
 
@@ -230,9 +257,31 @@ class RankInterpreter:
                 return f"rank {self.rank} waits for rank {peers} at {op} ({op.kind} before {layer})"
         return f"rank {self.rank} waits"
 
+    # -- loading ------------------------------------------------------------------------------
+
+    def _load(self, op: Op) -> Data:
+        """What a forward reads of the data set. Where it reads any, marks when it was asked for."""
+        segment = self.program.segments[op.segment]
+        part = self.runners[op.segment].part
+        samples = self._samples(op.segment, op.microbatch, part.batch)
+        wanted = [n for n, found in enumerate(segment.imports) if found.boundary < 0]
+        if wanted:
+            self.asked[op.id] = self.device.mark(COMPUTE)
+        values = {n: self._read(segment.imports[n], part.imports[n], samples) for n in wanted}
+        return Data(samples, values)
+
+    def _read(self, found: Import, box: Box, samples: Tensor) -> Tensor:
+        """A box of some examples' input or labels."""
+        feed = self.feed.labels if found.source == LABELS else self.feed.images
+        data = feed(self.number, samples)
+        if box != whole(found.value.shape):
+            data = cut_out(data, (((0, len(data)),), *box))
+        loaded = self.device.load(data)
+        return loaded if found.value.integer else loaded.to(self.dtype)
+
     # -- computation --------------------------------------------------------------------------
 
-    def _compute(self, op: Op) -> None:
+    def _compute(self, op: Op, data: Data | None) -> None:
         segment, chunk = op.segment, op.microbatch
         if op.kind == STEP:
             whole = self.program.segments[segment]
@@ -242,8 +291,8 @@ class RankInterpreter:
             self.parameters[segment].step(self.recipe, scale)
             return
         runner = self.runners[segment]
-        if op.kind == F:
-            self._forward(op, runner)
+        if data is not None:
+            self._forward(op, runner, data)
         elif op.kind == W:
             runner.backward_weight(chunk)
         else:
@@ -254,16 +303,16 @@ class RankInterpreter:
                 if gradient is not None:
                     self._keep_input_gradient(found.boundary, chunk, gradient)
 
-    def _forward(self, op: Op, runner: SegmentRunner) -> None:
+    def _forward(self, op: Op, runner: SegmentRunner, data: Data) -> None:
         number, chunk = op.segment, op.microbatch
         segment, part = self.program.segments[number], runner.part
-        samples = self._samples(number, chunk, part.batch)
         if chunk == 0:
             self._borrow(number)
         imports = tuple(
-            self._import(found, n, part, samples, chunk) for n, found in enumerate(segment.imports)
+            data.values[n] if found.boundary < 0 else self._import(found, n, part, chunk)
+            for n, found in enumerate(segment.imports)
         )
-        draw = Draw(self.recipe.seed, self.number, self.device.load(samples))
+        draw = Draw(self.recipe.seed, self.number, self.device.load(data.samples))
         recompute = self.program.recomputes(number, chunk)
         outputs = runner.forward(chunk, imports, draw, recompute=recompute)
         if segment.has_loss:
@@ -292,12 +341,8 @@ class RankInterpreter:
                 ]
         return torch.unique(torch.cat(found))
 
-    def _import(
-        self, found: Import, number: int, part: SegmentPart, samples: Tensor, chunk: int
-    ) -> Tensor:
-        """What a segment reads, loaded or put together from what is here and what was received."""
-        if found.boundary < 0:
-            return self._data(found, number, part, samples)
+    def _import(self, found: Import, number: int, part: SegmentPart, chunk: int) -> Tensor:
+        """A later segment's input, put together from what is here and what was received."""
         boundary = self.program.boundaries[found.boundary]
         turn = chunk % boundary.turns
         messages = [m for m in boundary.messages[turn] if m.target == self.local_rank]
@@ -371,17 +416,6 @@ class RankInterpreter:
     @staticmethod
     def _between(messages: Sequence[Message], source: int, target: int) -> Message:
         return next(m for m in messages if (m.source, m.target) == (source, target))
-
-    def _data(self, found: Import, number: int, part: SegmentPart, samples: Tensor) -> Tensor:
-        """A part's box of its examples' input or labels."""
-        if found.source == LABELS:
-            data = self.feed.labels(self.number, samples)
-        else:
-            data = self.feed.images(self.number, samples)
-        if part.imports[number] != whole(found.value.shape):
-            data = cut_out(data, (((0, len(data)),), *part.imports[number]))
-        loaded = self.device.load(data)
-        return loaded if found.value.integer else loaded.to(self.dtype)
 
     def _output_gradients(self, segment: int, chunk: int) -> dict[int, Tensor]:
         """By layer, the gradient of its output: the sum over all who read it. None of the loss."""

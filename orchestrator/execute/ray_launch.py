@@ -190,7 +190,7 @@ class _Fit(threading.Thread):
 
 def _trainer(job: _Job, world_size: int, timeout_s: float, storage: str) -> Any:
     from ray.train.torch import TorchConfig
-    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
 
     def train_function() -> None:
         _run_worker(job)
@@ -208,9 +208,23 @@ def _trainer(job: _Job, world_size: int, timeout_s: float, storage: str) -> Any:
         run_config=RunConfig(
             name="run",
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=_one_attempt(),
         ),
     )
+
+
+def _one_attempt() -> Any:
+    """Ray Train restarts nothing, also not after a node's preemption, which it counts apart (2.60).
+
+    The driver ends a run at the first failure; it goes on with ``--resume``, where it is counted.
+    """
+    from dataclasses import fields
+
+    from ray.train.v2.api.config import FailureConfig
+
+    limits = {"max_failures", "controller_failure_limit", "max_preemption_failures"}
+    none: dict[str, Any] = {f.name: 0 for f in fields(FailureConfig) if f.name in limits}
+    return FailureConfig(**none)
 
 
 def _light_trainer_class() -> Any:
@@ -366,6 +380,7 @@ def _run_worker(job: _Job) -> None:
                 world_size=context.get_world_size(),
                 local_rank=local_rank,
                 node=node,
+                driver_node=job.address[0],
                 device=device,
                 emit=line.emit,
                 stop_requested=line.stop_requested,

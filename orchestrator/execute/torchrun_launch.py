@@ -42,6 +42,7 @@ def run_under_torchrun(
     import torch.distributed as dist
 
     use_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= local_world_size
+    node = socket.gethostname()
     device = f"cuda:{local_rank}" if use_gpu else "cpu"
     if use_gpu:
         torch.cuda.set_device(local_rank)
@@ -57,7 +58,8 @@ def run_under_torchrun(
                 rank=rank,
                 world_size=world_size,
                 local_rank=local_rank,
-                node=socket.gethostname(),
+                node=node,
+                driver_node=node,
                 device=device,
                 emit=lambda kind, payload: on_event(rank, kind, payload),
                 stop_requested=lambda: False,

@@ -52,6 +52,7 @@ class WorkerContext:
         world_size: number of workers.
         local_rank: rank among the workers of its node.
         node: the address of the node the worker really runs on.
+        driver_node: the address of the driver's node.
         device: ``cuda:0``, or ``cpu``.
         emit: sends (kind, payload) to the driver; in order, never waits for the network.
             The payload is pickled in the call, so it may be changed afterwards.
@@ -65,6 +66,7 @@ class WorkerContext:
     world_size: int
     local_rank: int
     node: str
+    driver_node: str
     device: str
     emit: Callable[[str, object], None]
     stop_requested: Callable[[], bool]

@@ -1,9 +1,10 @@
 """Where a step's time went, by rank: the same definitions for measured and simulated timelines.
 
-For every rank   compute + exposed communication + wait + bubble + other = step time.
+For every rank   compute + exposed communication + wait + bubble + loading + other = step time.
 
     compute   one of my computations runs
-    exposed   a transfer of mine is in progress, and I compute nothing
+    loading   I wait for images or labels, or for their copy to the device
+    exposed   a transfer of mine is in progress, and I neither compute nor wait for data
     wait      I am ready, and my peer in the same stage has not started: it is late
     bubble    the same, but what I need comes from another pipeline stage, which has nothing for
               me yet
@@ -17,11 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from orchestrator.observe.timeline import StepTimes
+from orchestrator.observe.timeline import Interval, StepTimes
 from orchestrator.program.ledger import sent
 from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Program
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,12 @@ class Shares:
     exposed_communication_time_s: float
     wait_time_s: float
     bubble_time_s: float
+    loading_time_s: float
     other_time_s: float
 
     @property
     def overlap_ratio(self) -> float:
-        """Share of the communication that computation hides; 1 where there is none."""
+        """Share of the communication that computation or loading hides; 1 where there is none."""
         if self.communication_time_s <= 0:
             return 1.0
         return 1 - self.exposed_communication_time_s / self.communication_time_s
@@ -96,27 +96,38 @@ class Accountant:
         # most transfers of an exchange start and end together: each interval once
         starts, ends = map(times.start.__getitem__, mine), map(times.end.__getitem__, mine)
         busy = merge(set(zip(starts, ends, strict=True)))
-        computed = exposed = wait = bubble = other = 0.0
+        computed = loading = exposed = wait = bubble = other = 0.0
         at = begin
+        idle: list[tuple[float, float, Iterable[int]]] = []  # from, to, needs of what came next
         for op in self.compute[rank]:
             start, end = times.start[op], times.end[op]
+            needs: Iterable[int] = self.program.columns.needs[op]
             computed += end - start
-            if start > at:
-                gap = self._gap(at, start, busy, self.program.columns.needs[op], times)
+            if op in times.loading:
+                low, high = times.loading[op]
+                low, high = max(at, low), min(start, high)
+                if low < high:
+                    loading += high - low
+                    idle.append((at, low, needs))
+                    at = high
+            idle.append((at, start, needs))
+            at = max(at, end)
+        idle.append((at, finish, self.transfers[rank]))  # what was sent last has to end, too
+        for a, b, needs in idle:
+            if a < b:
+                gap = self._gap(a, b, busy, needs, times)
                 exposed, wait, bubble = exposed + gap[0], wait + gap[1], bubble + gap[2]
                 other += gap[3]
-            at = max(at, end)
-        if finish > at:  # what was sent or reduced last has to end, too
-            gap = self._gap(at, finish, busy, self.transfers[rank], times)
-            exposed, wait, bubble = exposed + gap[0], wait + gap[1], bubble + gap[2]
-            other += gap[3]
         communication = length(busy, begin, finish)  # what was sent may arrive after the step
-        return Shares(finish - begin, computed, communication, exposed, wait, bubble, other)
+        return Shares(
+            finish - begin, computed, communication, exposed, wait, bubble, loading, other
+        )
 
     def _gap(
         self, a: float, b: float, busy: list[Interval], needs: Iterable[int], times: StepTimes
     ) -> tuple[float, float, float, float]:
-        """(exposed, wait, bubble, other) of a time without computation, before an op with needs."""
+        """(exposed, wait, bubble, other) of a time without computation or loading, before an op
+        with needs."""
         exposed = length(busy, a, b)
         late: set[Interval] = set()
         empty: set[Interval] = set()

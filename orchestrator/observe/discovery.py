@@ -4,9 +4,10 @@
     /targets            every page, in the format of Prometheus' HTTP service discovery
     /ranks/N/metrics    rank N's series, where no worker serves them (any more)
 
-A rank's page is served by its worker while that lives, and by the driver from then on. Prometheus
-is told of one page per rank at any moment, always by the same ``instance``, so a rank's series go
-on unchanged when its page moves.
+A rank's page is served by its worker while that lives, and by the driver from then on; by the
+driver all along where the worker's could not be read from where this list is. Prometheus is told of
+one page per rank at any moment, always by the same ``instance``, so a rank's series go on unchanged
+when its page moves.
 """
 
 from __future__ import annotations
@@ -78,13 +79,16 @@ class Discovery:
             "targets": [{"rank": t.rank, "url": t.url} for t in self.targets],
         }
 
-    def register(self, rank: int, url: str) -> None:
-        """A worker serves its rank's page there."""
-        self._urls = {**self._urls, rank: url}
+    def register(self, rank: int, url: str | None) -> None:
+        """A rank's worker is up and serves the rank's page there; None: this server does."""
+        self._urls = {**self._urls, rank: url or self._own_url(rank)}
 
     def take_over(self) -> None:
         """From now on this server has the pages of all ranks, because their workers are gone."""
-        self._urls = {rank: f"{self._server.url}/ranks/{rank}{METRICS}" for rank in self._ranks}
+        self._urls = {rank: self._own_url(rank) for rank in self._ranks}
+
+    def _own_url(self, rank: int) -> str:
+        return f"{self._server.url}/ranks/{rank}{METRICS}"
 
     def was_read(self) -> bool:
         """Whether anybody has come so far."""

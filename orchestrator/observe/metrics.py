@@ -7,14 +7,15 @@
     orchestrator_exposed_communication_seconds_total              orchestrator_learning_rate
     orchestrator_wait_seconds_total{peer}                         orchestrator_checkpoint_seconds
     orchestrator_bubble_seconds_total                             orchestrator_restarts_total
-    orchestrator_other_seconds_total                              orchestrator_info{version,torch,
-    orchestrator_sent_bytes_total{op,peer,layer}                      ray,backend,device}
+    orchestrator_loading_seconds_total                            orchestrator_info{version,torch,
+    orchestrator_other_seconds_total                                  ray,backend,device}
+    orchestrator_sent_bytes_total{op,peer,layer}
     orchestrator_peak_memory_bytes
 
 A worker's page has its rank's series and the driver's page those of the run, so nothing is there
 twice and ``sum`` over ranks is right. Of every rank compute + exposed communication + wait +
-bubble + other = the sum of its step times; a page shows whole steps only, so this holds at any
-moment. ``orchestrator_accuracy{k}`` comes with the first evaluation.
+bubble + loading + other = the sum of its step times; a page shows whole steps only, so this holds
+at any moment. ``orchestrator_accuracy{k}`` comes with the first evaluation.
 
 Which series there are follows from the plan alone: no label value grows with the length of a run.
 Counters of a simulation hold one steady step; divide by the number of steps to compare.
@@ -68,11 +69,13 @@ RANK_COUNTERS = (
            "A transfer of the rank was in progress; several at once share the time equally.",
            ("op", "peer")),
     Family("exposed", "orchestrator_exposed_communication_seconds_total",
-           "A transfer was in progress and the rank computed nothing."),
+           "A transfer was in progress and the rank neither computed nor waited for data."),
     Family("wait", "orchestrator_wait_seconds_total",
            "The rank was ready and this peer of its pipeline stage was late.", ("peer",)),
     Family("bubble", "orchestrator_bubble_seconds_total",
            "The rank was idle because the pipeline had nothing for it."),
+    Family("loading", "orchestrator_loading_seconds_total",
+           "The rank waited for images or labels, or for their copy to the device."),
     Family("other", "orchestrator_other_seconds_total",
            "The rest of the step: the host's own time between its ops."),
     Family("sent", "orchestrator_sent_bytes_total",
@@ -159,7 +162,7 @@ class RunTotals:
     """What the run as a whole has done so far; None for what is not known (yet).
 
     Args:
-        restarts: 1 to begin with where a run goes on in its own folder.
+        restarts: how often the run has gone on in its folder by now; the launch restarts nothing.
         checkpoint_s: how long the last checkpoint took, from its first piece to the whole file.
     """
 
@@ -236,7 +239,7 @@ class Page(Collector):
             counters = (
                 ("orchestrator_steps_total", "Training steps that all ranks ended.", run.steps),
                 ("orchestrator_images_total", "Images of those steps.", run.images),
-                ("orchestrator_restarts_total", "How often the run went on after an end.",
+                ("orchestrator_restarts_total", "How often the run went on in its folder.",
                  run.restarts),
             )  # fmt: skip
             gauges = (

@@ -76,6 +76,7 @@ class Part:
     exposed: Count
     wait: Count
     bubble: Count
+    loading: Count
     other: Count
     sent: Count
 
@@ -110,6 +111,7 @@ class Parts:
             exposed={(): 0.0},
             wait={(peer,): 0.0 for i in sorted(late) for peer in self._possible_peers(i)},
             bubble={(): 0.0},
+            loading={(): 0.0},
             other={(): 0.0},
             sent=self._by_op({e: 0 for e in self.kinds if e.from_rank == rank}),
         )
@@ -133,14 +135,16 @@ class Parts:
             compute[PHASE[self.program.columns.kind[i]],] += times.end[i] - times.start[i]
         busy = [(times.start[i], times.end[i]) for i in ops.transfers]
         claims = zip(busy, ops.transfers.values(), strict=True)
+        loads = [times.loading[i] for i in ops.compute if i in times.loading]
         return Part(
             rank,
             shares.step_time_s,
             compute=dict(compute),
             communication=divide((start, end, key) for (start, end), key in claims),
             exposed={(): shares.exposed_communication_time_s},
-            wait=divide(self._late(ops, times), busy),
+            wait=divide(self._late(ops, times), [*busy, *loads]),
             bubble={(): shares.bubble_time_s},
+            loading={(): shares.loading_time_s},
             other={(): shares.other_time_s},
             sent=self._by_op(sent),
         )

@@ -78,8 +78,8 @@ class RunMetrics:
             self.ranks[part.rank].add(part)
         return parts
 
-    def register(self, rank: int, url: str) -> None:
-        """A worker serves its rank's page there."""
+    def register(self, rank: int, url: str | None) -> None:
+        """A rank's worker is up and serves the rank's page there; None: the driver does."""
         if self.discovery is not None:
             self.discovery.register(rank, url)
             self._tell_where()

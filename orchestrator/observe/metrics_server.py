@@ -14,6 +14,7 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from orchestrator.errors import InputError
+from orchestrator.observe.metrics_options import EVERY_INTERFACE
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.observe.metrics import Page
 
 METRICS = "/metrics"
-_ANY = ("0.0.0.0", "::")
 _CLIENT_PATIENCE_S = 10.0
 
 
@@ -64,7 +64,7 @@ class PageServer:
                 "all of them, or --no-metrics",
             ) from error
         self._server.set_app(answer)
-        name = (known_as or socket.gethostname()) if host in _ANY else host
+        name = (known_as or socket.gethostname()) if host in EVERY_INTERFACE else host
         self.address = (
             f"[{name}]:{self._server.server_port}"
             if ":" in name

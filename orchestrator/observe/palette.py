@@ -10,6 +10,7 @@ COMPUTE = "#009E73"  # bluish green
 EXPOSED = "#D55E00"  # vermillion
 WAIT = "#E69F00"  # orange
 BUBBLE = "#56B4E9"  # sky blue
+LOADING = "#F0E442"  # yellow
 OTHER = "#999999"
 
 # In the order in which the parts are stacked; together they are the step.
@@ -18,6 +19,7 @@ SHARE_COLORS = {
     "exposed_communication_time_s": EXPOSED,
     "wait_time_s": WAIT,
     "bubble_time_s": BUBBLE,
+    "loading_time_s": LOADING,
     "other_time_s": OTHER,
 }
 SHARE_NAMES = {
@@ -25,6 +27,7 @@ SHARE_NAMES = {
     "exposed_communication_time_s": "exposed communication",
     "wait_time_s": "waiting for peers",
     "bubble_time_s": "pipeline bubble",
+    "loading_time_s": "waiting for data",
     "other_time_s": "other",
 }
 

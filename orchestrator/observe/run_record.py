@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from orchestrator.errors import InputError
-from orchestrator.observe.timeline import StepTimes, from_zero
+from orchestrator.observe.timeline import Interval, StepTimes, from_zero
 from orchestrator.plan import Plan, load_plan
 
 READS_SCHEMA = 1
@@ -61,6 +61,8 @@ def read_run(folder: Path) -> RunRecord:
         )
     if "step_time_s" not in summary:
         raise InputError("the run ended before its first step did", str(folder))
+    for row in (summary, *summary.get("ranks", ())):
+        row.setdefault("loading_time_s", 0.0)  # earlier releases counted it as computation
     plan = load_plan(folder / "plan.yaml")
     steps = _timeline(folder / "timeline.jsonl")
     ended = datetime.fromtimestamp((folder / "summary.json").stat().st_mtime).astimezone()
@@ -86,6 +88,7 @@ class _Row:
     ready: float
     start: float
     end: float
+    loading: Interval | None
 
 
 def _timeline(path: Path) -> dict[int, list[_Row]]:
@@ -95,13 +98,25 @@ def _timeline(path: Path) -> dict[int, list[_Row]]:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
-                times = (float(row[key]) for key in ("ready", "start", "end"))
-                steps[int(row["step"])].append(_Row(int(row["op"]), int(row["rank"]), *times))
+                ready, start, end = (float(row[key]) for key in ("ready", "start", "end"))
+                steps[int(row["step"])].append(
+                    _Row(
+                        int(row["op"]), int(row["rank"]), ready, start, end,
+                        _interval(row.get("loading")),
+                    )
+                )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"a broken line: {error}", str(path)) from error
     if len(steps) > 1:
         steps.pop(0, None)
     return dict(steps)
+
+
+def _interval(found: Any) -> Interval | None:
+    if found is None:
+        return None
+    low, high = found
+    return float(low), float(high)
 
 
 def _op_seconds(steps: dict[int, list[_Row]]) -> dict[int, float]:
@@ -113,19 +128,25 @@ def _op_seconds(steps: dict[int, list[_Row]]) -> dict[int, float]:
 
 
 def _median_step(steps: dict[int, list[_Row]]) -> StepTimes | None:
-    """The step of median length; a rank is in it from its first op's ready to its last op's end."""
+    """The step of median length; a rank is in it from when its first op could have begun, but for
+    its data, to its last op's end."""
     if not steps:
         return None
 
     def seconds(step: int) -> float:
-        return max(row.end for row in steps[step]) - min(row.ready for row in steps[step])
+        return max(row.end for row in steps[step]) - min(map(_entered, steps[step]))
 
     step = sorted(steps, key=seconds)[(len(steps) - 1) // 2]
     rows = sorted(steps[step], key=lambda row: row.op)
     begin: dict[int, float] = {}
     finish: dict[int, float] = {}
     for row in rows:
-        begin[row.rank] = min(row.ready, begin.get(row.rank, row.ready))
+        begin[row.rank] = min(_entered(row), begin.get(row.rank, row.ready))
         finish[row.rank] = max(row.end, finish.get(row.rank, row.end))
     ready, start, end = ([getattr(r, name) for r in rows] for name in ("ready", "start", "end"))
-    return from_zero(StepTimes(step, ready, start, end, begin, finish))
+    loading = {row.op: row.loading for row in rows if row.loading is not None}
+    return from_zero(StepTimes(step, ready, start, end, begin, finish, loading))
+
+
+def _entered(row: _Row) -> float:
+    return row.ready if row.loading is None else min(row.ready, row.loading[0])

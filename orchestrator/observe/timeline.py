@@ -6,9 +6,12 @@ One line of ``timeline.jsonl`` per step and op:
      "bytes": 25600}
 
 Times are seconds since the run's first step began, on one common clock. ``ready`` is when this
-rank could have begun: all needs ended and, for computation, the one before it too. A transfer
-*starts* when both sides are ready, and a send *ends* when its bytes have arrived, which is known
-when these are put together (:func:`meet`).
+rank could have begun: all needs ended and, for computation, the one before it and the loading of
+its data, too. A transfer *starts* when both sides are ready, and a send *ends* when its bytes have
+arrived, which is known when these are put together (:func:`meet`).
+
+The line of a forward that reads images or labels also says from when to when its rank waited for
+them: ``"loading": [0.02, 0.1]``. A rank computes nothing in that time.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
+
+Interval = tuple[float, float]
 
 
 @dataclass
@@ -30,6 +35,8 @@ class StepTimes:
         step: number of the step.
         ready, start, end: seconds.
         begin, finish: by rank, when it entered and left the step.
+        loading: by op id, from when to when its rank waited for the images or labels that the op
+            reads; the rank computes nothing between.
     """
 
     step: int
@@ -38,17 +45,23 @@ class StepTimes:
     end: list[float]
     begin: dict[int, float]
     finish: dict[int, float]
+    loading: dict[int, Interval] = field(default_factory=dict)
 
 
 @dataclass
 class RankTimes:
-    """One rank's own record of a step: by op id (ready, start, end), seconds of its clock."""
+    """One rank's own record of a step: by op id (ready, start, end), seconds of its clock.
+
+    Args:
+        loading: as in :class:`StepTimes`.
+    """
 
     rank: int
     step: int
     begin: float
     finish: float
     ops: dict[int, tuple[float, float, float]]
+    loading: dict[int, Interval] = field(default_factory=dict)
 
 
 def join(program: Program, records: Iterable[RankTimes], offsets: dict[int, float]) -> StepTimes:
@@ -66,6 +79,7 @@ def join(program: Program, records: Iterable[RankTimes], offsets: dict[int, floa
         times.finish[record.rank] = record.finish + by
         for op, (ready, start, end) in record.ops.items():
             times.ready[op], times.start[op], times.end[op] = ready + by, start + by, end + by
+        times.loading |= {op: (a + by, b + by) for op, (a, b) in record.loading.items()}
     meet(program, times)
     return times
 
@@ -84,7 +98,7 @@ def from_activities(
         activity: by op, the computation, message or collective that it is a side of.
         start, end: by activity.
         begin: by rank, when it enters the step.
-        entry: by rank, when it can do its first op, if that is later.
+        entry: by rank, when its images are there and it can do its first op, if that is later.
     """
     entry = entry or begin
     columns = program.columns
@@ -106,7 +120,14 @@ def from_activities(
         if ended > finish[rank]:
             finish[rank] = ended
         ready.append(at)
-    return StepTimes(0, ready, starts, ends, dict(enumerate(begin)), dict(enumerate(finish)))
+    loading = {
+        next(i for i in program.order[rank] if LANE_OF[columns.kind[i]] == COMPUTE): (low, high)
+        for rank, (low, high) in enumerate(zip(begin, entry, strict=True))
+        if low < high
+    }
+    return StepTimes(
+        0, ready, starts, ends, dict(enumerate(begin)), dict(enumerate(finish)), loading
+    )
 
 
 def from_zero(times: StepTimes) -> StepTimes:
@@ -114,7 +135,8 @@ def from_zero(times: StepTimes) -> StepTimes:
     zero = min(times.begin.values())
     ready, start, end = ([x - zero for x in c] for c in (times.ready, times.start, times.end))
     begin, finish = ({r: x - zero for r, x in e.items()} for e in (times.begin, times.finish))
-    return StepTimes(times.step, ready, start, end, begin, finish)
+    loading = {op: (a - zero, b - zero) for op, (a, b) in times.loading.items()}
+    return StepTimes(times.step, ready, start, end, begin, finish, loading)
 
 
 def meet(program: Program, times: StepTimes) -> None:
@@ -157,9 +179,11 @@ def write(path: Path, program: Program, steps: Iterable[StepTimes]) -> None:
     with path.open("w") as file:
         for times in steps:
             for op in program.ops():
-                row = {
+                row: dict[str, object] = {
                     "step": times.step, "op": op.id, "rank": op.rank, "name": str(op),
                     "ready": round(times.ready[op.id], 7), "start": round(times.start[op.id], 7),
                     "end": round(times.end[op.id], 7), "bytes": op.bytes,
                 }  # fmt: skip
+                if op.id in times.loading:
+                    row["loading"] = [round(at, 7) for at in times.loading[op.id]]
                 file.write(json.dumps(row) + "\n")

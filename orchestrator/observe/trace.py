@@ -1,8 +1,9 @@
 """Traces in the Chrome JSON format, which Perfetto (ui.perfetto.dev) opens.
 
 A process per source (measured, simulated), with the same tracks in each: per rank and lane, a slice
-per op and an arrow from every send to its receive; per rank a counter of memory, where the source
-has one. Format: "Trace Event Format", Google; complete events with ``bind_id`` for arrows.
+per op and an arrow from every send to its receive; before a forward that waits for its images or
+labels a slice ``loading``; per rank a counter of memory, where the source has one. Format: "Trace
+Event Format", Google; complete events with ``bind_id`` for arrows.
 
 Perfetto drops a slice that begins inside another of its track and ends after it, as transfers with
 different peers may; these go to further tracks of their lane:
@@ -139,8 +140,17 @@ def _slices(
     }
     for op in program.ops():
         start, end = _micro(times.start[op.id] - zero), _micro(times.end[op.id] - zero)
+        tid = tracks.tid(op.rank, op.lane, on[op.id])
+        if op.id in times.loading:
+            since, until = (_micro(at - zero) for at in times.loading[op.id])
+            if since < until:
+                yield {
+                    "ph": "X", "pid": pid, "tid": tid, "name": "loading", "cat": "loading",
+                    "ts": since, "dur": round(until - since, 3),
+                    "args": {"for": str(op), "step": times.step},
+                }  # fmt: skip
         event: Event = {
-            "ph": "X", "pid": pid, "tid": tracks.tid(op.rank, op.lane, on[op.id]),
+            "ph": "X", "pid": pid, "tid": tid,
             "name": str(op), "cat": op.kind, "ts": start, "dur": round(end - start, 3),
         }  # fmt: skip
         if op.lane in (SEND, RECEIVE):

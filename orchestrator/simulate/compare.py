@@ -19,8 +19,8 @@ from orchestrator.simulate.sweep import BANDWIDTH, BATCH, POWERS, Axis, Sweep
 
 QUANTITIES = (
     "step_time_s", "compute_time_s", "communication_time_s", "exposed_communication_time_s",
-    "wait_time_s", "bubble_time_s", "other_time_s", "overlap_ratio", "bytes_sent", "images_per_s",
-    "peak_memory_bytes",
+    "wait_time_s", "bubble_time_s", "loading_time_s", "other_time_s", "overlap_ratio",
+    "bytes_sent", "images_per_s", "peak_memory_bytes",
 )  # fmt: skip
 
 

@@ -186,6 +186,7 @@ def _mean(sample: Sequence[tuple[Shares, float]], *, step_s: float, compute_s: f
         exposed_communication_time_s=exposed,
         wait_time_s=scale * of("wait_time_s"),
         bubble_time_s=scale * of("bubble_time_s"),
+        loading_time_s=scale * of("loading_time_s"),
         other_time_s=scale * of("other_time_s"),
     )
 

@@ -234,6 +234,7 @@ class Collector:
             "first_step": self.job.start,
             "steps": len(losses),
             "interrupted": interrupted,
+            "restarts": self.folder.restarts,
             "loss_first": _number(losses[0]) if losses else None,
             "loss_last": _number(losses[-1]) if losses else None,
             "wall_s": time.perf_counter() - self.started,
@@ -296,6 +297,7 @@ def run(
     launch = _launcher(launcher, program, timeout_s, threads, use_gpu)
 
     if metrics is not None:
+        metrics.run.restarts = folder.restarts
         metrics.on_change(lambda where: folder.write_json("metrics.json", where))
     try:
         deadlock = find_deadlock(program)

@@ -1,8 +1,11 @@
 """The folder that a run leaves behind. Every file in it is whole at any moment.
 
     plan.yaml  metrics.json  summary.json  steps.jsonl  timeline.jsonl  trace.json  checkpoints/
+    restarts.jsonl
 
-Lines are appended in one write; other files are written aside and renamed.
+Lines are appended in one write; other files are written aside and renamed. ``restarts.jsonl`` is
+there once a run has gone on in its folder, and has a line for each time, in turn: from which step,
+and when.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +24,7 @@ from orchestrator.models.model_file import model_sources
 from orchestrator.plan import Plan
 
 SCHEMA_VERSION = 1
+_RESTARTS = "restarts.jsonl"
 
 
 class RunFolder:
@@ -28,12 +33,17 @@ class RunFolder:
     Args:
         keep_before: when resuming in place, keep the steps before this one.
 
+    Attributes:
+        restarts: how often the run has gone on in this folder, this time included, however it
+            ended before.
+
     Raises:
         InputError: no write access, or the folder holds another run.
     """
 
     def __init__(self, path: Path, plan: Plan, *, keep_before: int | None = None) -> None:
         self.path = path
+        self.restarts = 0
         self._steps = path / "steps.jsonl"
         self._before: dict[str, str | None] | None = None  # what a run in place found
         self._made: list[Path] | None = None  # folders, the innermost first
@@ -57,7 +67,7 @@ class RunFolder:
                 f"another folder, or --resume {path} to go on with it",
             )
         if keep_before is not None:
-            names = ("plan.yaml", "steps.jsonl", "metrics.json")
+            names = ("plan.yaml", "steps.jsonl", "metrics.json", _RESTARTS)
             self._before = {
                 name: (path / name).read_text(encoding="utf-8") if (path / name).exists() else None
                 for name in names
@@ -66,6 +76,8 @@ class RunFolder:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.write("plan.yaml", _own_copy(plan, path))
         self.write("steps.jsonl", self._kept(keep_before) if keep_before is not None else "")
+        if keep_before is not None:
+            self._add_restart(keep_before)
 
     def discard(self) -> None:
         """Leave all as it was before a run that never began."""
@@ -107,6 +119,13 @@ class RunFolder:
         """Append a line to ``steps.jsonl``."""
         with self._steps.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def _add_restart(self, step: int) -> None:
+        assert self._before is not None
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        text = (self._before[_RESTARTS] or "") + json.dumps({"step": step, "time": now}) + "\n"
+        self.write(_RESTARTS, text)
+        self.restarts = text.count("\n")
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after so many steps goes."""

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrator.errors import InputError
 from orchestrator.execute.device import Cpu, Cuda
 from orchestrator.execute.distributed import clock_offsets, connect
 from orchestrator.execute.host_memory import keep_freed_memory
@@ -23,7 +24,7 @@ from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.layer import INPUT, LABELS
 from orchestrator.models.model import Recipe
 from orchestrator.observe.metrics import Page, RankTotals, RunLabels, stage_of
-from orchestrator.observe.metrics_options import LOOPBACK
+from orchestrator.observe.metrics_options import LOOPBACK, is_loopback, worker_host
 from orchestrator.observe.metrics_parts import Parts
 from orchestrator.observe.metrics_server import METRICS, PageServer, application
 from orchestrator.observe.timeline import RankTimes
@@ -45,7 +46,7 @@ class Job:
         checkpoint_every: steps between checkpoints; 0 for one at the end only.
         timed: record every op's times.
         metrics: what the workers' metrics are labelled with, None for none.
-        metrics_host: address at which each worker serves them.
+        metrics_host: address at which the driver serves its own.
     """
 
     program: Program
@@ -142,14 +143,28 @@ def train_steps(
 
 @contextmanager
 def serving_metrics(context: WorkerContext, job: Job, meter: MemoryMeter) -> Iterator[None]:
-    """Serve this rank's metrics. The driver tells them, so a step does nothing for it."""
+    """Serve this rank's metrics. The driver tells them, so a step does nothing for it.
+
+    Where they cannot be served, or not be read from where the driver's are, the driver is asked to.
+    """
     if job.metrics is None:
         yield
         return
     zero = Parts(job.program).zero(context.rank)
     totals = RankTotals(stage_of(job.program, context.rank), zero, meter.peak_bytes)
     page = application(Page(job.metrics, [totals]))
-    with PageServer(job.metrics_host, 0, {METRICS: page}.get, context.node) as server:
+    known_as = None if is_loopback(context.node) else context.node
+    host = worker_host(job.metrics_host, context.node, context.driver_node)
+    try:
+        server = PageServer(host, 0, {METRICS: page}.get, known_as) if host is not None else None
+    except InputError as error:
+        context.emit("status", f"rank {context.rank} {error.message}; the driver serves them")
+        server = None
+    if server is None:
+        context.emit("metrics", None)
+        yield
+        return
+    with server:
         context.listen(totals.add)
         context.emit("metrics", server.url + METRICS)
         yield

@@ -18,7 +18,7 @@ from orchestrator.cli.run_view import LineView
 from orchestrator.observe.metrics_run import RunMetrics
 from tests.cli.command import SMALL, command, refused
 from tests.observe.test_metrics import gateway
-from tests.train.small_runs import plan_file, run, summary, trained
+from tests.train.small_runs import lines, plan_file, run, summary, trained
 
 Values = dict[str, float]
 
@@ -69,16 +69,32 @@ def test_a_run_leaves_its_last_values_and_says_where(
     assert [target["rank"] for target in where["targets"]] == [0, 1]
 
 
-def test_a_run_that_goes_on_in_its_folder_is_restarted(
+def test_every_time_that_a_run_goes_on_in_its_folder_is_a_restart(
     tmp_path: Path, last_values: list[Values]
 ) -> None:
-    out = trained(tmp_path, "columns", 2)
+    """The second one and all that followed once counted as one, too."""
+    out, other = trained(tmp_path, "columns", 2), tmp_path / "other"
     plan = tmp_path / "columns.yaml"
-    assert run(plan, out, 1, "--resume", str(out)).code == 0
-    assert run(plan, tmp_path / "other", 1, "--resume", str(out)).code == 0
-    restarts = [values["orchestrator_restarts_total"] for values in last_values]
-    assert restarts == [0, 1, 0]
+    told = [summary(out)["restarts"]]
+    for folder in (out, out, other):
+        assert run(plan, folder, 1, "--resume", str(out)).code == 0
+        told.append(summary(folder)["restarts"])
+    counted = [values["orchestrator_restarts_total"] for values in last_values]
+    assert counted == told == [0, 1, 2, 0]
     assert last_values[1]["orchestrator_steps_total"] == 1, "counters begin anew with the process"
+    assert [row["step"] for row in lines(out / "restarts.jsonl")] == [2, 3]
+    assert not (other / "restarts.jsonl").exists()
+
+
+def test_a_run_that_was_killed_counts_how_often_it_went_on(
+    tmp_path: Path, last_values: list[Values]
+) -> None:
+    out = trained(tmp_path, "one", 2)
+    for _ in range(2):
+        (out / "summary.json").unlink()  # a killed run writes none
+        assert run(tmp_path / "one.yaml", out, 1, "--resume", str(out)).code == 0
+    assert summary(out)["restarts"] == 2
+    assert last_values[-1]["orchestrator_restarts_total"] == 2
 
 
 def test_the_port_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
@@ -175,7 +191,7 @@ def test_a_simulated_step_has_the_same_series(tmp_path: Path, last_values: list[
     assert values["orchestrator_sent_bytes_total"] == found["bytes_sent"]
     peaks = [rank["peak_memory_bytes"] for rank in found["ranks"]]
     assert values["orchestrator_peak_memory_bytes"] == sum(peaks)
-    for share in ("compute", "exposed_communication", "wait", "bubble", "communication"):
+    for share in ("compute", "exposed_communication", "wait", "bubble", "loading", "communication"):
         told = values[f"orchestrator_{share}_seconds_total"]
         assert told == pytest.approx(2 * found[f"{share}_time_s"])
     assert "orchestrator_loss" not in values

@@ -11,7 +11,7 @@ from rich.console import Console
 from orchestrator.cli.run_view import BarView, LineView, shares_table
 from orchestrator.observe.accounting import Account, Shares
 
-ACCOUNT = Account(0, 2.0, {0: Shares(2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1)})
+ACCOUNT = Account(0, 2.0, {0: Shares(2.0, 0.9, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1)})
 
 
 def test_lines_are_some_hundred_at_most_with_the_first_and_the_last() -> None:
@@ -59,7 +59,8 @@ def summary_of(ranks: int) -> dict[str, Any]:
     row = {
         "step_time_s": 2.0, "images_per_s": 64.0, "compute_time_s": 1.0,
         "exposed_communication_time_s": 0.4, "wait_time_s": 0.3, "bubble_time_s": 0.2,
-        "other_time_s": 0.1, "bytes_sent": 123_456_789_012, "peak_memory_bytes": 80 * 2**30,
+        "loading_time_s": 0.05, "other_time_s": 0.05, "bytes_sent": 123_456_789_012,
+        "peak_memory_bytes": 80 * 2**30,
     }  # fmt: skip
     return {**row, "ranks": [{"rank": rank, **row} for rank in range(ranks)]}
 
@@ -73,6 +74,15 @@ def test_the_table_of_shares_fits_80_columns_and_a_screen(ranks: int) -> None:
     assert len(told) <= 24
     assert "…" not in out.getvalue()
     assert told[0].strip() == "a step takes 2.000 s: 64.0 images/s"
-    assert "50.0%" in told[2]
+    assert told[1].split()[:7] == [
+        "rank",
+        "compute",
+        "exposed",
+        "wait",
+        "bubble",
+        "loading",
+        "other",
+    ]
+    assert told[2].split()[:7] == ["0", "50.0%", "20.0%", "15.0%", "10.0%", "2.5%", "2.5%"]
     assert "123,456,789,012" in told[2]
     assert ("4080 more" in out.getvalue()) == (ranks == 4096)

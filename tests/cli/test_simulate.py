@@ -13,7 +13,7 @@ from tests.cli.command import command, refused
 
 TIMES = (
     "compute_time_s", "exposed_communication_time_s", "wait_time_s", "bubble_time_s",
-    "other_time_s",
+    "loading_time_s", "other_time_s",
 )  # fmt: skip
 TIMING = {
     "step_time_s", *TIMES, "communication_time_s", "overlap_ratio", "bytes_sent", "images_per_s",

@@ -10,6 +10,8 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -216,6 +218,28 @@ def test_a_busy_cluster_is_told_from_a_small_one(cluster: None) -> None:
         assert "wait until other jobs end" in caught.value.remedy
     finally:
         ray.kill(holder)
+
+
+@pytest.mark.ray
+def test_ray_train_restarts_nothing_behind_the_drivers_back() -> None:
+    """Left alone it would start all workers anew, without end, where a node was preempted."""
+    import ray.train.torch  # noqa: F401  (first: the modules below import it in a circle)
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+    from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+
+    from orchestrator.execute import ray_launch
+
+    taken_away: Any = SimpleNamespace(preempted_ranks=[1])
+    failures = [
+        WorkerGroupError("a worker died", {1: RuntimeError("killed")}),
+        ControllerError(WorkerGroupStartupTimeoutError(2)),
+        PreemptionError(taken_away),
+    ]
+    for failure in failures:
+        decision = DefaultFailurePolicy(ray_launch._one_attempt()).make_decision(failure)
+        assert decision is FailureDecision.RAISE
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once() -> None:

@@ -17,7 +17,7 @@ from orchestrator.observe.accounting import (
     subtract,
     summarise,
 )
-from orchestrator.observe.timeline import StepTimes
+from orchestrator.observe.timeline import Interval, StepTimes
 from orchestrator.program import Program
 from orchestrator.program.ops import COMPUTE
 from tests.observe.timelines import PROGRAMS, Moments, step_times
@@ -30,10 +30,10 @@ def shares_of(name: str, moments: Moments, finish: dict[int, float]) -> dict[int
 
 def shares(
     total: float, compute: float, communication: float, exposed: float,
-    wait: float = 0.0, bubble: float = 0.0, other: float = 0.0,
+    wait: float = 0.0, bubble: float = 0.0, loading: float = 0.0, other: float = 0.0,
 ) -> Shares:  # fmt: skip
     """Named as they are read in the tests below."""
-    return Shares(total, compute, communication, exposed, wait, bubble, other)
+    return Shares(total, compute, communication, exposed, wait, bubble, loading, other)
 
 
 # -- by hand --------------------------------------------------------------------------------------
@@ -94,6 +94,31 @@ def test_the_hosts_own_time_is_other_and_a_step_begins_when_its_rank_enters_it()
     found = Accountant(PROGRAMS["data"]).account(replace(times, begin={0: 0.0, 1: 2.0})).ranks
     assert found[0] == shares(8, compute=3, communication=1, exposed=1, other=4)
     assert found[1] == shares(6, compute=3, communication=1, exposed=1, other=2)
+
+
+def test_a_rank_that_waits_for_its_data_is_loading_whatever_else_goes_on() -> None:
+    """Rank 1 asks for its labels at 4, is given them at 6, and its host takes until 7. A message
+    comes to it until 5.
+
+    rank 1   .. .. r0 r0 LL LL r1 F0 F1 B0 B1 s1 S         (r0 also under the first LL)
+    """
+    moments = {
+        **STAGED,
+        "0 1SEND_F0": (2, 2, 5), "1 1RECV_F0": (0, 2, 5), "0 1SEND_F1": (6, 6, 7),
+        "1 1RECV_F1": (0, 6, 7), "1 1F0": (7, 7, 8), "1 1F1": (8, 8, 9), "1 1B0": (9, 9, 10),
+        "1 1B1": (10, 10, 11),
+    }  # fmt: skip
+    program = PROGRAMS["stages"]
+    (forward,) = (op.id for op in program.rank_ops(1) if str(op) == "1F0")
+    times = replace(step_times(program, moments, {0: 15, 1: 13}), loading={forward: (4.0, 6.0)})
+    found = Accountant(program).account(times).ranks[1]
+    assert found.loading_time_s == 2
+    assert found.exposed_communication_time_s == 4  # r0 for 2, r1, s1
+    assert found.bubble_time_s == 2  # before the first message
+    assert (found.wait_time_s, found.other_time_s) == (0, 0)
+    assert found.overlap_ratio == pytest.approx(1 - 4 / 6)
+    without = Accountant(program).account(replace(times, loading={})).ranks[1]
+    assert (without.exposed_communication_time_s, without.other_time_s) == (5, 1)
 
 
 def test_a_rank_that_is_done_goes_on_while_the_others_work() -> None:
@@ -167,11 +192,13 @@ def test_a_summary_tells_the_median_step_with_bytes_and_the_largest_memory() -> 
 
 @st.composite
 def timelines(draw: st.DrawFn) -> tuple[Program, StepTimes]:
-    """Whole numbers; each rank's computation in order, its transfers wherever they fall."""
+    """Whole numbers; each rank's computation in order, its transfers wherever they fall, and now
+    and then data that is waited for before a computation."""
     program = PROGRAMS[draw(st.sampled_from(sorted(PROGRAMS)))]
     count = len(program.columns)
     ready, start, end = ([0.0] * count for _ in range(3))
     begin, finish = {}, {}
+    loading: dict[int, Interval] = {}
     for rank in program.ranks:
         begin[rank] = at = draw(st.integers(0, 3))
         last = at
@@ -179,6 +206,9 @@ def timelines(draw: st.DrawFn) -> tuple[Program, StepTimes]:
             if op.lane == COMPUTE:
                 ready[op.id] = at
                 start[op.id] = at + draw(st.integers(0, 3))
+                if draw(st.booleans()):
+                    moments = draw(st.lists(st.integers(at, int(start[op.id])), min_size=2))
+                    loading[op.id] = (min(moments), max(moments))
                 end[op.id] = at = int(start[op.id]) + draw(st.integers(1, 3))
                 last = max(last, at)
             else:
@@ -186,7 +216,14 @@ def timelines(draw: st.DrawFn) -> tuple[Program, StepTimes]:
                 ready[op.id], start[op.id], end[op.id] = moments[:3]
                 last = max(last, moments[2])
         finish[rank] = last + draw(st.integers(0, 3))
-    return program, StepTimes(0, ready, start, end, dict(begin), dict(finish))
+    return program, StepTimes(0, ready, start, end, dict(begin), dict(finish), loading)
+
+
+def is_loading(program: Program, times: StepTimes, rank: int, t: int) -> bool:
+    """Whether a rank waits for data in a second."""
+    return any(
+        low <= t < high for i, (low, high) in times.loading.items() if i in program.order[rank]
+    )
 
 
 def slot_by_slot(program: Program, times: StepTimes, rank: int) -> Shares:
@@ -195,13 +232,16 @@ def slot_by_slot(program: Program, times: StepTimes, rank: int) -> Shares:
     ops = program.rank_ops(rank)
     compute = [op for op in ops if op.lane == COMPUTE]
     transfers = [op for op in ops if op.lane != COMPUTE]
-    count = dict.fromkeys(("compute", "communication", "exposed", "wait", "bubble", "other"), 0)
+    parts = ("compute", "communication", "exposed", "wait", "bubble", "loading", "other")
+    count = dict.fromkeys(parts, 0)
     for t in range(begin, finish):
         transferring = any(times.start[op.id] <= t < times.end[op.id] for op in transfers)
         count["communication"] += transferring
         following = next((op for op in compute if times.start[op.id] > t), None)
         if any(times.start[op.id] <= t < times.end[op.id] for op in compute):
             count["compute"] += 1
+        elif is_loading(program, times, rank, t):
+            count["loading"] += 1
         elif transferring:
             count["exposed"] += 1
         else:  # the last ones of a step wait for all that is still under way

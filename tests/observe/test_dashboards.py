@@ -13,7 +13,15 @@ import yaml
 from orchestrator.errors import InputError
 from orchestrator.observe.dashboards import DATA_SOURCE_NAME, build, shipped_dashboards, written
 from orchestrator.observe.dashboards.prometheus import prometheus_files
-from orchestrator.observe.palette import BUBBLE, COMPUTE, EXPOSED, OTHER, SHARE_COLORS, WAIT
+from orchestrator.observe.palette import (
+    BUBBLE,
+    COMPUTE,
+    EXPOSED,
+    LOADING,
+    OTHER,
+    SHARE_COLORS,
+    WAIT,
+)
 from orchestrator.plan.shipped import shipped
 
 BOARDS = build()
@@ -25,7 +33,10 @@ PANELS = [
 ]
 KINDS = {"timeseries", "stat", "gauge", "bargauge", "table", "heatmap"}
 UNITS = {"s", "decbytes", "percentunit", "none", "short"}
-COLORS = {"compute": COMPUTE, "exposed": EXPOSED, "wait": WAIT, "bubble": BUBBLE, "other": OTHER}
+COLORS = {
+    "compute": COMPUTE, "exposed": EXPOSED, "wait": WAIT, "bubble": BUBBLE, "loading": LOADING,
+    "other": OTHER,
+}  # fmt: skip
 each_board = pytest.mark.parametrize("name", BOARDS)
 each_panel = pytest.mark.parametrize("panel", PANELS)
 
@@ -120,7 +131,7 @@ def test_a_part_of_a_step_has_one_color(panel: dict[str, Any]) -> None:
 
 def test_the_colors_are_those_of_all_pictures() -> None:
     assert list(SHARE_COLORS.values()) == list(COLORS.values())
-    assert len(set(COLORS.values())) == 5
+    assert len(set(COLORS.values())) == 6
 
 
 def test_another_data_source_is_opened_with() -> None:

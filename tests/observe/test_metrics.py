@@ -30,12 +30,12 @@ from orchestrator.observe.timeline import StepTimes
 from orchestrator.program import Program
 from orchestrator.program.ledger import Edge, edges, edges_by_kind
 from orchestrator.program.ops import COMPUTE, REDUCE
-from tests.observe.test_accounting import STAGED, timelines
+from tests.observe.test_accounting import STAGED, is_loading, timelines
 from tests.observe.timelines import PROGRAMS, Moments, step_times
 from tests.program.small import LINEAR, small_program
 
 LABELS = RunLabels("night", "small", "measured")
-SHARES = ("compute", "exposed_communication", "wait", "bubble", "other")
+SHARES = ("compute", "exposed_communication", "wait", "bubble", "loading", "other")
 Rows = dict[str, dict[tuple[str, ...], float]]
 
 
@@ -108,6 +108,8 @@ def wait_slot_by_slot(program: Program, times: StepTimes, rank: int) -> dict[str
         busy = [op for op in (*compute, *transfers) if times.start[op.id] <= t < times.end[op.id]]
         following = next((op for op in compute if times.start[op.id] > t), None)
         needs = map(program.op, following.needs) if following else transfers
+        if is_loading(program, times, rank, t):
+            continue
         late = [
             need
             for need in needs
@@ -137,6 +139,7 @@ def test_every_breakdown_adds_up_to_its_share(drawn: tuple[Program, StepTimes]) 
             {peer: float(s) for peer, s in waits.items()}
         )
         assert sum(waits.values()) == shares.wait_time_s
+        assert part.loading == {(): shares.loading_time_s}
         for name in ("compute", "communication", "wait", "sent"):
             assert getattr(part, name).keys() <= getattr(zero, name).keys()
             assert not any(getattr(zero, name).values())
@@ -317,7 +320,8 @@ def test_the_series_of_eight_ranks_are_counted_and_do_not_grow() -> None:
     """Two stages of two ranks, twice: what there is follows from the plan, before the first step.
 
     Every rank has 21 series of the step's histogram (18 bounds, infinity, sum, count), 3 phases,
-    exposed, bubble and other, and its peak memory: 28. The rest is by what it sends to whom.
+    exposed, bubble, loading and other, and its peak memory: 29. The rest is by what it sends to
+    whom.
     """
     metrics = RunMetrics(EIGHT, LABELS, MetricsOptions(serve=False))
     metrics.peaks = dict.fromkeys(EIGHT.ranks, 1)
@@ -337,9 +341,9 @@ def test_the_series_of_eight_ranks_are_counted_and_do_not_grow() -> None:
     # Late can be the twin in the other replica; in the second stage the other batch half, too.
     waits = {0: 1, 1: 1, 2: 3, 3: 3, 4: 1, 5: 1, 6: 3, 7: 3}
     assert {rank: len(found) for rank, found in before.items()} == {
-        rank: 28 + len(kinds[rank]) + sent[rank] + waits[rank] for rank in EIGHT.ranks
+        rank: 29 + len(kinds[rank]) + sent[rank] + waits[rank] for rank in EIGHT.ranks
     }
-    assert sum(map(len, before.values())) == 320
+    assert sum(map(len, before.values())) == 328
     times = any_times(EIGHT)
     account = Accountant(EIGHT).account(times)
     for _ in range(20):

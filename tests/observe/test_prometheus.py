@@ -115,7 +115,7 @@ def _workers_tell_their_own_ranks(run: subprocess.Popen[str], out: Path, discove
             assert time.monotonic() < end
             time.sleep(0.05)
         # A page shows whole steps only, so this holds at any moment.
-        shares = ("compute", "exposed_communication", "wait", "bubble", "other")
+        shares = ("compute", "exposed_communication", "wait", "bubble", "loading", "other")
         told = sum(sum(page[f"orchestrator_{s}_seconds_total"].values()) for s in shares)
         assert told == pytest.approx(page["orchestrator_step_seconds_sum"][()], rel=1e-6)
         assert page["orchestrator_peak_memory_bytes"][()] > 0
@@ -143,7 +143,7 @@ def _the_ledger_to_the_byte(server: Prometheus, plan: Path) -> None:
 
 def _shares_add_up_to_the_step_time(server: Prometheus, out: Path) -> None:
     steps = total(server, "orchestrator_step_seconds_sum")
-    parts = ("compute", "exposed_communication", "wait", "bubble", "other")
+    parts = ("compute", "exposed_communication", "wait", "bubble", "loading", "other")
     shares = [total(server, f"orchestrator_{part}_seconds_total") for part in parts]
     assert steps.keys() == {"0", "1"}
     for rank, seconds in steps.items():

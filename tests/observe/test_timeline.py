@@ -11,7 +11,7 @@ import pytest
 from orchestrator.observe.timeline import RankTimes, StepTimes, join, meet, meetings, write
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
-from orchestrator.program.ops import LANE_OF, RECEIVE, REDUCE, SEND
+from orchestrator.program.ops import LANE_OF, RECEIVE, REDUCE, SEND, F
 from orchestrator.program.resolve import model_of
 from tests.observe.timelines import PROGRAMS
 
@@ -29,6 +29,7 @@ def record(program: Program, rank: int, at: float, reduce_end: float) -> RankTim
             reduce: (at + 2, at + 2, reduce_end),
             step: (reduce_end, reduce_end, reduce_end + 1),
         },
+        {forward: (at - 0.5, at)},
     )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def test_offsets_bring_the_ranks_onto_one_clock() -> None:
     assert times.finish == {0: 15, 1: 15}
     forward, backward, reduce, step = DATA.order[1]
     assert (times.start[forward], times.end[forward]) == (11, 12)
+    assert times.loading == {DATA.order[0][0]: (9.5, 10), forward: (10.5, 11)}
     assert (times.start[backward], times.end[backward]) == (12, 13)
     assert (times.start[step], times.end[step]) == (14, 15)
     # Ready at 12 and at 13: the sum starts when the later one is.
@@ -147,3 +149,5 @@ def test_a_line_for_every_step_and_op(tmp_path: Path) -> None:
         times = steps[row["step"]]
         moments = (times.ready[op.id], times.start[op.id], times.end[op.id])
         assert (row["ready"], row["start"], row["end"]) == pytest.approx(moments, abs=1e-7)
+        assert tuple(row.get("loading", ())) == times.loading.get(op.id, ())
+        assert ("loading" in row) == (op.kind == F)

@@ -33,7 +33,8 @@ select slice.id, slice.name, slice.category, ts, dur, process.name as source,
   extract_arg(slice.arg_set_id, 'args.step') as step,
   extract_arg(slice.arg_set_id, 'args.bytes') as bytes,
   extract_arg(slice.arg_set_id, 'args.flops') as flops,
-  extract_arg(slice.arg_set_id, 'args.peers') as peers
+  extract_arg(slice.arg_set_id, 'args.peers') as peers,
+  extract_arg(slice.arg_set_id, 'args.for') as for
 from slice join thread_track on slice.track_id = thread_track.id
 join thread using (utid) join process using (upid)
 """
@@ -77,7 +78,7 @@ Both = tuple[Program, dict[str, Source], TraceProcessor]
 def test_perfetto_finds_every_op_with_its_duration(both: Both) -> None:
     program, sources, perfetto = both
     assert perfetto.problems() == {}
-    found = perfetto.query(SLICES)
+    found = [row for row in perfetto.query(SLICES) if row["category"] != "loading"]
     by_op = {(row["source"], row["step"], row["op"]): row for row in found}
     assert len(by_op) == len(found) == 3 * len(program.columns)
     for name, source in sources.items():
@@ -92,6 +93,23 @@ def test_perfetto_finds_every_op_with_its_duration(both: Both) -> None:
                 start, end = times.start[op.id] - zero, times.end[op.id] - zero
                 assert row["ts"] == pytest.approx(start * 1e9, abs=1)
                 assert row["dur"] == pytest.approx((end - start) * 1e9, abs=2)
+
+
+def test_perfetto_finds_every_wait_for_data(both: Both) -> None:
+    """On the track of the computation that reads it, up to its start."""
+    program, sources, perfetto = both
+    rows = perfetto.query(SLICES)
+    starts = {(row["source"], row["track"], row["ts"]): row for row in rows}
+    found = [row for row in rows if row["category"] == "loading"]
+    measured = sources["measured"].steps
+    assert len(found) == sum(len(times.loading) for times in measured) > 0
+    for row in found:
+        reader = starts["measured", row["track"], row["ts"] + row["dur"]]
+        zero = min(measured[0].begin.values())
+        low, high = measured[row["step"]].loading[reader["op"]]
+        assert (row["name"], row["for"]) == ("loading", reader["name"])
+        assert row["ts"] == pytest.approx((low - zero) * 1e9, abs=1)
+        assert row["dur"] == pytest.approx((high - low) * 1e9, abs=2)
 
 
 def test_both_sources_have_the_same_tracks(both: Both) -> None:

@@ -236,6 +236,10 @@ def test_a_step_waits_for_images_that_are_still_being_loaded() -> None:
     assert first.finish[0] == pytest.approx(6.0)
     second = engine.run([first.finish[0]])
     assert min(second.start) == pytest.approx(7.0)
+    assert first.loading == {}
+    (waited,) = second.loading.items()
+    assert waited[0] == program.order[0][0]
+    assert waited[1] == pytest.approx((0.0, 7.0))
     third = engine.run([second.finish[0]])
     assert third.start == pytest.approx(second.start)
 
@@ -256,7 +260,7 @@ def test_waiting_ranks_wait_and_the_shares_add_up() -> None:
     slow = load_cluster("gtx580x2", ["slow=[{rank: 1, factor: 2}]"])
     summary = simulate(plan, model_of(plan), slow).summary
     for row in summary["ranks"]:
-        parts = ("compute", "exposed_communication", "wait", "bubble", "other")
+        parts = ("compute", "exposed_communication", "wait", "bubble", "loading", "other")
         assert sum(row[f"{p}_time_s"] for p in parts) == pytest.approx(row["step_time_s"])
     assert summary["ranks"][0]["wait_time_s"] > 0.4 * summary["step_time_s"]
 

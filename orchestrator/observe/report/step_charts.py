@@ -20,10 +20,11 @@ from bokeh.models.annotations.legends import ColorBar
 from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 
-from orchestrator.observe.palette import OP_COLORS
+from orchestrator.observe.palette import LOADING, OP_COLORS, SHARE_NAMES
 from orchestrator.observe.report.description import RankBytes, ReportItem, Step
 from orchestrator.observe.report.drawing import DASHES, chart, legend_above, tooltips, unit
 from orchestrator.observe.report.overview import diagonal
+from orchestrator.observe.timeline import Interval
 from orchestrator.program.ledger import edges
 from orchestrator.program.ops import (
     ALL_GATHER,
@@ -106,10 +107,20 @@ def _timeline(step: Step, unit_name: str, per_second: float, time: Range1d) -> f
         if not ids:
             continue
         offset, thickness = rows[LANE_OF[kinds[0]]]
-        source = ColumnDataSource(_bars(step, ids, per_second, offset))
+        spans = [(step.times.start[i], step.times.end[i]) for i in ids]
+        source = ColumnDataSource(_bars(program, ids, spans, per_second, offset))
         made.hbar(
             y="y", left="left", right="right", height=thickness, source=source,
             color=OP_COLORS[kinds[0]], line_color=None, legend_label=label,
+        )  # fmt: skip
+    loading = step.times.loading
+    if ids := [i for i in loading if program.columns.rank[i] < shown]:
+        offset, thickness = rows[COMPUTE]
+        bars = _bars(program, ids, [loading[i] for i in ids], per_second, offset)
+        source = ColumnDataSource({**bars, "op": [f"data of {op}" for op in bars["op"]]})
+        made.hbar(
+            y="y", left="left", right="right", height=thickness, source=source, color=LOADING,
+            line_color=None, legend_label=SHARE_NAMES["loading_time_s"],
         )  # fmt: skip
     legend_above(made)
     tooltips(made, [
@@ -138,12 +149,15 @@ def _rows(program: Program) -> dict[str, tuple[float, float]]:
 
 
 def _bars(
-    step: Step, ids: Sequence[int], per_second: float, offset: float
+    program: Program,
+    ids: Sequence[int],
+    spans: Sequence[Interval],
+    per_second: float,
+    offset: float,
 ) -> dict[str, Sequence[object] | np.ndarray]:
-    program, columns = step.program, step.program.columns
-    left = np.array([step.times.start[i] for i in ids]) * per_second
-    right = np.array([step.times.end[i] for i in ids]) * per_second
-    ranks = np.array([columns.rank[i] for i in ids])
+    """A row for each op and its span in seconds."""
+    left, right = np.array(spans).T * per_second
+    ranks = np.array([program.columns.rank[i] for i in ids])
     return {
         "left": left.astype(np.float32), "right": right.astype(np.float32),
         "takes": (right - left).astype(np.float32), "rank": ranks.astype(np.int32),
