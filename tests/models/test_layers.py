@@ -110,12 +110,12 @@ def test_terms_and_tiles_count_every_weight_once(layer: SizedLayer, out: Ranges,
     pairs: list[tuple[int, int]] = []
     for below in (normalise(((0, cut),)), normalise(((cut, inputs),))):
         found = tiles(layer, out, below)
-        now = [(o, f) for (((a, b),), ((c, d),), *_) in found for o in range(a, b) for f in range(c, d)]
+        now = [
+            (o, f) for (((a, b),), ((c, d),), *_) in found for o in range(a, b) for f in range(c, d)
+        ]
         terms = part_terms(layer, out, below)
         assert all(size(t.reads) == t.fan[1] - t.fan[0] for t in terms)
-        assert len(now) == inner * sum(
-            (t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in terms
-        )
+        assert len(now) == inner * sum((t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in terms)
         assert all(box[2:] == whole(weight[2:]) for box in found)
         pairs += now
     everything = {(o, f) for a, b in out for o in range(a, b) for f in range(weight[1])}

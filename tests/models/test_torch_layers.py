@@ -276,7 +276,9 @@ def test_the_loss_is_torchs() -> None:
         layer.whole(sized, (x, labels), {}, None),
     ):
         same(ours, expected)
-        same(torch.autograd.grad(ours, x)[0], torch.autograd.grad(expected, x, retain_graph=True)[0])
+        same(
+            torch.autograd.grad(ours, x)[0], torch.autograd.grad(expected, x, retain_graph=True)[0]
+        )
     narrow = layer.compute(part, (x.detach().bfloat16(), labels), (), None)
     assert narrow.dtype == torch.float32
 
