@@ -78,6 +78,7 @@ class SegmentRunner:
         self.runs = _runs(segment, part, self.given, split=split)
         self.starts = _weight_starts(part)
         self.cuts = _cuts(segment, part)
+        self.spent = _spent(segment, self.given)
 
     def forward(
         self, chunk: int, imports: tuple[Tensor, ...], draw: Draw, *, recompute: bool
@@ -148,7 +149,8 @@ class SegmentRunner:
             saved.links.append(Link(weights, inputs, outputs))
 
     def _through(self, values: Values, run: slice, draw: Draw) -> None:
-        """Compute some layers, from what they read to what they give."""
+        """Compute some layers, from what they read to what they give; what no later one reads is
+        let go at once."""
         for number in range(run.start, run.stop):
             part = self.part.layers[number]
             inputs = []
@@ -158,6 +160,9 @@ class SegmentRunner:
             weights = self.parameters.weights[self.starts[number] : self.starts[number + 1]]
             y = part.sized.layer.compute(part, inputs, weights, draw)
             values[number] = y * self.loss_scale if part.sized.layer.is_loss else y
+            del inputs, y
+            for n in self.spent[number]:
+                del values[n]
 
     def _walk(
         self, saved: Saved, gradients: Values, *, with_weights: bool
@@ -215,6 +220,18 @@ def _runs(segment: Segment, part: SegmentPart, given: set[int], *, split: bool) 
         entering = tuple(dict.fromkeys(n for n in read if not start <= n < stop))
         leaving = tuple(n for n in range(start, stop) if n in later)
         found.append(Run(slice(start, stop), entering, leaving))
+    return found
+
+
+def _spent(segment: Segment, given: set[int]) -> list[list[int]]:
+    """By layer, the values that it is the last to read."""
+    last: dict[int, int] = {}
+    for number, sources in enumerate(segment.sources):
+        last |= dict.fromkeys(sources, number)
+    found: list[list[int]] = [[] for _ in segment.sources]
+    for n, number in last.items():
+        if n not in given:
+            found[number].append(n)
     return found
 
 
