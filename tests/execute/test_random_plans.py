@@ -90,7 +90,7 @@ CHAINS: dict[str, tuple[tuple[int, ...], list[Layer]]] = {
 }  # fmt: skip
 MODELS = {name: Model(name, shape, chain, RECIPE) for name, (shape, chain) in CHAINS.items()}
 LENET = build_model("lenet5", {"image_size": 16, "width": 0.34, "classes": 4})
-MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.chain, RECIPE)
+MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.declared, RECIPE)
 
 SPLITS = {
     1: ["none", "none", "none", "{batch: 1}"],
@@ -131,7 +131,7 @@ def stage_ranks(draw: DrawFn, schedule: str) -> list[list[int]]:
 def plan_texts(draw: DrawFn) -> tuple[str, str]:
     """A plan as YAML, and the name of the model that it is for."""
     name = draw(st.sampled_from(sorted(MODELS)))
-    layers = [layer.name for layer in MODELS[name].chain]
+    layers = [layer.name for layer in MODELS[name].declared]
     schedule = draw(st.sampled_from(["GPipe", "GPipe", "1F1B", "Interleaved1F1B", *ZERO_BUBBLE]))
     stages = draw(stage_ranks(schedule))
     rows = [ranks for ranks in stages for _ in range(draw(st.sampled_from([1, 1, 2])))]
