@@ -282,7 +282,8 @@ class RankInterpreter:
                     self._samples(segment.index, chunk, part.batch)
                     for chunk in range(segment.chunks)
                 ]
-        return torch.unique(torch.cat(found))
+        samples: Tensor = torch.unique(torch.cat(found))
+        return samples
 
     def _import(
         self, found: Import, number: int, part: SegmentPart, samples: Tensor, chunk: int

@@ -164,9 +164,7 @@ class SegmentRunner:
             for n in self.spent[number]:
                 del values[n]
 
-    def _walk(
-        self, saved: Saved, gradients: Values, *, with_weights: bool
-    ) -> list[Tensor | None]:
+    def _walk(self, saved: Saved, gradients: Values, *, with_weights: bool) -> list[Tensor | None]:
         found: dict[int, Tensor] = {}
         for link in reversed(saved.links):
             weights = self.parameters.weights[link.weights]

@@ -1,5 +1,7 @@
 """A model: a graph of named layers, sized for one example, ending in its loss.
 
+A user writes one as::
+
     Model("tiny", (3, 32, 32), [
         Conv(name="conv1", channels=32, kernel=3, padding=1),
         ReLU(name="relu1"),
@@ -17,8 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.errors import InputError
+from orchestrator.models.box import Shape
 from orchestrator.models.cross_entropy import CrossEntropy
-from orchestrator.models.layer import INPUT, LABELS, Layer, Shape, SizedLayer, Value, value_of
+from orchestrator.models.layer import INPUT, LABELS, Layer, SizedLayer, Value, value_of
 
 LOSS = "loss"
 

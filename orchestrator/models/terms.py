@@ -178,9 +178,7 @@ class Weighted(Layer):
         for run, products in _products(sized, wanted, inside):
             added = intersect(run, bias_channels)
             row = (
-                bias[slice(*local(added, bias_channels)[0])]
-                if bias is not None and added
-                else None
+                bias[slice(*local(added, bias_channels)[0])] if bias is not None and added else None
             )
             total: Tensor | None = None
             for product in products:

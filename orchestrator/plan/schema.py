@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from orchestrator.plan import checks
-from orchestrator.plan.grid import AXES, Axis, SPLITS, Grid, Split, read_split
+from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
 

@@ -28,8 +28,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.models.box import Shape
-from orchestrator.models.ranges import size
-from orchestrator.program.segments import LayerPart
+from orchestrator.models.layer import LayerPart
 
 # The names of the passes that the table holds; input and weight are the halves of a backward that a
 # zero-bubble schedule takes apart.
