@@ -134,12 +134,12 @@ class SegmentRunner:
     def _build(self, saved: Saved) -> None:
         """Run the forward and keep its graphs."""
         values = {-1 - n: x for n, x in enumerate(saved.imports)}
-        for run, entering, leaving in self.runs:
+        for run, entering, unused, leaving in self.runs:
             inputs = {}
             for n in entering:
                 wants = n >= 0 or self.segment.imports[-1 - n].trained
                 x = values[n].detach()
-                inputs[n] = x.requires_grad_(wants and x.is_floating_point())
+                inputs[n] = x.requires_grad_(wants and n not in unused and x.is_floating_point())
             inside = dict(inputs)
             with torch.enable_grad():
                 self._through(inside, run, saved.draw)
@@ -195,10 +195,15 @@ class SegmentRunner:
 
 
 class Run(NamedTuple):
-    """The layers of one graph, the values that it reads and those that are read behind it."""
+    """The layers of one graph, the values that it reads and those that are read behind it.
+
+    ``unused`` are those that enter and of which this part's boxes hold nothing: a rank with the
+    first channels of a concatenation has none of the second value's.
+    """
 
     layers: slice
     entering: tuple[int, ...]
+    unused: frozenset[int]
     leaving: tuple[int, ...]
 
 
@@ -216,8 +221,15 @@ def _runs(segment: Segment, part: SegmentPart, given: set[int], *, split: bool) 
         read = [n for i in range(start, stop) for n in segment.sources[i]]
         later = {n for i in range(stop, count) for n in segment.sources[i]} | given
         entering = tuple(dict.fromkeys(n for n in read if not start <= n < stop))
+        used = {
+            n
+            for i in range(start, stop)
+            for n, box in zip(segment.sources[i], part.layers[i].reads, strict=True)
+            if not is_empty(box)
+        }
         leaving = tuple(n for n in range(start, stop) if n in later)
-        found.append(Run(slice(start, stop), entering, leaving))
+        unused = frozenset(entering) - used
+        found.append(Run(slice(start, stop), entering, unused, leaving))
     return found
 
 
