@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -27,8 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.our_side import Setting
 from benchmarks.pairing import CHECK_STEPS
+from orchestrator.execute.parameters import initial_parameter
 from orchestrator.models import Conv, Dropout, Linear, MaxPool, Recipe, ResponseNorm, SizedLayer
-from orchestrator.models.torch_layers import Draw, apply_layer, dropout_mask, initial_weight
+from orchestrator.models.randomness import Draw, keep_mask
 
 CPU = torch.device("cpu")
 
@@ -47,8 +49,8 @@ class SharedMaskDropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.draws:
             return super().forward(x)
-        everything = ((0, self.sized.out_channels),)
-        return x * dropout_mask(self.sized, everything, self.draws.popleft(), x)
+        everything, draw = self.sized.output.whole, self.draws.popleft()
+        return x * keep_mask(self.sized.name, self.sized.output_shape, everything, self.p, draw, x)
 
 
 class ColumnNorm(nn.Module):
@@ -71,11 +73,11 @@ class OurNorm(nn.Module):
 
     def __init__(self, sized: SizedLayer) -> None:
         super().__init__()
-        self.sized = sized
-        self.channels = ((0, sized.in_channels),)
+        everything = sized.output.whole
+        self.part = sized.part(everything, sized.reads(everything))
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply_layer(self.sized, x, out=self.channels, reads=self.channels)
+        return self.part.sized.layer.compute(self.part, (x,), (), None)
 
 
 def _module(sized: SizedLayer, seed: int, norm: str) -> nn.Module:
@@ -84,20 +86,20 @@ def _module(sized: SizedLayer, seed: int, norm: str) -> nn.Module:
         before, after = layer.pads
         padding = before if before == after else 0
         conv = nn.Conv2d(
-            sized.in_channels, layer.channels, layer.kernel, layer.stride, padding,
-            groups=layer.groups,
+            sized.inputs[0].channels, layer.channels, layer.kernel, layer.stride, padding,
+            groups=layer.groups, bias=layer.bias is not None,
         )  # fmt: skip
         _start(conv, sized, seed)
         pad = nn.ZeroPad2d((before, after, before, after))
         return conv if before == after else nn.Sequential(pad, conv)
     if isinstance(layer, Linear):
-        linear = nn.Linear(sized.in_channels * sized.in_values, layer.features)
+        linear = nn.Linear(prod(sized.input_shape), layer.features, bias=layer.bias is not None)
         _start(linear, sized, seed)
         return linear if len(sized.input_shape) == 1 else nn.Sequential(nn.Flatten(), linear)
     if isinstance(layer, ResponseNorm):
         return ColumnNorm(layer) if norm == "torch" else OurNorm(sized)
     if isinstance(layer, MaxPool):
-        return nn.MaxPool2d(layer.kernel, layer.stride)
+        return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding)
     if isinstance(layer, Dropout):
         return SharedMaskDropout(sized, layer.p)
     assert sized.kind == "relu", sized.kind
@@ -106,11 +108,9 @@ def _module(sized: SizedLayer, seed: int, norm: str) -> nn.Module:
 
 def _start(module: nn.Conv2d | nn.Linear, sized: SizedLayer, seed: int) -> None:
     """Our initial weights."""
-    assert isinstance(sized.layer, Conv | Linear)
-    assert module.bias is not None
     with torch.no_grad():
-        module.weight.copy_(initial_weight(sized, seed))
-        module.bias.fill_(sized.layer.bias)
+        for spec in sized.specs:
+            module.get_parameter(spec.name).copy_(initial_parameter(sized, spec, seed))
 
 
 def network(setting: Setting, names: Iterable[str], norm: str) -> nn.Sequential:

@@ -35,17 +35,22 @@ ALLOWED = {
 ALLOWED[PACKAGE] = {"errors"}
 ALLOWED["cli"] = ALLOWED["run"] = ALLOWED["__main__"] = {*ALLOWED, "cli", "run"}
 
-TORCH_LAYERS = f"{PACKAGE}.models.torch_layers"
+RESPONSE_NORM_TORCH = f"{PACKAGE}.models.response_norm_torch"
 RAY_LAUNCH = f"{PACKAGE}.execute.ray_launch"
 
 
 @dataclass(frozen=True)
 class Import:
-    """Module ``importer`` names ``target``, or something in it, at ``line``; both are dotted."""
+    """Module ``importer`` names ``target``, or something in it, at ``line``; both are dotted.
+
+    ``late``: inside a function or for type checkers only, so that importing ``importer`` does not
+    import ``target``.
+    """
 
     importer: str
     target: str
     line: int
+    late: bool
 
     def __str__(self) -> str:
         return f"{self.importer}, line {self.line}: imports {self.target}"
@@ -57,10 +62,10 @@ def read_imports(root: Path) -> list[Import]:
     ``from a import b`` counts as ``a.b``: whether b is a module or a name in one, it lies in a.
     """
     return [
-        Import(module, target, line)
+        Import(module, target, line, late)
         for path in sorted((root / PACKAGE).rglob("*.py"))
         for module in [module_name(path.relative_to(root))]
-        for target, line in targets(path, module)
+        for target, line, late in targets(path, module)
     ]
 
 
@@ -69,21 +74,37 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def targets(path: Path, module: str) -> Iterator[tuple[str, int]]:
+def targets(path: Path, module: str) -> Iterator[tuple[str, int, bool]]:
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    for node, late in nodes(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         match node:
             case ast.Import(names=names):
-                yield from ((alias.name, node.lineno) for alias in names)
+                yield from ((alias.name, node.lineno, late) for alias in names)
             case ast.ImportFrom(module=base, names=names, level=level):
                 above = package[: len(package) - (level - 1)] if level else []
                 full = ".".join([*above, *([base] if base else [])])
-                yield from ((f"{full}.{alias.name}", node.lineno) for alias in names)
+                yield from ((f"{full}.{alias.name}", node.lineno, late) for alias in names)
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[first, *_]) if (
                 name in ("import_module", "__import__")
             ):
                 if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                    yield first.value, node.lineno
+                    yield first.value, node.lineno, late
+
+
+def nodes(node: ast.AST, *, late: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """Every node below, and whether it is left alone when the module is imported."""
+    body: list[ast.stmt] | list[ast.expr] = []
+    match node:
+        case ast.FunctionDef(body=found) | ast.AsyncFunctionDef(body=found):
+            body = found
+        case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=found):
+            body = found
+        case ast.Lambda(body=expression):
+            body = [expression]
+    for child in ast.iter_child_nodes(node):
+        inside = late or child in body
+        yield child, inside
+        yield from nodes(child, late=inside)
 
 
 def part(module: str) -> str:
@@ -111,21 +132,32 @@ def test_the_reader_finds_every_form_of_import(tmp_path: Path) -> None:
         "import torch.nn as nn, ray\n"
         "from .text import parse\n"
         "from .. import models\n"
-        "def late():\n"
-        "    from orchestrator.models import torch_layers\n"
-        "    return importlib.import_module('orchestrator.cli')\n"
+        "if TYPE_CHECKING:\n"
+        "    from torch import Tensor\n"
+        "else:\n"
+        "    import torch.fx\n"
+        "def late(x=__import__('sklearn')):\n"
+        "    from orchestrator.models import response_norm_torch\n"
+        "    if x:\n"
+        "        return importlib.import_module('orchestrator.cli')\n"
+        "class C:\n"
+        "    import numpy\n"
     )
     assert {
-        (i.importer.removeprefix("orchestrator."), i.target) for i in read_imports(tmp_path)
+        (i.importer.removeprefix("orchestrator."), i.target, i.late) for i in read_imports(tmp_path)
     } == {
-        ("program", "orchestrator.program.ops"),
-        ("program", "orchestrator.plan.Plan"),
-        ("program.ops", "torch.nn"),
-        ("program.ops", "ray"),
-        ("program.ops", "orchestrator.program.text.parse"),
-        ("program.ops", "orchestrator.models"),
-        ("program.ops", "orchestrator.models.torch_layers"),
-        ("program.ops", "orchestrator.cli"),
+        ("program", "orchestrator.program.ops", False),
+        ("program", "orchestrator.plan.Plan", False),
+        ("program.ops", "torch.nn", False),
+        ("program.ops", "ray", False),
+        ("program.ops", "orchestrator.program.text.parse", False),
+        ("program.ops", "orchestrator.models", False),
+        ("program.ops", "torch.Tensor", True),
+        ("program.ops", "torch.fx", False),
+        ("program.ops", "sklearn", False),
+        ("program.ops", "orchestrator.models.response_norm_torch", True),
+        ("program.ops", "orchestrator.cli", True),
+        ("program.ops", "numpy", False),
     }
 
 
@@ -166,16 +198,20 @@ def test_no_cycle_between_parts() -> None:
 
 @pytest.mark.parametrize("name", ["plan", "program", "simulate"])
 def test_pure_parts_do_without_torch_and_ray(name: str) -> None:
-    heavy = ("torch", "ray", "sklearn", TORCH_LAYERS)
+    heavy = ("torch", "ray", "sklearn", RESPONSE_NORM_TORCH)
     wrong = [i for i in IMPORTS if part(i.importer) == name and within(i.target, *heavy)]
     assert not wrong, told(wrong)
 
 
-def test_model_descriptions_do_without_torch() -> None:
+def test_layer_kinds_import_torch_when_they_are_computed_only() -> None:
+    """A description needs no torch, so imports of it stand inside functions."""
     wrong = [
         i
         for i in IMPORTS
-        if part(i.importer) == "models" and i.importer != TORCH_LAYERS and within(i.target, "torch")
+        if part(i.importer) == "models"
+        and i.importer != RESPONSE_NORM_TORCH
+        and within(i.target, "torch", RESPONSE_NORM_TORCH)
+        and not i.late
     ]
     assert not wrong, told(wrong)
 
@@ -192,7 +228,7 @@ def test_importing_the_pure_parts_loads_neither_torch_nor_ray() -> None:
         for path in (ROOT / PACKAGE).rglob("*.py")
         for name in [module_name(path.relative_to(ROOT))]
         if part(name) in ("plan", "models", "program", "simulate")
-        and name != TORCH_LAYERS
+        and name != RESPONSE_NORM_TORCH
         and path.name != "__main__.py"  # runs when imported
     )
     code = (
@@ -200,11 +236,31 @@ def test_importing_the_pure_parts_loads_neither_torch_nor_ray() -> None:
         f"for name in {modules}: importlib.import_module(name)\n"
         "print(*sorted({'torch', 'ray', 'sklearn'} & set(sys.modules)))"
     )
+    assert loaded(code) == []
+
+
+def test_a_plan_is_compiled_and_simulated_without_torch() -> None:
+    """Layer kinds import torch where they are computed, and nothing of that is done here."""
+    code = (
+        "import sys\n"
+        "from orchestrator.models import build_model\n"
+        "from orchestrator.plan import load_plan\n"
+        "from orchestrator.simulate.cluster import load_cluster\n"
+        "from orchestrator.simulate.predict import simulate\n"
+        "model = build_model('alexnet2012', {})\n"
+        "simulate(load_plan('krizhevsky2012'), model, load_cluster('gtx580x2'))\n"
+        "print(*sorted({'torch', 'ray', 'sklearn'} & set(sys.modules)))"
+    )
+    assert loaded(code) == []
+
+
+def loaded(code: str) -> list[str]:
+    """What Python code prints, in an interpreter of its own."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+    return done.stdout.split()
 
 
 # Folders of one person's machine. Ray's own images have a fixed home, so that may be named.

@@ -24,8 +24,8 @@ from orchestrator.program.ledger import (
     edges,
     gradient_bytes,
 )
-from orchestrator.program.selection import selected
 from orchestrator.program.resolve import model_of
+from orchestrator.program.selection import selected
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.fit import RankFit, fits, what_would_fit
 from orchestrator.simulate.memory import peak_memory

@@ -339,7 +339,8 @@ class RankInterpreter:
                     self._samples(segment.index, chunk, part.batch)
                     for chunk in range(segment.chunks)
                 ]
-        return torch.unique(torch.cat(found))
+        samples: Tensor = torch.unique(torch.cat(found))
+        return samples
 
     def _import(self, found: Import, number: int, part: SegmentPart, chunk: int) -> Tensor:
         """A later segment's input, put together from what is here and what was received."""

@@ -107,7 +107,9 @@ def disagreements(program: Program, ranks: list[RankInterpreter]) -> list[str]:
                 weights = by_rank[other].parameters[segment.index].own
                 for slot, a, b in zip(first.slots, first.own, weights, strict=True):
                     if not torch.equal(a, b):
-                        found.append(f"{slot.name} differs between rank {group[0]} and rank {other}")
+                        found.append(
+                            f"{slot.name} differs between rank {group[0]} and rank {other}"
+                        )
     return found
 
 

@@ -33,11 +33,10 @@ from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.box import shape_of
-from orchestrator.models.layer import run
+from orchestrator.models.layer import LayerPart, run
 from orchestrator.models.model import Recipe
 from orchestrator.models.randomness import Draw
 from orchestrator.program.ops import Program
-from orchestrator.program.segments import LayerPart
 
 UPDATED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
 COPIED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)

@@ -79,11 +79,7 @@ class SegmentRunner:
         self.runs = _runs(segment, part, self.given, split=split)
         self.starts = _weight_starts(part)
         self.cuts = _cuts(segment, part)
-        # by import; a rank whose channels come from one tower reads nothing of the others
-        self.wants = [
-            found.trained and not is_empty(box)
-            for found, box in zip(segment.imports, part.imports, strict=True)
-        ]
+        self.spent = _spent(segment, self.given)
 
     def forward(
         self, chunk: int, imports: tuple[Tensor, ...], draw: Draw, *, recompute: bool
@@ -139,12 +135,12 @@ class SegmentRunner:
     def _build(self, saved: Saved) -> None:
         """Run the forward and keep its graphs."""
         values = {-1 - n: x for n, x in enumerate(saved.imports)}
-        for layers, entering, leaving in self.runs:
+        for layers, entering, unused, leaving in self.runs:
             inputs = {}
             for n in entering:
-                wants = n >= 0 or self.wants[-1 - n]
+                wants = n >= 0 or self.segment.imports[-1 - n].trained
                 x = values[n].detach()
-                inputs[n] = x.requires_grad_(wants and x.is_floating_point())
+                inputs[n] = x.requires_grad_(wants and n not in unused and x.is_floating_point())
             inside = dict(inputs)
             with torch.enable_grad():
                 self._through(inside, layers, saved.draw)
@@ -154,7 +150,8 @@ class SegmentRunner:
             saved.links.append(Link(weights, inputs, outputs))
 
     def _through(self, values: Values, layers: slice, draw: Draw) -> None:
-        """Compute some layers, from what they read to what they give."""
+        """Compute some layers, from what they read to what they give; what no later one reads is
+        let go at once."""
         for number in range(layers.start, layers.stop):
             part = self.part.layers[number]
             inputs = []
@@ -164,10 +161,11 @@ class SegmentRunner:
             weights = self.parameters.weights[self.starts[number] : self.starts[number + 1]]
             y = run(part, inputs, weights, draw)
             values[number] = y * self.loss_scale if part.sized.layer.is_loss else y
+            del inputs, y
+            for n in self.spent[number]:
+                del values[n]
 
-    def _walk(
-        self, saved: Saved, gradients: Values, *, with_weights: bool
-    ) -> list[Tensor | None]:
+    def _walk(self, saved: Saved, gradients: Values, *, with_weights: bool) -> list[Tensor | None]:
         found: dict[int, Tensor] = {}
         for link in reversed(saved.links):
             weights = self.parameters.weights[link.weights]
@@ -198,10 +196,15 @@ class SegmentRunner:
 
 
 class Run(NamedTuple):
-    """The layers of one graph, the values that it reads and those that are read behind it."""
+    """The layers of one graph, the values that it reads and those that are read behind it.
+
+    ``unused`` are those that enter and of which this part's boxes hold nothing: a rank with the
+    first channels of a concatenation has none of the second value's.
+    """
 
     layers: slice
     entering: tuple[int, ...]
+    unused: frozenset[int]
     leaving: tuple[int, ...]
 
 
@@ -219,8 +222,27 @@ def _runs(segment: Segment, part: SegmentPart, given: set[int], *, split: bool) 
         read = [n for i in range(start, stop) for n in segment.sources[i]]
         later = {n for i in range(stop, count) for n in segment.sources[i]} | given
         entering = tuple(dict.fromkeys(n for n in read if not start <= n < stop))
+        used = {
+            n
+            for i in range(start, stop)
+            for n, box in zip(segment.sources[i], part.layers[i].reads, strict=True)
+            if not is_empty(box)
+        }
         leaving = tuple(n for n in range(start, stop) if n in later)
-        found.append(Run(slice(start, stop), entering, leaving))
+        unused = frozenset(entering) - used
+        found.append(Run(slice(start, stop), entering, unused, leaving))
+    return found
+
+
+def _spent(segment: Segment, given: set[int]) -> list[list[int]]:
+    """By layer, the values that it is the last to read."""
+    last: dict[int, int] = {}
+    for number, sources in enumerate(segment.sources):
+        last |= dict.fromkeys(sources, number)
+    found: list[list[int]] = [[] for _ in segment.sources]
+    for n, number in last.items():
+        if n not in given:
+            found[number].append(n)
     return found
 
 

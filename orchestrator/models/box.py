@@ -43,7 +43,9 @@ def hull(boxes: Iterable[Box]) -> Box:
     found = [box for box in boxes if not is_empty(box)]
     if not found:
         return ()
-    return tuple([normalise(r for ranges in axis for r in ranges) for axis in zip(*found)])
+    return tuple(
+        [normalise(r for ranges in axis for r in ranges) for axis in zip(*found, strict=True)]
+    )
 
 
 def intersection(a: Box, b: Box) -> Box:
@@ -57,7 +59,9 @@ def within(inner: Box, outer: Box) -> Box:
     return tuple([local(x, y) for x, y in zip(inner, outer, strict=True)])
 
 
-def windows(out: Ranges, kernel: int, stride: int, before: int, size_in: int, size_out: int) -> Ranges:
+def windows(
+    out: Ranges, kernel: int, stride: int, before: int, size_in: int, size_out: int
+) -> Ranges:
     """Positions that windows read: window i covers ``stride`` i - ``before`` and ``kernel`` - 1 on.
 
     Windows at an edge read to the edge, so that a whole output reads its whole input.
@@ -71,10 +75,21 @@ def windows(out: Ranges, kernel: int, stride: int, before: int, size_in: int, si
 
 
 def padding_of(
-    out: Ranges, kernel: int, stride: int, before: int, size_in: int, size_out: int
-) -> tuple[int, int]:
-    """What windows reach over the edges: positions before the first one and behind the last."""
-    start, stop = out[0][0], out[-1][1]
-    low = max(0, before - start * stride)
-    high = max(0, (stop - 1) * stride - before + kernel - size_in)
-    return low, high
+    out: Box, kernel: int, stride: int, pads: tuple[int, int], before: Shape, after: Shape
+) -> tuple[int, ...]:
+    """What the windows of a box of an image reach over its edges: left, right, top, bottom.
+
+    Args:
+        pads: positions added before and after each side of the whole image.
+        before, after: shapes of the whole input and output.
+    """
+    found: list[int] = []
+    for axis in (2, 1):
+        ((start, stop),) = out[axis]
+        if (start, stop) == (0, after[axis]):
+            found += pads
+        else:
+            low = max(0, pads[0] - start * stride)
+            high = max(0, (stop - 1) * stride - pads[0] + kernel - before[axis])
+            found += (low, high)
+    return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
@@ -19,7 +19,7 @@ from orchestrator.models.layer import (
     positive,
     wants_image,
 )
-from orchestrator.models.ranges import normalise, size
+from orchestrator.models.ranges import normalise
 from orchestrator.models.terms import Term, Weighted
 
 if TYPE_CHECKING:
@@ -109,15 +109,8 @@ class Conv(Weighted):
 
     def _padding(self, part: LayerPart) -> tuple[int, ...]:
         """Zeros that a part's windows reach over the edges: left, right, top, bottom."""
-        sized = part.sized
-        found: list[int] = []
-        for axis in (2, 1):
-            ranges, before, after = part.out[axis], sized.input_shape[axis], sized.output_shape[axis]
-            if ranges == ((0, after),):
-                found += self.pads
-            else:
-                found += padding_of(ranges, self.kernel, self.stride, self.pads[0], before, after)
-        return tuple(found)
+        before, after = part.sized.input_shape, part.sized.output_shape
+        return padding_of(part.out, self.kernel, self.stride, self.pads, before, after)
 
     def prepare(self, part: LayerPart, x: Tensor) -> Tensor:
         import torch.nn.functional as nnf
@@ -162,8 +155,9 @@ class Conv(Weighted):
         padding = self._padding(part)
         if len(set(padding)) == 1:
             return found
-        sides = (size(part.reads[0][1]) + sum(padding[2:]), size(part.reads[0][2]) + sum(padding[:2]))
-        padded = per_value * size(part.reads[0][0]) * prod(sides)
+        channels, height, width = part.input_shapes[0]
+        sides = (height + sum(padding[2:])) * (width + sum(padding[:2]))
+        padded = per_value * channels * sides
         # the padded copy is kept in place of the input; its gradient is there before it is cropped
         return found._replace(
             keeps_input=False, kept=found.kept + padded,

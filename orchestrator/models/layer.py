@@ -336,9 +336,7 @@ class Layer:
         """Its trained tensors, whole."""
         return ()
 
-    def tiles(
-        self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]
-    ) -> tuple[Tile, ...]:
+    def tiles(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> tuple[Tile, ...]:
         """The parts of its parameters that compute ``out`` from ``reads`` only."""
         found = []
         for spec in sized.specs:

@@ -1,5 +1,7 @@
 """A model: a graph of named layers, sized for one example, ending in its loss.
 
+A user writes one as::
+
     Model("tiny", (3, 32, 32), [
         Conv(name="conv1", channels=32, kernel=3, padding=1),
         ReLU(name="relu1"),
@@ -18,6 +20,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from orchestrator.errors import InputError
+from orchestrator.models.box import Shape
 from orchestrator.models.combine import Sum
 from orchestrator.models.cross_entropy import CrossEntropy
 from orchestrator.models.fields import Bounds, Matches, check, check_fields
@@ -27,7 +30,6 @@ from orchestrator.models.layer import (
     Count,
     Layer,
     ParameterSpec,
-    Shape,
     SizedLayer,
     Value,
     value_of,

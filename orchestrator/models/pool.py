@@ -61,15 +61,8 @@ class _Pool(Layer):
 
     def _padding(self, part: LayerPart) -> tuple[int, ...]:
         """What a part's windows reach over the edges: left, right, top, bottom."""
-        sized = part.sized
-        found: list[int] = []
-        for axis in (2, 1):
-            ranges, before, after = part.out[axis], sized.input_shape[axis], sized.output_shape[axis]
-            if ranges == ((0, after),):
-                found += (self.padding, self.padding)
-            else:
-                found += padding_of(ranges, self.kernel, self.stride, self.padding, before, after)
-        return tuple(found)
+        before, after, pads = part.sized.input_shape, part.sized.output_shape, (self.padding,) * 2
+        return padding_of(part.out, self.kernel, self.stride, pads, before, after)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from orchestrator.models.response_norm import Piece, ResponseNorm
 
 
 def response_norm(x: Tensor, layer: ResponseNorm, pieces: tuple[Piece, ...]) -> Tensor:
-    """Output channels of the norm, piece by piece. x (n, channels, height, width) or (n, features)."""
+    """Output channels of the norm, piece by piece. x (n, channels, ...)."""
     return _Function.apply(x, layer, pieces)  # type: ignore[no-any-return,no-untyped-call]
 
 

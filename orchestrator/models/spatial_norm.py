@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from orchestrator.models.box import Box, within, windows
+from orchestrator.models.box import Box, windows, within
 from orchestrator.models.fields import Bounds, Odd
 from orchestrator.models.layer import (
     Layer,
@@ -88,4 +88,5 @@ class SpatialNorm(Layer):
 
         (x,) = inputs
         pool = nn.AvgPool2d(self.window, 1, self.window // 2, count_include_pad=True)
-        return x / (self.k + self.scale * pool(x**2)) ** self.power
+        square: Tensor = pool(x**2)
+        return x / (self.k + self.scale * square) ** self.power

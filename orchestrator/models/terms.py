@@ -11,14 +11,14 @@ weight for each run of output channels and of fan-in channels, and does a produc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from orchestrator.errors import InputError
-from orchestrator.models.box import Box, Shape, shape_of
+from orchestrator.models.box import Box, Shape
 from orchestrator.models.fields import Bounds
 from orchestrator.models.layer import (
     Constant,
@@ -140,14 +140,14 @@ class Weighted(Layer):
             for t in _rectangles(sized, wanted, inside)
         ]
         if self.bias is not None:
-            channels = normalise(t.out for t in _terms(sized, wanted, inside) if t.fan[0] == 0)
+            channels = normalise(t.out for t in part_terms(sized, wanted, inside) if t.fan[0] == 0)
             if channels:
                 found.append(Tile("bias", (channels,)))
         return tuple(found)
 
     def from_inputs(self, sized: SizedLayer, channels: Ranges) -> Box | None:
         everything = ((0, sized.output.channels),)
-        touched = normalise(t.out for t in _terms(sized, everything, channels))
+        touched = normalise(t.out for t in part_terms(sized, everything, channels))
         at_channel = sized.output.axes.index("channel")
         box = list(sized.output.whole)
         box[at_channel] = touched
@@ -157,9 +157,10 @@ class Weighted(Layer):
         wanted, inside = _channels(sized, out, reads)
         weight = sized.spec("weight").shape
         per_pair = prod(weight[1:]) // _terms_of(sized)[0].fan[1]
-        positions = prod(shape_of(out)) // size(wanted)
+        axes = sized.output.axes
+        positions = prod(size(r) for r, axis in zip(out, axes, strict=True) if axis != "channel")
         pairs = sum(
-            (t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in _terms(sized, wanted, inside)
+            (t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in part_terms(sized, wanted, inside)
         )
         return pairs * per_pair * positions
 
@@ -202,9 +203,7 @@ class Weighted(Layer):
         for run, products in _products(sized, wanted, inside):
             added = intersect(run, bias_channels)
             row = (
-                bias[slice(*local(added, bias_channels)[0])]
-                if bias is not None and added
-                else None
+                bias[slice(*local(added, bias_channels)[0])] if bias is not None and added else None
             )
             total: Tensor | None = None
             for product in products:
@@ -224,7 +223,7 @@ class Weighted(Layer):
         before, after = part.bytes(examples, itemsize)
         sized = part.sized
         wanted, inside = _channels(sized, part.out, part.reads)
-        terms = _terms(sized, wanted, inside)
+        terms = part_terms(sized, wanted, inside)
         weights = sum(tile.parameter == "weight" for tile in part.tiles)
         in_one = len(terms) == 1 or weights == 1  # equal groups are one call
         kept = forward_extra = backward_extra = 0
@@ -278,7 +277,7 @@ class Weighted(Layer):
         return ""
 
     def signature(self, part: LayerPart) -> str:
-        groups = len(_terms(part.sized, *_channels(part.sized, part.out, part.reads)))
+        groups = len(part_terms(part.sized, *_channels(part.sized, part.out, part.reads)))
         return " ".join(filter(None, [self.words(), f"groups {groups}" if groups > 1 else ""]))
 
 
@@ -310,7 +309,7 @@ def _terms_of(sized: SizedLayer) -> tuple[Term, ...]:
 
 
 @lru_cache(maxsize=65_536)
-def _terms(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[Term, ...]:
+def part_terms(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[Term, ...]:
     """The terms that compute ``out`` from input channels ``reads`` only."""
     found = []
     for term in _terms_of(sized):
@@ -325,7 +324,7 @@ def _terms(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[Term, ...]:
 def _rectangles(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[_Rectangle, ...]:
     """The rectangles of the weight behind the terms, joined where they touch."""
     found: list[_Rectangle] = []
-    for term in _terms(sized, out, reads):
+    for term in part_terms(sized, out, reads):
         last = found[-1] if found else None
         if last and last.fan == term.fan and last.out[1] == term.out[0]:
             found[-1] = _Rectangle((last.out[0], term.out[1]), last.fan)
@@ -340,7 +339,7 @@ def _products(
 ) -> tuple[tuple[Ranges, tuple[_Product, ...]], ...]:
     """By run of output channels, the products whose sum it is; equal groups done in one call."""
     tiles = _rectangles(sized, out, reads)
-    terms = _terms(sized, out, reads)
+    terms = part_terms(sized, out, reads)
     if len(terms) > 1 and len(tiles) == 1 and _are_equal_groups(terms, reads):
         product = _Product(
             0, (0, tiles[0].out[1] - tiles[0].out[0]), ((0, size(reads)),), len(terms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.plan.grid import AXES
 from orchestrator.plan.problem import Problem, found, listed
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _of_shares(entry: Entry, shares: tuple[int, ...]) -> list[Problem]:
     n_ranks = len(entry.ranks)
     if not isinstance(entry.split, str) or entry.split == "none":
         beside = "none" if entry.split == "none" else "a grid"
-        message = f"found shares beside {beside}; allowed: beside batch, channel or input"
+        message = f"found shares beside {beside}; allowed: beside one of {listed(AXES)}"
         return [Problem(("shares",), message, "remove shares")]
     if len(shares) != n_ranks:
         message = f"found {len(shares)} shares for {n_ranks} ranks; allowed: one for each rank"

@@ -55,7 +55,7 @@ class Grid:
     @classmethod
     def of(cls, axes: tuple[tuple[Axis, int], ...]) -> Grid:
         """The grid with these axes, in this order."""
-        return cls(**dict(axes), axes=axes)  # type: ignore[arg-type]
+        return cls(**dict(axes), axes=axes)
 
     @property
     def size(self) -> int:

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from orchestrator.plan import checks
-from orchestrator.plan.grid import AXES, Axis, SPLITS, Grid, Split, read_split
+from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
 
@@ -300,9 +300,10 @@ class Entry(_Part):
         examples=[[0, 1]],
     )
     split: SplitOrGrid = Field(
-        description="What the ranks divide: none (one rank), batch, channel (each computes some "
-        "output channels), input (each consumes some input channels), or a grid in row-major "
-        "order such as {batch: 2, channel: 2}.",
+        description="What the ranks divide: none (each of them computes all), batch, channel (each "
+        "computes some output channels), height (some rows), token (some tokens), input (each "
+        "consumes some input channels), or a grid in row-major order such as {batch: 2, channel: "
+        "2}.",
         examples=["channel"],
     )
     shares: tuple[Annotated[int, Field(ge=1, le=MOST_IMAGES)], ...] | None = Field(

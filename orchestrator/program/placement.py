@@ -473,9 +473,7 @@ class _Cutter:
     def _check_axis(self, sized: SizedLayer, axis: str) -> None:
         """Refuse an axis that a layer cannot be cut on, by name and with a reason."""
         axes = sized.output.axes
-        reason = (
-            f"its output has no {axis}" if axis not in axes else sized.layer.uncut(sized, axis)
-        )
+        reason = f"its output has no {axis}" if axis not in axes else sized.layer.uncut(sized, axis)
         if reason:
             suits = ["batch", *(x for x in axes if not sized.layer.uncut(sized, x))]
             suits = [x for x in suits if x != "width"]

@@ -1,10 +1,10 @@
 """Segments, what crosses between them, which gradients are summed: a program's static half.
 
 A segment is a run of layers that every rank computes without talking to anyone. It ends where a
-rank needs something that another has, where something is sent, where the stage or the chunk changes,
-and before a layer whose gradients fill a reduction *bucket*, so that the reduction can start while
-the backward goes on. What a segment reads from others are its *imports*, what others read of it are
-its *exports*. Before each import lies a *boundary* with its messages:
+rank needs something that another has, where something is sent, where the stage or the chunk
+changes, and before a layer whose gradients fill a reduction *bucket*, so that the reduction can
+start while the backward goes on. What a segment reads from others are its *imports*, what others
+read of it are its *exports*. Before each import lies a *boundary* with its messages:
 
     producer's parts                 consumer's needs               messages
     rank 0: examples x 0:128    ╳    rank 0: examples x 0:256   ->  0 -> 1, 1 -> 0 and two local
@@ -645,4 +645,3 @@ def _buckets(segments: Iterable[Segment]) -> tuple[tuple[Bucket, ...], ...]:
             )
         )
     return tuple(found)
-

@@ -1,4 +1,4 @@
-"""Which layers a plan means: ``conv1..pool2``, ``fc8``, ``blocks.0..11``, ``all``, or a list of them."""
+"""Which layers a plan means: ``conv1..pool2``, ``fc8``, ``blocks.0..11``, ``all``, or a list."""
 
 from __future__ import annotations
 

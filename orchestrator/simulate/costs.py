@@ -15,8 +15,9 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
+from orchestrator.models.layer import LayerPart
 from orchestrator.program.ops import STEP, B, F, I, Program, W
-from orchestrator.program.segments import LayerPart, SegmentPart
+from orchestrator.program.segments import SegmentPart
 from orchestrator.simulate.calibration import BytesTime, LayerTime, Pass, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
 from orchestrator.simulate.collectives import Collectives, Phase

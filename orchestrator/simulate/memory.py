@@ -30,7 +30,6 @@ from math import prod
 from operator import itemgetter
 
 from orchestrator.models.box import Box, Shape, volume
-from orchestrator.models.ranges import size
 from orchestrator.program.ops import (
     ALL_GATHER,
     COMPUTE,
@@ -464,7 +463,7 @@ class _Walk:
 
 
 def _is_view(box: Box, shape: Shape) -> bool:
-    """Whether a box of a tensor lies in memory as one piece: one run of examples, whole otherwise."""
+    """Whether a box of a tensor lies in memory as one piece: one run of examples, else whole."""
     return len(box[0]) == 1 and all(
         ranges == ((0, n),) for ranges, n in zip(box[1:], shape[1:], strict=True)
     )

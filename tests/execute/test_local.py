@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.local import LocalExecutor
-from orchestrator.execute.segment_runner import SegmentRunner
+from orchestrator.execute.parameters import initial_parameter
+from orchestrator.execute.segment_runner import SegmentRunner, Values
 from orchestrator.execute.verify import RandomFeed
 from orchestrator.models import Model, build_model
 from orchestrator.models.model import Recipe
-from orchestrator.models.torch_layers import initial_weight
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ops import parse, text
@@ -113,11 +113,11 @@ def test_the_plan_says_which_microbatches_recompute(
 ) -> None:
     forward, seen = SegmentRunner.forward, []
 
-    def watched(self: SegmentRunner, chunk: int, *args: Any, recompute: bool) -> Tensor:
-        y = forward(self, chunk, *args, recompute=recompute)
-        assert bool(self.kept[chunk].links) != recompute  # no graph is kept of what runs again
+    def watched(self: SegmentRunner, chunk: int, *args: Any, recompute: bool) -> Values:
+        outputs = forward(self, chunk, *args, recompute=recompute)
+        assert bool(self.saved[chunk].links) != recompute  # no graph is kept of what runs again
         seen.append((chunk, recompute))
-        return y
+        return outputs
 
     monkeypatch.setattr(SegmentRunner, "forward", watched)
     trained(program_of("pipeline", f"activation_checkpoint: {checkpoint}"), 1)
@@ -152,8 +152,10 @@ def test_nothing_of_a_step_is_kept_after_it(name: str) -> None:
     for rank in executor.ranks:
         assert not rank.outputs, f"outputs of {list(rank.outputs)}"
         assert not rank.buffers
+        assert not rank.input_gradients
+        assert not any(rank.incoming.values())
         for segment, runner in rank.runners.items():
-            assert not runner.kept, f"segment {segment} keeps chunks {list(runner.kept)}"
+            assert not runner.saved, f"segment {segment} keeps chunks {list(runner.saved)}"
 
 
 def test_times_of_a_step_keep_the_programs_order() -> None:
@@ -188,7 +190,7 @@ def test_the_ranks_tiles_cover_every_weight_with_its_start_value(name: str) -> N
     weighted = [layer for layer in model.layers if layer.has_weights]
     assert set(found) == {f"{x.name}.{part}" for x in weighted for part in ("weight", "bias")}
     for layer in weighted:
-        expected = initial_weight(layer, RECIPE.seed).double()
+        expected = initial_parameter(layer, layer.spec("weight"), RECIPE.seed).double()
         assert torch.equal(found[f"{layer.name}.weight"], expected), layer.name
         assert not found[f"{layer.name}.bias"].isnan().any()
         assert found[f"{layer.name}.bias"].unique().tolist() == [layer.layer.bias]  # type: ignore[attr-defined]

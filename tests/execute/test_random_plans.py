@@ -17,14 +17,22 @@ from hypothesis.strategies import DrawFn
 from orchestrator.errors import InputError
 from orchestrator.execute.verify import verify
 from orchestrator.models import (
+    GELU,
+    Add,
+    AveragePool,
+    Concat,
     Conv,
     Dropout,
+    Flatten,
+    GlobalAveragePool,
     Layer,
     Linear,
     MaxPool,
     Model,
+    Multiply,
     ReLU,
     ResponseNorm,
+    Sigmoid,
     SpatialNorm,
     build_model,
 )
@@ -80,6 +88,20 @@ CHAINS: dict[str, tuple[tuple[int, ...], list[Layer]]] = {
             _linear("fc4", 4),
         ],
     ),
+    # a residual, two branches put together, and a gate for each channel
+    "graph": (
+        (3, 4, 4),
+        [
+            _conv("conv1", 12, 3, 1), ReLU(name="relu1"), _conv("conv2", 12, 3, 1),
+            Add(name="sum", inputs=("conv2", "relu1")), GELU(name="gelu"),
+            MaxPool(name="pool", stride=1, padding=1),
+            Conv(name="conv3", inputs=("gelu",), channels=12, kernel=1, bias=None, weight_std=0.3),
+            Concat(name="both", inputs=("pool", "conv3")), GlobalAveragePool(name="mean"),
+            _linear("squeeze", 24), Sigmoid(name="gate"),
+            Multiply(name="gated", inputs=("both", "gate")),
+            AveragePool(name="shrink", kernel=2), Flatten(name="flat"), _linear("fc", 12),
+        ],
+    ),
     "linear": (
         (12,),
         [
@@ -94,8 +116,8 @@ MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.declared, RECIPE)
 
 SPLITS = {
     1: ["none", "none", "none", "{batch: 1}"],
-    2: ["batch", "channel", "input", "{batch: 1, channel: 2}"],
-    3: ["batch", "channel", "input"],
+    2: ["batch", "channel", "input", "{batch: 1, channel: 2}", "height", "none"],
+    3: ["batch", "channel", "input", "none"],
     4: ["{batch: 2, channel: 2}", "{channel: 2, batch: 2}", "{batch: 2, input: 2}", "batch",
         "channel", "input"],
 }  # fmt: skip
@@ -131,7 +153,7 @@ def stage_ranks(draw: DrawFn, schedule: str) -> list[list[int]]:
 def plan_texts(draw: DrawFn) -> tuple[str, str]:
     """A plan as YAML, and the name of the model that it is for."""
     name = draw(st.sampled_from(sorted(MODELS)))
-    layers = [layer.name for layer in MODELS[name].chain]
+    layers = [layer.name for layer in MODELS[name].declared]
     schedule = draw(st.sampled_from(["GPipe", "GPipe", "1F1B", "Interleaved1F1B", *ZERO_BUBBLE]))
     stages = draw(stage_ranks(schedule))
     rows = [ranks for ranks in stages for _ in range(draw(st.sampled_from([1, 1, 2])))]
@@ -200,9 +222,12 @@ def test_every_plan_that_compiles_equals_one_device() -> None:
         seen["accepted"] += 1
         for feature in (
             name, plan.schedule, "broadcast", "scatter", "shares", "input", "layer_batch",
-            "replicas: 2", "zero1", "except_last", "batch: 2", "always",
+            "replicas: 2", "zero1", "except_last", "batch: 2", "always", "height",
         ):  # fmt: skip
             seen[feature] += feature in text
+        seen["replicated"] += any(
+            len(entry.ranks) > 1 and entry.split == "none" for entry in plan.placement
+        )
 
     check()
     assert seen["accepted"] >= ACCEPTED, seen

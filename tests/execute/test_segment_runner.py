@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from orchestrator.models import (
     ResponseNorm,
     SpatialNorm,
 )
-from orchestrator.models.torch_layers import Draw
+from orchestrator.models.randomness import Draw
 from orchestrator.program.segments import Segment, SegmentPart
 from tests.program.small import small_program
 
@@ -43,7 +45,7 @@ LABELS = torch.tensor([0, 4, 2])
 
 def segment(first: str = "conv1", last: str = "fc4") -> Segment:
     """The layers first..last on rank 1, what is before and behind them on others."""
-    names = [layer.name for layer in NET.chain]
+    names = [layer.name for layer in NET.declared]
     start, stop = names.index(first), names.index(last) + 1
     spans = [(0, start, 0), (start, stop, 1), (stop, len(names), 2)]
     kept = [(a, b) for a, b, _ in spans if a < b]
@@ -55,42 +57,54 @@ def segment(first: str = "conv1", last: str = "fc4") -> Segment:
     return next(s for s in program.segments if s.reader == first)
 
 
-def runner_of(part: SegmentPart, *, split: bool, wants_input: bool) -> SegmentRunner:
+def runner_of(
+    segment: Segment, part: SegmentPart, *, split: bool, wants_input: bool
+) -> SegmentRunner:
     wholes: dict[str, Tensor] = {}
     parameters = SegmentParameters(
         part, dtype=torch.float64, device=torch.device("cpu"), group=1, place=0, sharded=False,
         value=lambda slot: initial_value(slot, 3, wholes),
     )  # fmt: skip
-    return SegmentRunner(
-        part, parameters, needs_input_gradient=wants_input, loss_scale=1 / 3, split=split
-    )
+    first, *labels = segment.imports
+    segment = replace(segment, imports=(first._replace(trained=wants_input), *labels))
+    return SegmentRunner(segment, part, parameters, loss_scale=1 / 3, split=split)
 
 
 def noise(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def imports_of(segment: Segment, part: SegmentPart, seed: int) -> tuple[Tensor, ...]:
+    """What the segment reads: noise, and the labels where it ends in the loss."""
+    x = noise(*part.import_shape(0), seed=seed)
+    return (x, LABELS) if segment.has_loss else (x,)
+
+
 def ran(
-    part: SegmentPart, how: str, *, wants_input: bool, ends: bool
+    segment: Segment, how: str, *, wants_input: bool
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """Output, input gradient and weight gradients of two chunks, with W's after all I's."""
-    runner = runner_of(part, split="split" in how, wants_input=wants_input)
+    part = next(iter(segment.parts.values()))
+    runner = runner_of(segment, part, split="split" in how, wants_input=wants_input)
+    last = len(part.layers) - 1
     y = torch.empty(0)
     for chunk in (0, 1):
         draw = Draw(seed=1, step=2, samples=SAMPLES + 10 * chunk)
-        x = noise(*part.input_shape, seed=chunk)
-        y = runner.forward(chunk, x, draw, LABELS if ends else None, recompute="again" in how)
+        imports = imports_of(segment, part, chunk)
+        outputs = runner.forward(chunk, imports, draw, recompute="again" in how)
+        assert list(outputs) == [last]
+        y = outputs[last]
     wanted: Tensor | None = None
     for chunk in (0, 1):
-        g = None if ends else noise(*part.output_shape, seed=9 + chunk)
-        if "split" in how:
-            wanted = runner.backward_input(chunk, g)
-        else:
-            wanted = runner.backward(chunk, g)
+        shape = part.output_shape(last)
+        g = {} if segment.has_loss else {last: noise(*shape, seed=9 + chunk)}
+        back = runner.backward_input if "split" in how else runner.backward
+        wanted, *of_labels = back(chunk, g)
+        assert of_labels == [None] * segment.has_loss
     if "split" in how:
         for chunk in (0, 1):
             runner.backward_weight(chunk)
-    assert not runner.kept
+    assert not runner.saved
     gradients = [g for g in runner.parameters.gradients if g is not None]
     assert len(gradients) == len(runner.parameters.weights)
     return y, wanted, gradients
@@ -105,10 +119,9 @@ SPANS = [("conv1", "fc4"), ("relu1", "drop3"), ("conv2", "pool2")]
 def test_every_way_of_going_back_gives_the_same_bits(
     first: str, last: str, how: str, wants_input: bool
 ) -> None:
-    part = next(iter(segment(first, last).parts.values()))
-    ends = last == "fc4"
-    y, wanted, gradients = ran(part, "whole", wants_input=wants_input, ends=ends)
-    other_y, other_wanted, other_gradients = ran(part, how, wants_input=wants_input, ends=ends)
+    layers = segment(first, last)
+    y, wanted, gradients = ran(layers, "whole", wants_input=wants_input)
+    other_y, other_wanted, other_gradients = ran(layers, how, wants_input=wants_input)
     assert torch.equal(y, other_y)
     assert (wanted is None) == (other_wanted is None) == (not wants_input)
     if wanted is not None and other_wanted is not None:
@@ -119,17 +132,18 @@ def test_every_way_of_going_back_gives_the_same_bits(
 
 
 def test_chunks_may_end_in_any_order() -> None:
-    part = next(iter(segment().parts.values()))
-    runner = runner_of(part, split=False, wants_input=True)
-    inputs = [noise(*part.input_shape, seed=chunk) for chunk in (0, 1)]
+    whole = segment()
+    part = next(iter(whole.parts.values()))
+    runner = runner_of(whole, part, split=False, wants_input=True)
+    inputs = [imports_of(whole, part, seed=chunk) for chunk in (0, 1)]
     draw = Draw(1, 2, SAMPLES)
-    for chunk, x in enumerate(inputs):
-        runner.forward(chunk, x, draw, LABELS, recompute=False)
-    late, early = runner.backward(1, None), runner.backward(0, None)
-    alone = runner_of(part, split=False, wants_input=True)
+    for chunk, imports in enumerate(inputs):
+        runner.forward(chunk, imports, draw, recompute=False)
+    (late, _), (early, _) = runner.backward(1, {}), runner.backward(0, {})
+    alone = runner_of(whole, part, split=False, wants_input=True)
     for chunk, found in ((0, early), (1, late)):
-        alone.forward(0, inputs[chunk], draw, LABELS, recompute=False)
-        expected = alone.backward(0, None)
+        alone.forward(0, inputs[chunk], draw, recompute=False)
+        expected, _ = alone.backward(0, {})
         assert found is not None
         assert expected is not None
         assert torch.equal(found, expected)

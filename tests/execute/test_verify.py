@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute import interpreter, transport
-from orchestrator.execute.parameters import SegmentParameters
+from orchestrator.execute.parameters import SegmentParameters, cut_out, put_in
 from orchestrator.execute.verify import RandomFeed, Verdict, verify
 from orchestrator.models import (
     Conv,
@@ -142,31 +142,28 @@ def test_one_class_is_a_loss_of_zero_not_an_error() -> None:
 
 # -- sabotage -------------------------------------------------------------------------------------
 
-PutIn = Callable[..., None]
-PUT_IN, CUT_OUT = interpreter.put_in, interpreter.cut_out
-
 
 def halo_dropped(x: Tensor, where: Any, piece: Tensor, *, add: bool) -> None:
     """Two channels that arrive alone are the norm's halo."""
     if not add and piece.shape[1] == 2:
         piece = torch.zeros_like(piece)
-    PUT_IN(x, where, piece, add=add)
+    put_in(x, where, piece, add=add)
 
 
 def halo_gradient_dropped(x: Tensor, where: Any, piece: Tensor, *, add: bool) -> None:
     if add and piece.shape[1] == 2:
         piece = torch.zeros_like(piece)
-    PUT_IN(x, where, piece, add=add)
+    put_in(x, where, piece, add=add)
 
 
 def channels_swapped(x: Tensor, where: Any) -> Tensor:
     """What goes from conv1's column to conv2 is in the wrong order."""
-    piece = CUT_OUT(x, where)
+    piece = cut_out(x, where)
     return piece.flip(1) if piece.shape[1:] == (4, 2, 2) else piece
 
 
 def examples_swapped(x: Tensor, where: Any) -> Tensor:
-    piece = CUT_OUT(x, where)
+    piece = cut_out(x, where)
     return piece.flip(0) if piece.dim() == 2 and piece.shape[1] == 6 else piece
 
 
@@ -261,7 +258,7 @@ def test_a_wrong_byte_count_is_told_with_its_edge(kinds: tuple[str, ...]) -> Non
     assert not verdict.ledger_exact
     assert not verdict.passed
     assert verdict.parameter_relative_error < 1e-9
-    layer = program.segments[segment].reader
+    layer = program.reader(touched[0])
     assert any(f"before {layer}" in p and "predicted" in p for p in verdict.problems)
 
 

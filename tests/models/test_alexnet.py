@@ -11,8 +11,19 @@ from math import prod
 import pytest
 
 from orchestrator.errors import InputError
-from orchestrator.models import Conv, Dropout, Linear, MaxPool, Model, ReLU, build_model
-from orchestrator.models.layers import ResponseNorm, SpatialNorm, same_size_as_ceil
+from orchestrator.models import (
+    Conv,
+    Dropout,
+    Linear,
+    MaxPool,
+    Model,
+    ReLU,
+    ResponseNorm,
+    SpatialNorm,
+    build_model,
+)
+from orchestrator.models.conv import same_size_as_ceil
+from orchestrator.models.ranges import Ranges
 
 # name, output, parameters, multiply-adds per image
 ALEXNET_2012 = [
@@ -146,11 +157,16 @@ def test_four_columns_read_three() -> None:
     """layers-153-4gpu: conv3a reads a, b, c; conv3b a, b, d; conv3c c, d, a; conv3d c, d, b."""
     model = build_model("alexnet2012-fourcolumns", {})
     conv3 = model.layers[model.index["conv3"]]
+
+    def reads(out: Ranges) -> Ranges:
+        (box,) = conv3.reads((out, *conv3.output.whole[1:]))
+        return box[0]
+
     a, b, c, d = ((i * 64, i * 64 + 64) for i in range(4))
-    assert conv3.reads(((0, 96),)) == ((a[0], c[1]),)
-    assert conv3.reads(((96, 192),)) == ((a[0], b[1]), d)
-    assert conv3.reads(((192, 288),)) == (a, (c[0], d[1]))
-    assert conv3.reads(((288, 384),)) == ((b[0], d[1]),)
+    assert reads(((0, 96),)) == ((a[0], c[1]),)
+    assert reads(((96, 192),)) == ((a[0], b[1]), d)
+    assert reads(((192, 288),)) == (a, (c[0], d[1]))
+    assert reads(((288, 384),)) == ((b[0], d[1]),)
     assert conv3.parameters == 384 * 192 * 9 + 384
     assert {n.columns for x in model.layers if isinstance(n := x.layer, ResponseNorm)} == {4}
 
@@ -165,7 +181,7 @@ def test_option_classes_changes_the_last_layer_only() -> None:
     small, usual = build_model("alexnet2012", {"classes": 10}), build_model("alexnet2012", {})
     assert small.classes == 10
     assert usual.parameters - small.parameters == 990 * 4097
-    assert small.chain[:-1] == usual.chain[:-1]
+    assert small.declared[:-1] == usual.declared[:-1]
 
 
 @pytest.mark.parametrize("size", [64, 96, 127, 224, 227, 256])
@@ -184,10 +200,10 @@ def test_option_width_keeps_the_columns_even(name: str, width: float) -> None:
     model = build_model(name, {"width": width, "classes": 7})
     columns = 4 if "four" in name else 2
     hidden = [x for x in model.layers if x.has_weights][:-1]
-    assert all(x.out_channels % (2 * columns) == 0 for x in hidden)
-    whole = {x.name: x.out_channels for x in build_model(name, {}).layers}
+    assert all(x.output.channels % (2 * columns) == 0 for x in hidden)
+    whole = {x.name: x.output.channels for x in build_model(name, {}).layers}
     for layer in hidden:
-        assert abs(layer.out_channels - width * whole[layer.name]) <= 2 * columns
+        assert abs(layer.output.channels - width * whole[layer.name]) <= 2 * columns
     assert model.classes == 7
 
 
@@ -212,7 +228,7 @@ def test_lenet5_is_as_in_1998_with_pools() -> None:
     }
     assert model.parameters == 61_706
     small = build_model("lenet5", {"width": 0.5, "classes": 3, "image_size": 16})
-    assert [x.out_channels for x in small.layers if x.has_weights] == [4, 8, 60, 42, 3]
+    assert [x.output.channels for x in small.layers if x.has_weights] == [4, 8, 60, 42, 3]
     with pytest.raises(InputError, match="conv2: its input of 6x4x4 is too small"):
         build_model("lenet5", {"image_size": 12})
 
@@ -220,5 +236,5 @@ def test_lenet5_is_as_in_1998_with_pools() -> None:
 def test_multiply_adds_are_weights_times_places() -> None:
     for layer in build_model("alexnet2012", {"width": 0.3}).layers:
         places = prod(layer.output_shape[1:])
-        assert layer.macs == (prod(layer.weight_shape) * places if layer.has_weights else 0)
+        assert layer.macs == (prod(layer.spec("weight").shape) * places if layer.has_weights else 0)
         assert not isinstance(layer.layer, ReLU) or layer.parameters == 0

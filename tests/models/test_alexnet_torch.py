@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.execute.reference import Reference
 from orchestrator.models import build_model
-from orchestrator.models.torch_layers import Draw, dropout_mask
+from orchestrator.models.randomness import Draw, keep_mask
 
 WIDTH, SIZE, CLASSES, IMAGES = 1 / 16, 96, 7, 3
 
@@ -75,9 +75,9 @@ def test_the_loss_and_every_update_are_those_of_plain_torch() -> None:
     masks = []
     for name in ("drop6", "drop7"):
         sized = model.layers[model.index[name]]
-        like = torch.empty(IMAGES, sized.out_channels, dtype=torch.float64)
+        like = torch.empty(IMAGES, *sized.output_shape, dtype=torch.float64)
         draw = Draw(recipe.seed, 0, torch.arange(IMAGES))
-        masks.append(dropout_mask(sized, ((0, sized.out_channels),), draw, like))
+        masks.append(keep_mask(name, sized.output_shape, sized.output.whole, 0.5, draw, like))
     net = alexnet(masks)
     theirs = dict(zip(ours.weights, net.parameters(), strict=True))
     with torch.no_grad():

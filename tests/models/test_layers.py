@@ -14,6 +14,7 @@ from orchestrator import models
 from orchestrator.errors import InputError
 from orchestrator.models import (
     Conv,
+    CrossEntropy,
     Dropout,
     Layer,
     Linear,
@@ -26,17 +27,32 @@ from orchestrator.models import (
     SizedLayer,
     SpatialNorm,
     Sum,
+    Value,
 )
+from orchestrator.models.box import Box, whole
 from orchestrator.models.fields import Bounds
-from orchestrator.models.layers import CrossEntropy, Tile
+from orchestrator.models.layer import Tile, value_of
 from orchestrator.models.ranges import Ranges, normalise, size
-from orchestrator.models.torch_layers import Shard
+from orchestrator.models.terms import part_terms
 
 COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
 
 
 def sized(layer: Layer, *shape: int) -> SizedLayer:
-    return SizedLayer(layer, shape, layer.output_shape(shape))
+    return SizedLayer.of(layer, value_of(shape))
+
+
+def reads(layer: SizedLayer, out: Ranges) -> Ranges:
+    """Input channels that some output channels need; they need all of every other axis."""
+    (box,) = layer.reads((out, *layer.output.whole[1:]))
+    assert box[1:] == layer.inputs[0].whole[1:]
+    return box[0]
+
+
+def tiles(layer: SizedLayer, out: Ranges, reads: Ranges) -> list[Box]:
+    """The rectangles of the weight behind some output channels and some input channels."""
+    part = layer.part((out, *layer.output.whole[1:]), ((reads, *layer.inputs[0].whole[1:]),))
+    return [tile.box for tile in part.tiles if tile.parameter == "weight"]
 
 
 WEIGHTED = [
@@ -50,40 +66,41 @@ WEIGHTED = [
 
 def test_a_grouped_convolution_reads_its_group() -> None:
     layer = sized(Conv(name="c", channels=256, kernel=5, padding=2, groups=2), 96, 27, 27)
-    assert layer.reads(((0, 128),)) == ((0, 48),)
-    assert layer.reads(((128, 129),)) == ((48, 96),)
-    assert layer.reads(((100, 200),)) == ((0, 96),)
-    assert layer.weight_shape == (256, 48, 5, 5)
+    assert reads(layer, ((0, 128),)) == ((0, 48),)
+    assert reads(layer, ((128, 129),)) == ((48, 96),)
+    assert reads(layer, ((100, 200),)) == ((0, 96),)
+    assert layer.spec("weight").shape == (256, 48, 5, 5)
 
 
 def test_partial_connectivity_reads_the_named_columns() -> None:
     layer = WEIGHTED[2]
-    reads = [layer.reads(((2 * c, 2 * c + 2),)) for c in range(4)]
-    assert reads == [((0, 6),), ((0, 4), (6, 8)), ((0, 2), (4, 8)), ((2, 8),)]
-    assert layer.weight_shape == (8, 6, 1, 1)
+    found = [reads(layer, ((2 * c, 2 * c + 2),)) for c in range(4)]
+    assert found == [((0, 6),), ((0, 4), (6, 8)), ((0, 2), (4, 8)), ((2, 8),)]
+    assert layer.spec("weight").shape == (8, 6, 1, 1)
 
 
 def test_a_norm_reads_two_channels_more_unless_its_column_ends() -> None:
     whole = sized(ResponseNorm(name="n"), 96, 2, 2)
-    assert whole.reads(((0, 48),)) == ((0, 50),)
-    assert whole.reads(((48, 96),)) == ((46, 96),)
-    assert whole.reads(((10, 12), (20, 21))) == ((8, 14), (18, 23))
+    assert reads(whole, ((0, 48),)) == ((0, 50),)
+    assert reads(whole, ((48, 96),)) == ((46, 96),)
+    assert reads(whole, ((10, 12), (20, 21))) == ((8, 14), (18, 23))
     columns = sized(ResponseNorm(name="n", columns=2), 96, 2, 2)
-    assert columns.reads(((0, 48),)) == ((0, 48),)
-    assert columns.reads(((24, 60),)) == ((22, 62),)
-    assert sized(ResponseNorm(name="n", window=1), 8, 2, 2).reads(((3, 5),)) == ((3, 5),)
+    assert reads(columns, ((0, 48),)) == ((0, 48),)
+    assert reads(columns, ((24, 60),)) == ((22, 62),)
+    assert reads(sized(ResponseNorm(name="n", window=1), 8, 2, 2), ((3, 5),)) == ((3, 5),)
 
 
 @pytest.mark.parametrize(
     "layer", [ReLU(name="x"), MaxPool(name="x"), SpatialNorm(name="x"), Dropout(name="x")]
 )
 def test_what_has_no_weights_and_no_window_reads_its_own_channels(layer: Layer) -> None:
-    assert sized(layer, 8, 5, 5).reads(((1, 3), (6, 7))) == ((1, 3), (6, 7))
+    assert reads(sized(layer, 8, 5, 5), ((1, 3), (6, 7))) == ((1, 3), (6, 7))
     assert sized(layer, 8, 5, 5).parameters == sized(layer, 8, 5, 5).macs == 0
 
 
 def test_the_loss_reads_all_scores() -> None:
-    assert sized(CrossEntropy(name="loss"), 10).reads(((0, 1),)) == ((0, 10),)
+    loss = SizedLayer.of(CrossEntropy(name="loss"), value_of((10,)), Value((), (), integer=True))
+    assert loss.reads((((0, 1),),)) == ((((0, 10),),), ())
 
 
 CHANNELS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 9)), min_size=1, max_size=3)
@@ -93,27 +110,41 @@ CHANNELS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 9)), min_size=1,
 @given(out=CHANNELS.map(normalise), cut=st.integers(0, 9))
 def test_terms_and_tiles_count_every_weight_once(layer: SizedLayer, out: Ranges, cut: int) -> None:
     """The weights behind some outputs, told by their inputs below a cut and above it, are all."""
-    out = tuple((a, min(b, layer.out_channels)) for a, b in out if a < layer.out_channels)
-    cut = min(cut, layer.in_channels)
-    low, high = ((0, cut),), ((cut, layer.in_channels),)
+    channels, inputs = layer.output.channels, layer.inputs[0].channels
+    out = tuple((a, min(b, channels)) for a, b in out if a < channels)
+    cut = min(cut, inputs)
+    weight = layer.spec("weight").shape
+    (fan_in,) = {t.fan[1] for t in part_terms(layer, ((0, channels),), ((0, inputs),))}
+    inner = weight[1] // fan_in
     pairs: list[tuple[int, int]] = []
-    for reads in (normalise(low), normalise(high)):
-        tiles = layer.tiles(out, reads)
-        pairs += [(o, f) for t in tiles for o in range(*t.out) for f in range(*t.fan)]
-        terms = layer.terms(out, reads)
+    for below in (normalise(((0, cut),)), normalise(((cut, inputs),))):
+        found = tiles(layer, out, below)
+        now = [
+            (o, f) for (((a, b),), ((c, d),), *_) in found for o in range(a, b) for f in range(c, d)
+        ]
+        terms = part_terms(layer, out, below)
         assert all(size(t.reads) == t.fan[1] - t.fan[0] for t in terms)
-        assert sum(t.channels for t in tiles) == sum(
-            (t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in terms
-        )
-    everything = {(o, f) for a, b in out for o in range(a, b) for f in range(layer.fan_in)}
+        assert len(now) == inner * sum((t.out[1] - t.out[0]) * (t.fan[1] - t.fan[0]) for t in terms)
+        assert all(box[2:] == whole(weight[2:]) for box in found)
+        pairs += now
+    everything = {(o, f) for a, b in out for o in range(a, b) for f in range(weight[1])}
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == everything
 
 
 def test_tiles_join_groups_that_touch() -> None:
-    grouped = WEIGHTED[1]
-    assert grouped.tiles(((0, 6),), ((0, 4),)) == (Tile((0, 6), (0, 2)),)
-    assert grouped.tiles(((0, 6),), ((0, 2),)) == (Tile((0, 3), (0, 2)),)
+    grouped, kernel = WEIGHTED[1], (((0, 3),), ((0, 3),))
+    assert tiles(grouped, ((0, 6),), ((0, 4),)) == [(((0, 6),), ((0, 2),), *kernel)]
+    assert tiles(grouped, ((0, 6),), ((0, 2),)) == [(((0, 3),), ((0, 2),), *kernel)]
+
+
+def test_the_bias_is_cut_with_its_channels() -> None:
+    """Where the input is cut, it is with the part that has the channel's first fan-in."""
+    layer = WEIGHTED[4]
+    part = layer.part((((1, 5),),), ((((0, 9),),),))
+    assert part.tiles[-1] == Tile("bias", (((1, 5),),))
+    behind = layer.part((((2, 6),),), ((((4, 9),),),))
+    assert behind.tiles[-1] == Tile("bias", (((4, 6),),))
 
 
 REFUSED = [
@@ -137,7 +168,7 @@ def test_a_layer_that_cannot_be_is_named(
 ) -> None:
     """Whether found by the shape or by the connectivity, it is the user's to mend."""
     with pytest.raises(InputError, match=message) as caught:
-        sized(layer, *shape).terms(((0, 1),), ((0, 1),))
+        sized(layer, *shape)
     assert "layer c" in str(caught.value)
 
 

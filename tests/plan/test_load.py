@@ -94,7 +94,6 @@ WRONG = [
     ("[0, 1]", "[]", "x.yaml:9, placement[0].ranks", "empty list", "ranks: [0]"),
     ("[0, 1]", "1", "x.yaml:9, placement[0].ranks", "a list", "ranks: [1]"),
     ("channel", "chanel", "x.yaml:9, placement[0].split", "found 'chanel'", "mean channel?"),
-    ("channel", "none", "x.yaml:9, placement[0].split", "none over 2 ranks", "split: batch or"),
     ("channel", "{chan: 2}", "x.yaml:9, placement[0].split.chan", "allowed: batch", "channel?"),
     ("channel", "{batch: 4}", "x.yaml:9, placement[0].split", "a grid of 4", "ranks: 0..3"),
     ("channel", "{batch: true}", "x.yaml:9, placement[0].split.batch", "found true", "batch: 2"),
@@ -383,8 +382,13 @@ def test_defaults_leave_the_recipe_alone() -> None:
 
 
 def test_plans_built_in_python_are_checked_alike() -> None:
-    with pytest.raises(ValidationError, match="none over 2 ranks"):
-        Entry(layers="a", ranks=(0, 1), split="none")
+    with pytest.raises(ValidationError, match="1 shares for 2 ranks"):
+        Entry(layers="a", ranks=(0, 1), split="channel", shares=(2,))
+
+
+def test_none_over_several_ranks_is_replicated() -> None:
+    entry = read_plan(PLAN.replace("channel", "none", 1)).placement[0]
+    assert (entry.ranks, entry.split, entry.grid.axes) == ((0, 1), "none", ())
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

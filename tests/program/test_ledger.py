@@ -49,7 +49,7 @@ def test_the_columns_of_2012_hold_their_halves() -> None:
     program = compiled("krizhevsky2012")
     parts = [[s.parts[r] for s in program.segments if r in s.parts] for r in (0, 1)]
     assert [sum(p.parameters for p in mine) for mine in parts] == [32_531_112, 28_434_112]
-    macs = [sum(p.macs_per_image for p in mine) for mine in parts]
+    macs = [sum(p.macs_per_example for p in mine) for mine in parts]
     assert macs[1] == (724_406_816 - 4_096_000) // 2
     assert sum(macs) == 724_406_816
 

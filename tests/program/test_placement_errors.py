@@ -127,7 +127,9 @@ def test_a_channel_cut_may_not_divide_where_there_are_no_weights() -> None:
     )
     program = compile_plan(plan, LINEAR)
     relu = next(s for s in program.segments if s.reader == "relu")
-    assert [part.out for part in relu.parts.values()] == [((0, 2),), ((2, 5),), ((5, 8),)]
+    assert [part.layers[0].out[0] for part in relu.parts.values()] == [
+        ((0, 2),), ((2, 5),), ((5, 8),)
+    ]  # fmt: skip
 
 
 def test_a_rank_without_a_channel_or_example_is_left_out() -> None:

@@ -48,7 +48,7 @@ def measured_peaks(program: Program, monkeypatch: pytest.MonkeyPatch) -> list[in
     for rank in executor.ranks:
         rank._reset()
         for runner in rank.runners.values():
-            runner.kept.clear()
+            runner.saved.clear()
         monkeypatch.setattr(rank, "step", _marked(rank))
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, profile_memory=True, record_shapes=True) as recorded:

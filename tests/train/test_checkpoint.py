@@ -206,7 +206,7 @@ def test_the_untouched_file_is_read(whole: dict[str, Any], tmp_path: Path) -> No
 def test_another_model_is_refused(whole: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "step-000002.pt"
     torch.save(whole, file)
-    wide = Model("wide", LINEAR.input_shape, LINEAR.chain)
+    wide = Model("wide", LINEAR.input_shape, LINEAR.declared)
     with pytest.raises(InputError, match="model lenet5") as caught:
         checkpoint.load(file, wide)
     assert "wide" in str(caught.value)

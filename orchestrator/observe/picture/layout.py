@@ -16,11 +16,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from orchestrator.models.layer import SizedLayer
+from orchestrator.models.layer import LayerPart, SizedLayer
 from orchestrator.models.ranges import Ranges
 from orchestrator.program.ledger import Edge, activation_bytes, edges, gradient_bytes
 from orchestrator.program.ops import Program
-from orchestrator.program.segments import LayerPart
 
 MOST_ROWS = 4  # so many ranks are drawn one by one, whether they do the same or not
 IMAGE = "image"

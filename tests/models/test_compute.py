@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from orchestrator.execute.parameters import initial_parameter
 from orchestrator.models import (
     Conv,
+    CrossEntropy,
     Dropout,
     Layer,
     Linear,
@@ -25,17 +27,13 @@ from orchestrator.models import (
     SizedLayer,
     SpatialNorm,
     Sum,
+    Value,
 )
-from orchestrator.models.layers import CrossEntropy
+from orchestrator.models.box import Box
+from orchestrator.models.layer import value_of
+from orchestrator.models.randomness import Draw, keep_mask
 from orchestrator.models.ranges import Ranges, normalise, size
-from orchestrator.models.torch_layers import (
-    Draw,
-    apply_layer,
-    dropout_mask,
-    initial_weight,
-    loss_sum,
-    take,
-)
+from orchestrator.models.terms import take
 
 COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
 
@@ -64,7 +62,7 @@ LAYERS: list[tuple[Layer, tuple[int, ...]]] = [
     (ReLU(name="relu"), (8, 2, 2)),
     (Sum(name="sum"), (8,)),
 ]
-SIZED = [SizedLayer(layer, shape, layer.output_shape(shape)) for layer, shape in LAYERS]
+SIZED = [SizedLayer.of(layer, value_of(shape)) for layer, shape in LAYERS]
 RANGES = st.lists(st.tuples(st.integers(0, 11), st.integers(1, 12)), min_size=1, max_size=3)
 
 
@@ -130,8 +128,20 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def leaves(sized: SizedLayer) -> tuple[Tensor, Tensor, Tensor]:
     """Input, whole weight and bias, to be differentiated."""
     x = noise(3, *sized.input_shape).requires_grad_()
-    weight = noise(*(sized.weight_shape or (1,)), seed=1).requires_grad_()
-    return x, weight, noise(sized.out_channels, seed=2).requires_grad_()
+    weight = noise(*(sized.spec("weight").shape if sized.has_weights else (1,)), seed=1)
+    bias = noise(sized.output.channels, seed=2)
+    return x, weight.requires_grad_(), bias.requires_grad_()
+
+
+def of_channels(value: Value, channels: Ranges) -> Box:
+    """Some channels, all of the other axes."""
+    return (channels, *value.whole[1:])
+
+
+def cut_out(x: Tensor, box: Box) -> Tensor:
+    for dimension, ranges in enumerate(box):
+        x = take(x, ranges, dimension)
+    return x
 
 
 def part_of(
@@ -139,19 +149,25 @@ def part_of(
     leaf: tuple[Tensor, Tensor, Tensor],
     out: Ranges,
     reads: Ranges,
-    *,
-    bias: bool,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Output channels ``out`` from input channels ``reads``, tiles cut from the whole weight."""
-    x, weight, biases = leaf
-    inner = sized.in_values if sized.kind == "linear" else 1
-    tiles = [
-        weight[slice(*t.out), t.fan[0] * inner : t.fan[1] * inner] for t in sized.tiles(out, reads)
-    ]
-    return apply_layer(
-        sized, take(x, reads), out=out, reads=reads, weights=tiles,
-        bias=take(biases[None], out)[0] if bias else None, bias_channels=out if bias else (),
-    )  # fmt: skip
+    x, weight, bias = leaf
+    whole = {"weight": weight, "bias": bias}
+    part = sized.part(of_channels(sized.output, out), (of_channels(sized.inputs[0], reads),))
+    tiles = [cut_out(whole[tile.parameter], tile.box) for tile in part.tiles]
+    return sized.layer.compute(part, (take(x, reads),), tiles, draw)
+
+
+def all_of(sized: SizedLayer, leaf: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return part_of(sized, leaf, sized.output.whole[0], sized.inputs[0].whole[0])
+
+
+def modules_of(sized: SizedLayer, leaf: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """What one device computes in ``verify``."""
+    x, weight, bias = leaf
+    parameters = {"weight": weight, "bias": bias} if sized.has_weights else {}
+    return sized.layer.whole(sized, (x,), parameters, None)
 
 
 def gradients(y: Tensor, g: Tensor, leaf: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
@@ -163,13 +179,14 @@ def same(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("computed", [all_of, modules_of])
 @pytest.mark.parametrize("sized", SIZED, ids=lambda sized: sized.name)
-def test_a_whole_layer_is_torchs(sized: SizedLayer) -> None:
+def test_a_whole_layer_is_torchs(
+    sized: SizedLayer, computed: Callable[[SizedLayer, tuple[Tensor, Tensor, Tensor]], Tensor]
+) -> None:
     leaf = leaves(sized)
     expected = plain(sized.layer, *leaf)
-    ours = part_of(
-        sized, leaf, ((0, sized.out_channels),), ((0, sized.in_channels),), bias=sized.has_weights
-    )
+    ours = computed(sized, leaf)
     assert ours.shape == (3, *sized.output_shape)
     same(ours, expected)
     g = noise(*expected.shape, seed=3)
@@ -183,11 +200,12 @@ def test_a_whole_layer_is_torchs(sized: SizedLayer) -> None:
 def test_any_channels_of_a_layer_are_those_of_the_whole(
     sized: SizedLayer, wanted: list[tuple[int, int]]
 ) -> None:
-    top = sized.out_channels
+    top = sized.output.channels
     out = normalise((min(a, top - 1), min(max(a + 1, b), top)) for a, b in wanted) or ((0, 1),)
     leaf = leaves(sized)
     expected = take(plain(sized.layer, *leaf), out)
-    ours = part_of(sized, leaf, out, sized.reads(out), bias=sized.has_weights)
+    (reads,) = sized.reads(of_channels(sized.output, out))
+    ours = part_of(sized, leaf, out, reads[0])
     same(ours, expected)
     g = noise(*expected.shape, seed=3)
     for mine, theirs in zip(gradients(ours, g, leaf), gradients(expected, g, leaf), strict=True):
@@ -199,32 +217,36 @@ def test_any_channels_of_a_layer_are_those_of_the_whole(
 @given(cut=st.integers(1, 8))
 def test_partial_sums_over_input_channels_add_up(sized: SizedLayer, cut: int) -> None:
     """As a layer split on its input is computed: parts of the fan-in, the bias with the first."""
-    cut = min(cut, sized.in_channels - 1)
+    inputs = sized.inputs[0].channels
+    cut = min(cut, inputs - 1)
     leaf = leaves(sized)
-    x, weight, bias = leaf
-    everything = ((0, sized.out_channels),)
     total = torch.zeros(3, *sized.output_shape, dtype=torch.float64)
-    for reads in (((0, cut),), ((cut, sized.in_channels),)):
-        out = normalise(term.out for term in sized.terms(everything, reads))
-        part, column = part_of(sized, leaf, out, reads, bias=False), 0
-        for start, stop in out:
+    for reads in (((0, cut),), ((cut, inputs),)):
+        touched = sized.layer.from_inputs(sized, reads)
+        assert touched is not None
+        part, column = part_of(sized, leaf, touched[0], reads), 0
+        for start, stop in touched[0]:
             total[:, start:stop] += part[:, column : column + stop - start]
             column += stop - start
-    expected = plain(sized.layer, x, weight, bias)
-    same(total + bias.view(-1, *[1] * (expected.dim() - 2)), expected)
+    same(total, plain(sized.layer, *leaf))
 
 
 def test_the_bias_is_added_to_its_own_channels_only() -> None:
     sized = SIZED[5]
     leaf = leaves(sized)
-    tiles = [leaf[1][1:5]]
-    ours = apply_layer(
-        sized, leaf[0], out=((1, 5),), reads=((0, 7),), weights=tiles,
-        bias=leaf[2][1:5], bias_channels=((1, 5),),
-    )  # fmt: skip
-    same(ours, leaf[0] @ leaf[1][1:5].T + leaf[2][1:5])
-    without = apply_layer(sized, leaf[0], out=((1, 5),), reads=((0, 7),), weights=tiles)
-    same(without, leaf[0] @ leaf[1][1:5].T)
+    x, weight, bias = leaf
+    same(part_of(sized, leaf, ((1, 5),), ((0, 7),)), x @ weight[1:5].T + bias[1:5])
+    first = part_of(sized, leaf, ((1, 5),), ((0, 3),))
+    same(first, x[:, :3] @ weight[1:5, :3].T + bias[1:5])
+    behind = part_of(sized, leaf, ((1, 5),), ((3, 7),))
+    same(behind, x[:, 3:] @ weight[1:5, 3:].T)
+    # three groups of three inputs: of inputs 4..8 only the last group has its first
+    grouped = SIZED[6]
+    leaf = leaves(grouped)
+    x, weight, bias = leaf
+    both = part_of(grouped, leaf, ((2, 6),), ((4, 9),))
+    same(both[:, :2], x[:, 4:6] @ weight[2:4, 1:].T)
+    same(both[:, 2:], x[:, 6:] @ weight[4:].T + bias[4:])
 
 
 @pytest.mark.parametrize("columns", [1, 3])
@@ -232,39 +254,49 @@ def test_the_bias_is_added_to_its_own_channels_only() -> None:
 @pytest.mark.parametrize("out", [((0, 9),), ((2, 5),), ((0, 2), (4, 5), (8, 9))])
 def test_the_norms_own_backward_is_its_derivative(out: Ranges, beta: float, columns: int) -> None:
     layer = ResponseNorm(name="n", alpha=2.0, beta=beta, k=1.0, columns=columns)
-    sized = SizedLayer(layer, (9, 2, 1), (9, 2, 1))
-    reads = sized.reads(out)
-    x = noise(2, size(reads), 2, 1).requires_grad_()
+    sized = SizedLayer.of(layer, value_of((9, 2, 1)))
+    box = of_channels(sized.output, out)
+    part = sized.part(box, sized.reads(box))
+    x = noise(2, *part.input_shapes[0]).requires_grad_()
 
     def norm(x: Tensor) -> Tensor:
-        return apply_layer(sized, x, out=out, reads=reads)
+        return layer.compute(part, (x,), (), None)
 
     assert torch.autograd.gradcheck(norm, (x,), atol=1e-7)
 
 
 def test_the_loss_is_torchs() -> None:
+    layer = CrossEntropy(name="loss")
+    sized = SizedLayer.of(layer, value_of((4,)), Value((), (), integer=True))
+    part = sized.part(sized.output.whole, sized.reads(sized.output.whole))
     x, labels = noise(5, 4).requires_grad_(), torch.tensor([0, 3, 1, 1, 2])
-    ours = loss_sum(CrossEntropy(name="loss"), x, labels)
     expected = nn.CrossEntropyLoss(reduction="sum")(x, labels)
-    same(ours, expected)
-    same(torch.autograd.grad(ours, x)[0], torch.autograd.grad(expected, x)[0])
-    narrow = loss_sum(CrossEntropy(name="loss"), x.detach().bfloat16(), labels)
+    for ours in (
+        layer.compute(part, (x, labels), (), None),
+        layer.whole(sized, (x, labels), {}, None),
+    ):
+        same(ours, expected)
+        same(
+            torch.autograd.grad(ours, x)[0], torch.autograd.grad(expected, x, retain_graph=True)[0]
+        )
+    narrow = layer.compute(part, (x.detach().bfloat16(), labels), (), None)
     assert narrow.dtype == torch.float32
 
 
 # -- randomness hangs on what is drawn for --------------------------------------------------------
 
-IMAGES = SizedLayer(Dropout(name="drop", p=0.3), (8, 3, 3), (8, 3, 3))
+DROP = Dropout(name="drop", p=0.3)
+IMAGES = SizedLayer.of(DROP, value_of((8, 3, 3)))
 ALL = ((0, 8),)
 
 
 def mask(
     samples: list[int], out: Ranges = ALL, *, seed: int = 0, step: int = 0, name: str = "drop"
 ) -> Tensor:
-    layer = Dropout(name=name, p=0.3)
-    sized = SizedLayer(layer, IMAGES.input_shape, IMAGES.output_shape)
     like = torch.empty(len(samples), size(out), 3, 3)
-    return dropout_mask(sized, out, Draw(seed, step, torch.tensor(samples)), like)
+    box = of_channels(IMAGES.output, out)
+    draw = Draw(seed, step, torch.tensor(samples))
+    return keep_mask(name, IMAGES.output_shape, box, 0.3, draw, like)
 
 
 @given(
@@ -306,17 +338,28 @@ def test_masks_of_neighbours_are_independent() -> None:
 def test_dropout_masks_in_training_and_scales_at_test_time() -> None:
     x = noise(4, 8, 3, 3)
     draw = Draw(0, 5, torch.arange(4))
-    trained = apply_layer(IMAGES, x, out=ALL, reads=ALL, draw=draw)
-    assert torch.equal(trained, x * dropout_mask(IMAGES, ALL, draw, x))
-    assert torch.equal(trained, apply_layer(IMAGES, x, out=ALL, reads=ALL, draw=draw))
-    assert torch.equal(apply_layer(IMAGES, x, out=ALL, reads=ALL), x * 0.7)
-    never = SizedLayer(Dropout(name="drop", p=0.0), (8, 3, 3), (8, 3, 3))
-    assert torch.equal(apply_layer(never, x, out=ALL, reads=ALL, draw=draw), x)
+    everything = IMAGES.output.whole
+    keep = keep_mask("drop", (8, 3, 3), everything, 0.3, draw, x)
+
+    def both(sized: SizedLayer, draw: Draw | None) -> tuple[Tensor, Tensor]:
+        part = sized.part(everything, (everything,))
+        return (
+            sized.layer.compute(part, (x,), (), draw), sized.layer.whole(sized, (x,), {}, draw)
+        )  # fmt: skip
+
+    for trained in (*both(IMAGES, draw), *both(IMAGES, draw)):
+        assert torch.equal(trained, x * keep)
+    for tested in both(IMAGES, None):
+        assert torch.equal(tested, x * 0.7)
+    never = SizedLayer.of(Dropout(name="drop", p=0.0), value_of((8, 3, 3)))
+    for kept in both(never, draw):
+        assert torch.equal(kept, x)
 
 
 def normal_weight(name: str, seed: int) -> Tensor:
     layer = Linear(name=name, features=300, weight_std=0.02)
-    return initial_weight(SizedLayer(layer, (200,), (300,)), seed)
+    sized = SizedLayer.of(layer, value_of((200,)))
+    return initial_parameter(sized, sized.spec("weight"), seed)
 
 
 def test_initial_weights_are_drawn_from_seed_and_layer() -> None:
