@@ -226,16 +226,14 @@ class Attention(Layer):
         import torch
         import torch.nn.functional as nnf
 
+        from orchestrator.models.terms import take
+
         dim, shared = self._dim(part.sized), self._shared(part)
         # (examples, heads, tokens, channels of a head)
         q, k, v = (x.unflatten(2, (-1, dim)).transpose(1, 2) for x in inputs)
-        places = torch.cat([torch.arange(a, b, device=q.device) for a, b in part.out[0]])
         if self.rotary is not None:
             cos, sin = _turns(k.shape[2], dim, self.rotary, k)
-            if not _from_start(part.out[0]):
-                q = _turned(q, cos[places], sin[places])
-            else:
-                q = _turned(q, cos[: len(places)], sin[: len(places)])
+            q = _turned(q, take(cos, part.out[0], 0), take(sin, part.out[0], 0))
             k = _turned(k, cos, sin)
         if not shared:
             each = torch.tensor(self._key_of(part), device=q.device)
@@ -243,7 +241,8 @@ class Attention(Layer):
         causal = self.causal and _from_start(part.out[0])
         mask = None
         if self.causal and not causal:
-            mask = torch.arange(k.shape[2], device=q.device) <= places[:, None]
+            places = torch.arange(k.shape[2], device=q.device)
+            mask = places <= take(places, part.out[0], 0)[:, None]
         y = nnf.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared > 1
         )

@@ -60,8 +60,8 @@ class ChannelNorm(Layer):
         """All channels by torch's own function, which computes the statistics on the way."""
         raise NotImplementedError
 
-    def kept(self, rows: int, read: int, computed: int) -> tuple[bool, int]:
-        """Whether the graph holds the input of a part, and how many values besides.
+    def kept(self, rows: int, read: int, computed: int) -> int:
+        """How many values the graph of a part holds besides the input.
 
         Args:
             rows: examples, or tokens of all examples.
@@ -130,14 +130,16 @@ class ChannelNorm(Layer):
         read, computed = part.input_shapes[0][-1], part.output_shape[-1]
         rows = before // itemsize // read
         wide = max(itemsize, FLOAT32)
-        keeps_input, values = self.kept(rows, read, computed)
-        if itemsize < wide and keeps_input:  # the wide copy in its place
-            keeps_input, values = False, values + before // itemsize
+        values = self.kept(rows, read, computed)
+        if itemsize < wide:  # wide copies in place of the input and of the weight
+            values += rows * read + computed
+            if read == computed and self.has_bias:  # the fused function keeps it, too
+                values += computed
         narrow = after // itemsize * wide if itemsize < wide else 0  # the result before rounding
         return LayerMemory(
             before,
             after,
-            keeps_input=keeps_input,
+            keeps_input=itemsize == wide,
             kept=values * wide,
             forward_extra=narrow,
             weights=part.parameters * itemsize,
@@ -170,10 +172,10 @@ class LayerNorm(ChannelNorm):
 
         return nnf.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
-    def kept(self, rows: int, read: int, computed: int) -> tuple[bool, int]:
+    def kept(self, rows: int, read: int, computed: int) -> int:
         if read == computed:
-            return True, 2 * rows  # mean and scale
-        return True, rows * (1 + 2 * computed)  # scale; centred and scaled values
+            return 2 * rows  # mean and scale
+        return rows * (1 + 2 * computed)  # scale; centred and scaled values
 
     def whole(
         self,
@@ -205,8 +207,8 @@ class RMSNorm(ChannelNorm):
 
         return nnf.rms_norm(x, x.shape[-1:], weight, self.eps)
 
-    def kept(self, rows: int, read: int, computed: int) -> tuple[bool, int]:
-        return True, rows * (1 + computed)  # scale; scaled values
+    def kept(self, rows: int, read: int, computed: int) -> int:
+        return rows * (1 + computed)  # scale; scaled values
 
     def whole(
         self,
