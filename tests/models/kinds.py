@@ -83,7 +83,7 @@ def runs(size: int, step: int, most: int = 1) -> st.SearchStrategy[Ranges]:
 def boxes(draw: st.DrawFn, case: Case) -> Box:
     """A box of a case's output; channels may be two runs."""
     value = case.sized.output
-    found = []
+    found: list[Ranges] = []
     for axis, size in zip(value.axes, value.shape, strict=True):
         if axis in case.whole:
             found.append(((0, size),))
@@ -125,7 +125,9 @@ def box_of(x: Tensor, box: Box) -> Tensor:
     return x[:0] if is_empty(box) else cut_out(x, (((0, len(x)),), *box)).contiguous()
 
 
-def of_part(part: LayerPart, rows: slice, inputs: Sequence[Tensor], named: dict[str, Tensor]) -> Tensor:
+def of_part(
+    part: LayerPart, rows: slice, inputs: Sequence[Tensor], named: dict[str, Tensor]
+) -> Tensor:
     """What a part computes, from nothing but what it reads."""
     read = [box_of(x[rows], box) for x, box in zip(inputs, part.reads, strict=True)]
     tiles = [cut_out(named[tile.parameter], tile.box) for tile in part.tiles]
