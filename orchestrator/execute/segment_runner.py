@@ -78,6 +78,11 @@ class SegmentRunner:
         self.runs = _runs(segment, part, self.given, split=split)
         self.starts = _weight_starts(part)
         self.cuts = _cuts(segment, part)
+        # by import; a rank whose channels come from one tower reads nothing of the others
+        self.wants = [
+            found.trained and not is_empty(box)
+            for found, box in zip(segment.imports, part.imports, strict=True)
+        ]
 
     def forward(
         self, chunk: int, imports: tuple[Tensor, ...], draw: Draw, *, recompute: bool
@@ -136,7 +141,7 @@ class SegmentRunner:
         for run, entering, leaving in self.runs:
             inputs = {}
             for n in entering:
-                wants = n >= 0 or self.segment.imports[-1 - n].trained
+                wants = n >= 0 or self.wants[-1 - n]
                 x = values[n].detach()
                 inputs[n] = x.requires_grad_(wants and x.is_floating_point())
             inside = dict(inputs)

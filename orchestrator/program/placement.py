@@ -114,7 +114,9 @@ def place(plan: Plan, model: Model) -> Placement:
         common = (number, stage_of[number], chunk, update)
         parts = cutter.parts(sized)
         where[sized.name] = len(placed)
-        placed.append(PlacedLayer(sized, sources, *common, partial, cutter.replicates, parts))
+        # the loss of an example is computed once, by one of the ranks that hold its scores
+        replicated = cutter.replicates and not sized.layer.is_loss
+        placed.append(PlacedLayer(sized, sources, *common, partial, replicated, parts))
         if partial:
             total = SizedLayer(
                 Sum(name=f"{sized.name}.sum"), (sized.output,), sized.output, (sized.name,)
