@@ -113,7 +113,9 @@ class Attention(Layer):
             )
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
-        """
+        """The same box of the queries; of keys and values the heads that serve it, and all tokens,
+        with ``causal`` up to its last.
+
         Raises:
             InputError: channels that tear a head.
         """
