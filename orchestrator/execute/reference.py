@@ -114,7 +114,8 @@ class Reference:
             for layer in (self.model.layers[i] for i in span)
             for spec in layer.specs
         ]
-        gradients = torch.autograd.grad(loss, [self.weights[n] for n in names])
+        weights = [self.weights[n] for n in names]
+        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
         with torch.no_grad():
             for name, gradient in zip(names, gradients, strict=True):
                 update(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from orchestrator.errors import InputError
 from orchestrator.execute.verify import Verdict, verify
-from orchestrator.models import Constant, Layer, Model, ParameterSpec, Value
+from orchestrator.models import Constant, Layer, LayerPart, Model, ParameterSpec, Value
 from orchestrator.models.model import Recipe
 from orchestrator.program import compile_plan
 from tests.networks import gpt, inception, linear, llama, resnet, separable, squeeze_excitation
@@ -320,3 +322,70 @@ def test_layers_shared_by_different_ranks_are_summed_apart() -> None:
     }
     assert groups.pop("position") == {(0,), (1,)}
     assert set(map(frozenset, groups.values())) == {frozenset({(0, 1)})}
+
+
+# -- sabotage: a part function that is wrong is seen, since one device does not use it ------------
+
+Compute = Callable[..., Tensor]
+
+
+def scaled_gradient(compute: Compute) -> Compute:
+    """Right values, and gradients of all that is read twice too large."""
+
+    def sabotaged(layer: Layer, part: LayerPart, *args: Any) -> Tensor:
+        y = compute(layer, part, *args)
+        return y.detach() * -1 + 2 * y
+
+    return sabotaged
+
+
+def no_gradient_of_the_last(compute: Compute) -> Compute:
+    """The last of what it reads (or of its parameters) counts as a constant."""
+
+    def sabotaged(
+        layer: Layer,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        draw: Any,
+    ) -> Tensor:
+        if weights:
+            weights = [*weights[:-1], weights[-1].detach()]
+        else:
+            inputs = [*inputs[:-1], inputs[-1].detach()]
+        return compute(layer, part, inputs, weights, draw)
+
+    return sabotaged
+
+
+def shifted(compute: Compute) -> Compute:
+    """Values that are a little too large."""
+
+    def sabotaged(layer: Layer, part: LayerPart, *args: Any) -> Tensor:
+        return compute(layer, part, *args) * 1.001
+
+    return sabotaged
+
+
+KINDS = [
+    (gpt, "attention"), (gpt, "layer_norm"), (gpt, "embedding"), (gpt, "position_embedding"),
+    (gpt, "gelu"), (gpt, "add"), (gpt, "dropout"), (gpt, "linear"),
+    (llama, "attention"), (llama, "rms_norm"), (llama, "silu"), (llama, "multiply"),
+    (resnet, "conv"), (resnet, "pool"), (resnet, "relu"), (resnet, "global_pool"),
+    (inception, "concat"), (inception, "average_pool"), (inception, "flatten"),
+    (squeeze_excitation, "sigmoid"), (squeeze_excitation, "multiply"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sabotage", [shifted, scaled_gradient, no_gradient_of_the_last])
+@pytest.mark.parametrize(("build", "kind"), KINDS, ids=[f"{b.__name__}-{k}" for b, k in KINDS])
+def test_a_wrong_part_function_is_found(
+    build: Callable[[], Model],
+    kind: str,
+    sabotage: Callable[[Compute], Compute],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build()
+    (cls,) = {type(layer.layer) for layer in model.layers if layer.kind == kind}
+    monkeypatch.setattr(cls, "compute", sabotage(cls.compute))
+    assert not verdict(model, *every("[0]", "none")).passed
