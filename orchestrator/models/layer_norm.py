@@ -2,7 +2,7 @@
 
 Both subtract a shift and multiply by a scale, two numbers for each example or token that come from
 all of its channels. So some output channels need all input channels, for these two numbers only:
-:meth:`ChannelNorm.statistics` computes them, :meth:`ChannelNorm.normalised` uses them.
+:meth:`ChannelNorm.moments` computes them, :meth:`ChannelNorm.normalised` uses them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ChannelNorm(Layer):
         """Whether a bias is added."""
         return False
 
-    def statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Shift (None for none) and scale, (..., 1) each, of values with all channels last."""
         raise NotImplementedError
 
@@ -121,7 +121,7 @@ class ChannelNorm(Layer):
         bias = _wide(parameters[1]) if self.has_bias else None
         if part.out == part.reads[0]:
             return self.fused(wide, weight, bias).to(x.dtype)
-        shift, scale = self.statistics(wide)
+        shift, scale = self.moments(wide)
         mine = take(wide, local(part.out[-1], part.reads[0][-1]), wide.dim() - 1)
         return self.normalised(mine, shift, scale, weight, bias).to(x.dtype)
 
@@ -161,7 +161,7 @@ class LayerNorm(ChannelNorm):
     def has_bias(self) -> bool:
         return self.bias
 
-    def statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         import torch
 
         variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
@@ -197,7 +197,7 @@ class RMSNorm(ChannelNorm):
 
     kind: ClassVar[str] = "rms_norm"
 
-    def statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         import torch
 
         return None, torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
