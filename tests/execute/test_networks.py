@@ -301,6 +301,12 @@ class Mixed(Layer):
         each = ParameterSpec("each", (inputs[0].channels,), Constant(1.0), ("channel",))
         return (each, ParameterSpec("all", (1,), Constant(1.0)))
 
+    def compute(
+        self, part: LayerPart, inputs: Sequence[Tensor], parameters: Sequence[Tensor], draw: Any
+    ) -> Tensor:
+        each, everything = parameters
+        return inputs[0] * each * everything
+
 
 def test_a_layer_whose_parameters_are_shared_by_different_ranks_is_refused() -> None:
     """Its gradients would be summed over too many ranks, or over too few."""
