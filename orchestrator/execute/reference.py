@@ -125,7 +125,8 @@ class Reference:
             for spec in layer.specs
             if not spec.tied_to
         ]
-        gradients = torch.autograd.grad(loss, [self.weights[n] for n in names])
+        weights = [self.weights[n] for n in names]
+        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
         with torch.no_grad():
             for name, gradient in zip(names, gradients, strict=True):
                 update(

@@ -128,7 +128,10 @@ class SegmentRunner:
         found: dict[int, Tensor] = {}
         for owed in saved.owed:
             wanted = self.parameters.weights[owed.weights]
-            for i, g in enumerate(torch.autograd.grad(owed.outputs, wanted, owed.gradients)):
+            gradients = torch.autograd.grad(
+                owed.outputs, wanted, owed.gradients, materialize_grads=True
+            )
+            for i, g in enumerate(gradients):
                 found[owed.weights.start + i] = g
         self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
 
@@ -176,9 +179,11 @@ class SegmentRunner:
             given = [gradients.pop(n, None) for n, y in link.outputs.items() if y.requires_grad]
             grads: Sequence[Tensor] = ()
             if inputs or now:
+                # zeros of what a kind does not use: it may be wrong, and is then seen to be
                 grads = torch.autograd.grad(
-                    outputs, [*inputs, *now], given, retain_graph=bool(weights) and not now
-                )
+                    outputs, [*inputs, *now], given, retain_graph=bool(weights) and not now,
+                    materialize_grads=True,
+                )  # fmt: skip
             if weights and not with_weights:
                 owed = [
                     torch.ones_like(y) if g is None else g

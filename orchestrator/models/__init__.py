@@ -4,11 +4,13 @@ A kind is a file here, or a class in a user's model file; see :mod:`orchestrator
 """
 
 from orchestrator.models.activations import GELU, ReLU, Sigmoid, SiLU, Tanh
+from orchestrator.models.attention import Attention
 from orchestrator.models.batch_norm import BatchNorm
 from orchestrator.models.combine import Add, Concat, Flatten, Multiply, Sum
 from orchestrator.models.conv import Conv
 from orchestrator.models.cross_entropy import CrossEntropy
 from orchestrator.models.dropout import Dropout
+from orchestrator.models.embedding import Embedding, PositionEmbedding
 from orchestrator.models.layer import (
     INPUT,
     Constant,
@@ -20,6 +22,7 @@ from orchestrator.models.layer import (
     Uniform,
     Value,
 )
+from orchestrator.models.layer_norm import LayerNorm, RMSNorm
 from orchestrator.models.linear import Linear
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.pool import AveragePool, GlobalAveragePool, MaxPool
@@ -31,6 +34,7 @@ __all__ = [
     "GELU",
     "INPUT",
     "Add",
+    "Attention",
     "AveragePool",
     "BatchNorm",
     "Concat",
@@ -38,9 +42,11 @@ __all__ = [
     "Conv",
     "CrossEntropy",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GlobalAveragePool",
     "Layer",
+    "LayerNorm",
     "LayerPart",
     "Linear",
     "MaxPool",
@@ -48,6 +54,8 @@ __all__ = [
     "Multiply",
     "Normal",
     "ParameterSpec",
+    "PositionEmbedding",
+    "RMSNorm",
     "ReLU",
     "Recipe",
     "ResponseNorm",

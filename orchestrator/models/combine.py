@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, is_empty
 from orchestrator.models.layer import VECTOR_AXES, Layer, LayerMemory, LayerPart, SizedLayer, Value
-from orchestrator.models.ranges import intersect, shift
+from orchestrator.models.ranges import intersect, normalise, shift
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +122,14 @@ class Multiply(Layer):
         a, b = sized.inputs
         return (out, out if a == b else (a.along(out, "channel"),))
 
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        a, b = part.sized.inputs
+        # the gradient of a factor is a product of the image's size before it is added up
+        return LayerMemory(
+            before, after, keeps_input=True, backward_extra=after if a != b else 0
+        )
+
     def compute(
         self,
         part: LayerPart,
@@ -221,7 +229,7 @@ class Concat(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Flatten(Layer):
-    """An image as a vector, channel first; its channels can be cut as the image's can."""
+    """A value as a vector, first axis first: an image's channels, a sequence's tokens."""
 
     kind: ClassVar[str] = "flatten"
 
@@ -234,9 +242,9 @@ class Flatten(Layer):
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         (value,) = sized.inputs
-        inner = sized.output.channels // value.channels
-        channels = tuple((start // inner, -(-stop // inner)) for start, stop in out[0])
-        return ((channels, *value.whole[1:]),)
+        inner = sized.output.channels // value.shape[0]
+        first = normalise((start // inner, -(-stop // inner)) for start, stop in out[0])
+        return ((first, *value.whole[1:]),)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
@@ -252,7 +260,7 @@ class Flatten(Layer):
         from orchestrator.models.ranges import local
         from orchestrator.models.terms import take
 
-        inner = part.sized.output.channels // part.sized.inputs[0].channels
+        inner = part.sized.output.channels // part.sized.inputs[0].shape[0]
         has = tuple((a * inner, b * inner) for a, b in part.reads[0][0])
         return take(inputs[0].flatten(1), local(part.out[0], has))
 

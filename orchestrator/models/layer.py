@@ -314,8 +314,8 @@ class Layer:
         return (0, 0)
 
     @property
-    def vocabulary(self) -> int:
-        """Token numbers that it reads, where it does."""
+    def vocabulary_size(self) -> int:
+        """How many token numbers it knows; 0 where it reads none."""
         return 0
 
     # -- shapes and connectivity

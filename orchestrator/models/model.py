@@ -224,7 +224,7 @@ class Model:
     @property
     def vocabulary(self) -> int:
         """Tokens that its input is made of; 0 where that is no text."""
-        return max((layer.vocabulary for layer in self.declared), default=0)
+        return max((layer.vocabulary_size for layer in self.declared), default=0)
 
     @property
     def predictions(self) -> int:

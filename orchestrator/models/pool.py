@@ -64,6 +64,17 @@ class _Pool(Layer):
         before, after, pads = part.sized.input_shape, part.sized.output_shape, (self.padding,) * 2
         return padding_of(part.out, self.kernel, self.stride, pads, before, after)
 
+    def _window_memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        """Of the windows: the input is kept, or in its place the copy that is padded unevenly."""
+        before, after = part.bytes(examples, itemsize)
+        padding = self._padding(part)
+        if len(set(padding)) == 1:
+            return LayerMemory(before, after, keeps_input=True)
+        channels, height, width = part.input_shapes[0]
+        padded = channels * (height + sum(padding[2:])) * (width + sum(padding[:2]))
+        padded *= examples * itemsize
+        return LayerMemory(before, after, kept=padded, backward_extra=padded)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(_Pool):
@@ -72,8 +83,9 @@ class MaxPool(_Pool):
     kind: ClassVar[str] = "pool"
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
-        before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, keeps_input=True, kept=after // itemsize * INT64)
+        found = self._window_memory(part, examples, itemsize)
+        places = found.after // itemsize * INT64
+        return found._replace(kept=found.kept + places)
 
     def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         places = y * INT64  # the backward zeroes gx, then adds gy at the places
@@ -113,8 +125,7 @@ class AveragePool(_Pool):
     kind: ClassVar[str] = "average_pool"
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
-        before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, keeps_input=True)
+        return self._window_memory(part, examples, itemsize)
 
     def compute(
         self,

@@ -459,7 +459,7 @@ class _Cutter:
         if is_empty(box):
             return box, tuple([()] * len(sized.inputs))
         if not sums:
-            return box, sized.reads(box)
+            return box, self._reads(sized, box)
         (before,) = sized.inputs
         channels = self._share(sized, "input", before.channels, at, strict=True)
         touched = sized.layer.from_inputs(sized, channels)
@@ -469,6 +469,15 @@ class _Cutter:
         reads = list(sized.reads(tuple(out))[0])
         reads[before.axes.index("channel")] = channels
         return tuple(out), (tuple(reads),)
+
+    def _reads(self, sized: SizedLayer, box: Box) -> tuple[Box, ...]:
+        """What a layer reads for a box, or its refusal with the line of the plan."""
+        try:
+            return sized.reads(box)
+        except InputError as error:
+            key = "shares" if self.entry.shares else "split"
+            location = self.plan.place(("placement", self.number, key))
+            raise InputError(error.message, location, error.remedy) from error
 
     def _check_axis(self, sized: SizedLayer, axis: str) -> None:
         """Refuse an axis that a layer cannot be cut on, by name and with a reason."""

@@ -24,6 +24,7 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
+from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, hull, is_empty, shape_of, volume
 from orchestrator.models.layer import INPUT, LABELS, LayerPart, SizedLayer, Tile, Value
 from orchestrator.models.ranges import Ranges, intersect, local, normalise, shift, size
@@ -410,7 +411,14 @@ def _starts(
     ends = _ends(layers)
     starts = []
     waiting = 0
+    sharing: tuple[int, ...] = ()  # of the layers with weights of the segment behind
     for i in range(len(layers) - 1, -1, -1):
+        if layers[i].sized.has_weights:
+            holders = () if layers[i].replicated else _holders(parts[i])
+            if sharing and holders != sharing and i + 1 not in starts:
+                starts.append(i + 1)
+                waiting = 0
+            sharing = holders
         shares = {id(part): part for part in parts[i].values()}
         copies = len(parts[i]) if not layers[i].replicated else len(shares)
         summed = replicas > 1 or len(shares) < copies
@@ -419,7 +427,34 @@ def _starts(
         if i == 0 or waiting >= BUCKET_BYTES or i in ends:
             starts.append(i)
             waiting = 0
+            sharing = ()
     return starts[::-1]
+
+
+def _holders(parts: LayerParts) -> tuple[int, ...]:
+    """By rank, a number that ranks with the same parameters have in common.
+
+    A segment's parameters are summed together, so they must be shared by the same ranks: under
+    ``split: token`` each rank has its own rows of a position embedding, and all of what follows.
+
+    Raises:
+        InputError: a layer of which ranks share one parameter and not another.
+    """
+    numbers: dict[int, int] = {}  # by part
+    by_tiles: dict[tuple[Tile, ...], int] = {}
+    by_tile: dict[Tile, int] = {}
+    for part in parts.values():
+        if id(part) in numbers:
+            continue
+        number = numbers[id(part)] = by_tiles.setdefault(part.tiles, len(by_tiles))
+        for tile in part.tiles:
+            if by_tile.setdefault(tile, number) != number:
+                raise InputError(
+                    f"{part.sized.name}: ranks that hold the same of {tile.parameter} differ in "
+                    "its other parameters, so their gradients cannot be summed together",
+                    remedy=f"a layer of its own for {tile.parameter}",
+                )
+    return tuple([numbers[id(part)] for part in parts.values()])
 
 
 def _reduced(part: LayerPart) -> int:

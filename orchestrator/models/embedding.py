@@ -1,0 +1,151 @@
+"""Tokens as vectors, and their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.errors import InputError
+from orchestrator.models.box import Box
+from orchestrator.models.layer import (
+    INT64,
+    SEQUENCE_AXES,
+    Layer,
+    LayerMemory,
+    LayerPart,
+    Normal,
+    ParameterSpec,
+    SizedLayer,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Layer):
+    """A trained vector for each token number: (tokens,) -> (tokens, features).
+
+    Args:
+        vocabulary: token numbers, 0 to vocabulary - 1.
+        features: length of each vector.
+        weight_std: initial weights are drawn from N(0, weight_std).
+    """
+
+    vocabulary: int
+    features: int
+    weight_std: float = 0.02
+    kind: ClassVar[str] = "embedding"
+    drawn: ClassVar[str] = "block"
+    reads_tokens: ClassVar[bool] = True
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.vocabulary
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        if not value.integer:
+            raise InputError(
+                f"layer {self.name}: an embedding reads token numbers, found values of "
+                f"{'x'.join(map(str, value.shape))}",
+                remedy="an input_shape of (tokens,), and the embedding as its only reader",
+            )
+        if min(self.vocabulary, self.features) < 1:
+            raise InputError(
+                f"layer {self.name}: vocabulary and features must be at least 1, found "
+                f"{self.vocabulary} and {self.features}"
+            )
+        return Value((*value.shape, self.features), SEQUENCE_AXES)
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return (out[:1],)
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        shape = (self.vocabulary, self.features)
+        return (ParameterSpec("weight", shape, Normal(self.weight_std), (None, "channel")),)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        numbers = examples * part.output_shape[0] * INT64
+        return LayerMemory(before, after, kept=numbers, weights=part.parameters * itemsize)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch.nn.functional as nnf
+
+        return nnf.embedding(inputs[0], parameters[0])
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch.nn.functional as nnf
+
+        weight = parameters["weight"]
+        return nnf.one_hot(inputs[0], self.vocabulary).to(weight.dtype) @ weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionEmbedding(Layer):
+    """Adds a trained vector for each position of a sequence.
+
+    Args:
+        weight_std: initial weights are drawn from N(0, weight_std).
+    """
+
+    weight_std: float = 0.02
+    kind: ClassVar[str] = "position_embedding"
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        if value.axes != SEQUENCE_AXES:
+            raise InputError(
+                f"layer {self.name}: a position embedding reads sequences, not values of "
+                f"{'x'.join(map(str, value.shape))}",
+                remedy="an Embedding before it" if value.integer else "",
+            )
+        return value
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        shape, axes = inputs[0].shape, SEQUENCE_AXES
+        return (ParameterSpec("weight", shape, Normal(self.weight_std), axes),)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        return LayerMemory(before, after, weights=part.parameters * itemsize)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        return inputs[0] + parameters[0]
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch
+        import torch.nn.functional as nnf
+
+        (x,) = inputs
+        places = torch.arange(x.shape[1], device=x.device)
+        return x.add(nnf.embedding(places, parameters["weight"])[None])

@@ -1,0 +1,229 @@
+"""Norms over the channels of each example or token: layer norm and root-mean-square norm.
+
+Both subtract a shift and multiply by a scale, two numbers for each example or token that come from
+all of its channels. So some output channels need all input channels, for these two numbers only:
+:meth:`ChannelNorm.moments` computes them, :meth:`ChannelNorm.normalised` uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.errors import InputError
+from orchestrator.models.box import Box
+from orchestrator.models.layer import (
+    IMAGE_AXES,
+    Constant,
+    Layer,
+    LayerMemory,
+    LayerPart,
+    ParameterSpec,
+    SizedLayer,
+    Value,
+)
+from orchestrator.models.ranges import local
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.randomness import Draw
+
+FLOAT32 = 4  # bytes; the least in which statistics are computed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelNorm(Layer):
+    """(x - shift) scale weight + bias, shift and scale from all channels of an example or token.
+
+    Narrower formats than float32 are computed in float32 and rounded at the end.
+
+    Args:
+        eps: added under the root.
+    """
+
+    eps: float = 1e-5
+
+    # -- what a kind says
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is added."""
+        return False
+
+    def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Shift (None for none) and scale, (..., 1) each, of values with all channels last."""
+        raise NotImplementedError
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """All channels by torch's own function, which computes the statistics on the way."""
+        raise NotImplementedError
+
+    def kept(self, rows: int, read: int, computed: int) -> int:
+        """How many values the graph of a part holds besides the input.
+
+        Args:
+            rows: examples, or tokens of all examples.
+            read, computed: channels.
+        """
+        raise NotImplementedError
+
+    # -- what follows from it
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        if value.axes == IMAGE_AXES or value.integer or "channel" not in value.axes:
+            what = "images" if value.axes == IMAGE_AXES else "token numbers"
+            raise InputError(
+                f"layer {self.name}: a {self.kind.replace('_', ' ')} reads vectors and sequences, "
+                f"not {what} of {'x'.join(map(str, value.shape))}",
+                remedy="a BatchNorm, for images"
+                if value.axes == IMAGE_AXES
+                else "an Embedding before it",
+            )
+        return value
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return ((*out[:-1], ((0, sized.output.channels),)),)
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        shape, axes = (inputs[0].channels,), ("channel",)
+        weight = ParameterSpec("weight", shape, Constant(1.0), axes, decays=False)
+        if not self.has_bias:
+            return (weight,)
+        return (weight, ParameterSpec("bias", shape, Constant(0.0), axes, decays=False))
+
+    def normalised(
+        self,
+        x: Tensor,
+        shift: Tensor | None,
+        scale: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Some channels, with the statistics of all."""
+        centred = x if shift is None else x - shift
+        scaled = centred * scale * weight
+        return scaled if bias is None else scaled + bias
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from orchestrator.models.terms import take
+
+        (x,) = inputs
+        wide, weight = _wide(x), _wide(parameters[0])
+        bias = _wide(parameters[1]) if self.has_bias else None
+        if part.out == part.reads[0]:
+            return self.fused(wide, weight, bias).to(x.dtype)
+        shift, scale = self.moments(wide)
+        mine = take(wide, local(part.out[-1], part.reads[0][-1]), wide.dim() - 1)
+        return self.normalised(mine, shift, scale, weight, bias).to(x.dtype)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        read, computed = part.input_shapes[0][-1], part.output_shape[-1]
+        rows = before // itemsize // read
+        wide = max(itemsize, FLOAT32)
+        values = self.kept(rows, read, computed)
+        if itemsize < wide:  # wide copies in place of the input and of the weight
+            values += rows * read + computed
+            if read == computed and self.has_bias:  # the fused function keeps it, too
+                values += computed
+        narrow = after // itemsize * wide if itemsize < wide else 0  # the result before rounding
+        return LayerMemory(
+            before,
+            after,
+            keeps_input=itemsize == wide,
+            kept=values * wide,
+            forward_extra=narrow,
+            weights=part.parameters * itemsize,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm(ChannelNorm):
+    """Layer norm (Ba, Kiros, Hinton 2016): (x - mean) / sqrt(variance + eps) weight + bias.
+
+    Args:
+        bias: whether there is one.
+    """
+
+    bias: bool = True
+    kind: ClassVar[str] = "layer_norm"
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias
+
+    def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        import torch
+
+        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+        return mean, torch.rsqrt(variance + self.eps)
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        import torch.nn.functional as nnf
+
+        return nnf.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+    def kept(self, rows: int, read: int, computed: int) -> int:
+        if read == computed:
+            return 2 * rows  # mean and scale
+        return rows * (1 + 2 * computed)  # scale; centred and scaled values
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+        from torch.func import functional_call
+
+        module = nn.LayerNorm(sized.output.channels, self.eps, bias=self.bias, device="meta")
+        return functional_call(module, dict(parameters), tuple(inputs))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSNorm(ChannelNorm):
+    """Root-mean-square norm (Zhang, Sennrich 2019): x / sqrt(mean of squares + eps) weight."""
+
+    kind: ClassVar[str] = "rms_norm"
+
+    def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        import torch
+
+        return None, torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        import torch.nn.functional as nnf
+
+        return nnf.rms_norm(x, x.shape[-1:], weight, self.eps)
+
+    def kept(self, rows: int, read: int, computed: int) -> int:
+        return rows * (1 + computed)  # scale; scaled values
+
+    def whole(
+        self,
+        sized: SizedLayer,
+        inputs: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        from torch import nn
+        from torch.func import functional_call
+
+        module = nn.RMSNorm(sized.output.channels, self.eps, device="meta")
+        return functional_call(module, dict(parameters), tuple(inputs))  # type: ignore[no-any-return]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """The same in float32 at least."""
+    return x if x.element_size() >= FLOAT32 else x.float()
