@@ -1,7 +1,7 @@
 """The parts of the package import each other in one direction: read from the source.
 
-errors ◄── plan, models ◄── program ◄── observe ◄── execute ◄── train
-                                                ◄── simulate
+errors, files ◄── plan, models ◄── program ◄── observe ◄── execute ◄── train
+                                                       ◄── simulate
 and cli, run import them all
 """
 
@@ -23,13 +23,14 @@ PACKAGE = "orchestrator"
 
 ALLOWED = {
     "errors": set[str](),
-    "plan": {"errors"},
+    "files": set[str](),
+    "plan": {"errors", "files"},
     "models": {"errors"},
     "program": {"errors", "plan", "models"},
-    "observe": {"errors", "plan", "models", "program"},
+    "observe": {"errors", "files", "plan", "models", "program"},
     "execute": {"errors", "plan", "models", "program", "observe"},
     "simulate": {"errors", "plan", "models", "program", "observe"},
-    "train": {"errors", "plan", "models", "program", "observe", "execute"},
+    "train": {"errors", "files", "plan", "models", "program", "observe", "execute"},
 }
 # The package itself gives its version; what sits on top of everything may import everything.
 ALLOWED[PACKAGE] = {"errors"}

@@ -10,19 +10,22 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from orchestrator.cli.calibrated import cluster_of
 from orchestrator.cli.options import positive
+from orchestrator.cli.terminal import console
 from orchestrator.errors import InputError
+from orchestrator.files import write_text
 from orchestrator.plan import load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.resolve import model_of
-from orchestrator.simulate.cluster import Cluster, load_cluster
+from orchestrator.simulate.cluster import Cluster, read_cluster
 from orchestrator.simulate.cluster_write import cluster_yaml
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from orchestrator.execute.measure import Measured
     from orchestrator.models.model import Model
 
@@ -68,16 +71,16 @@ def command(
         raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
     count = ranks or len(os.sched_getaffinity(0))
     programs, link = measured_programs(plans, batches, count)
-    console = Console(highlight=False)
+    screen = console(markup=False)
     begun = time.perf_counter()
     load_s = load_seconds(programs[0].model)
-    found, nodes = _measure(console, programs, link, count, seconds, threads)
+    found, nodes = _measure(screen, programs, link, count, seconds, threads)
     threads = threads or max(1, (os.cpu_count() or 1) // count)
     names = " ".join(dict.fromkeys(program.model.name for program in programs))
     cluster = cluster_of(out.stem, names, found, nodes, threads, load_s)
     write(cluster, out)
     rows = len(cluster.calibration.layers) if cluster.calibration else 0
-    console.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
+    screen.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
     return 0
 
 
@@ -88,17 +91,14 @@ def write(cluster: Cluster, out: Path) -> None:
         InputError: it cannot be written.
     """
     source = f"orchestrator calibrate, {time.strftime('%Y-%m-%d')}"
-    temporary = out.with_name(f".{out.name}.part")
+    text = cluster_yaml(cluster, source)
+    read_cluster(text, str(out))  # what cannot be read back is not put in place
     try:
-        temporary.write_text(cluster_yaml(cluster, source), encoding="utf-8")
-        load_cluster(temporary)  # what cannot be read back is not put in place
-        temporary.replace(out)
+        write_text(out, text)
     except OSError as error:
         raise InputError(
             f"cannot write {out}: {error.strerror}", "--out", "a file that you may write"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def measured_programs(
@@ -116,7 +116,7 @@ def _program(source: str, batch: int, *, replicas: int, options: tuple[str, ...]
 
 
 def _measure(
-    console: Console, programs: tuple[Program, ...], link: Program, count: int, seconds: float,
+    screen: Console, programs: tuple[Program, ...], link: Program, count: int, seconds: float,
     threads: int | None,
 ) -> tuple[dict[int, Measured], dict[int, str]]:  # fmt: skip
     from orchestrator.execute.measure import MeasureJob, measure
@@ -126,14 +126,14 @@ def _measure(
     nodes: dict[int, str] = {}
     bar = Progress(
         BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
+        console=screen, transient=True, disable=not screen.is_terminal,
     )  # fmt: skip
 
     def on_event(rank: int, kind: str, payload: Any) -> None:
         if kind in ("status", "progress"):
             bar.update(task, description=payload, completed=time.perf_counter() - begun)
             if bar.disable:
-                console.print(payload)
+                screen.print(payload)
         elif kind == "node":
             nodes[rank] = payload
         elif kind == "measured":

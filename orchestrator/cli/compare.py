@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli.compare_view import show
 from orchestrator.cli.options import as_json, overrides, split_overrides
+from orchestrator.cli.terminal import echo
 from orchestrator.errors import InputError
 from orchestrator.observe.run_record import RunRecord, read_run
 from orchestrator.plan import load_plan
@@ -50,11 +51,11 @@ def command(
     if html is not None:
         _write(html, entries, found, cluster, sweep)
     if as_json:
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         show(found)
         if html is not None:
-            click.echo(f"page: {html}")
+            echo(f"page: {html}")
     return 0
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides, split_overrides
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
 from orchestrator.plan import Plan, load_plan
@@ -66,14 +66,14 @@ def command(
     if picture is not None:
         _draw(program, picture)
     if as_json:
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         _print(plan, found)
         for rank in ranks:
-            click.echo(str(rank))
+            echo(str(rank))
     if cluster is None or found["fits"]:
         return 0
-    click.echo(remedies(plan, model, cluster), err=True)
+    echo(remedies(plan, model, cluster), err=True)
     return 1
 
 
@@ -166,13 +166,13 @@ def _edges(traffic: Counter[Edge], *, gradients: bool) -> list[dict[str, Any]]:
 
 
 def _print(plan: Plan, found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    console.print(
-        f"[bold]{plan.name}[/]  {found['model']}, {found['world_size']} ranks, batch "
+    screen = console()
+    screen.print(
+        f"[bold]{plan.name}[/]  {escape(found['model'])}, {found['world_size']} ranks, batch "
         f"{plan.global_batch_size} in {plan.n_microbatches} microbatches, {plan.schedule}"
     )
     if plan.summary:
-        console.print(plan.summary, markup=False)
+        screen.print(plan.summary, markup=False)
     table = Table("layer", "kind", "output", box=None, header_style="dim", pad_edge=False)
     for name in ("parameters", "multiply-adds"):
         table.add_column(name, justify="right")
@@ -180,7 +180,7 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
     table.add_column("ranks")
     for layer in found["layers"]:
         table.add_row(
-            escape(layer["name"]), layer["kind"], "x".join(map(str, layer["output_shape"])),
+            escape(layer["name"]), escape(layer["kind"]), "x".join(map(str, layer["output_shape"])),
             f"{layer['parameters']:,}" if layer["parameters"] else "",
             f"{layer['macs']:,}" if layer["macs"] else "",
             _split_text(layer["split"]), _ranks_text(layer["ranks"]),
@@ -189,13 +189,13 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
         "[bold]all[/]", "", "", f"{found['parameters']:,}",
         f"{found['macs_forward_per_image']:,}", "", "",
     )  # fmt: skip
-    console.print(table)
-    console.print(_rank_table(found))
+    screen.print(table)
+    screen.print(_rank_table(found))
     for title, key in (("activations", "edges"), ("gradients", "gradient_edges")):
         if found[key]:
-            console.print(_edge_table(title, found[key]))
+            screen.print(_edge_table(title, found[key]))
     if not found["edges"] and not found["gradient_edges"]:
-        console.print("No rank talks to another.")
+        screen.print("No rank talks to another.")
 
 
 def _rank_table(found: dict[str, Any]) -> Table:

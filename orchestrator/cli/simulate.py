@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.metrics_options import check, giving_out, metrics_options
 from orchestrator.cli.options import as_json, overrides, positive, split_overrides
 from orchestrator.cli.run_view import shares_table
 from orchestrator.cli.show import remedies
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
 from orchestrator.observe import timeline, trace
 from orchestrator.observe.metrics_options import MetricsOptions
@@ -85,12 +85,12 @@ def command(
             message = f"cannot write to {out}: {error.strerror or error}"
             raise InputError(message, "--out", "a folder where you may write") from error
     if as_json:
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         _print(found, prediction, cluster)
     if not found["fits"]:
         _tell_misfit(prediction, cluster)
-        click.echo(remedies(plan, model, cluster), err=True)
+        echo(remedies(plan, model, cluster), err=True)
     if metrics.wanted:
         _give_out(prediction, cluster, metrics, out)
     return 0 if found["fits"] else 1
@@ -119,7 +119,7 @@ def _give_out(
 
     run = out.resolve().name if out is not None else f"{prediction.program.name}-{cluster.name}"
     metrics = export(prediction, cluster, run, options)
-    with giving_out(metrics, lambda text: click.echo(text, err=True)):
+    with giving_out(metrics, lambda text: echo(text, err=True)):
         if out is not None and metrics.discovery is not None:
             where = metrics.discovery.describe()
             (out / "metrics.json").write_text(json.dumps(where, indent=1) + "\n", encoding="utf-8")
@@ -135,13 +135,13 @@ def _write(out: Path, prediction: Prediction, found: dict[str, Any]) -> None:
 
 
 def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> None:
-    console = Console(highlight=False)
+    screen = console()
     folded = prediction.program.replicas
-    console.print(
+    screen.print(
         f"[bold]{found['name']}[/] on [bold]{cluster.name}[/]: {found['world_size']} ranks, batch "
         f"{found['global_batch_size']}" + (f"; ranks of one of {folded} replicas" * (folded > 1))
     )
-    console.print(shares_table(found))
+    screen.print(shares_table(found))
     table = Table(box=None, show_header=False)
     table.add_row("an epoch of ImageNet 2012", _duration(found["epoch_time_s"]))
     if "replicas" in found:
@@ -159,16 +159,16 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
             table.add_row(label, f"{found[key]:,.2f} {unit}")
     if found["goodput_ratio"] is not None:
         table.add_row("left after failures and checkpoints", f"{found['goodput_ratio']:.2%}")
-    console.print(table)
+    screen.print(table)
     for note in found["notes"]:
-        console.print(f"note: {note}", markup=False)
+        screen.print(f"note: {note}", markup=False)
 
 
 def _tell_misfit(prediction: Prediction, cluster: Cluster) -> None:
     for m in prediction.memory:
         device = smallest_device(prediction.program, cluster, m.rank)
         if m.peak_bytes > device.usable_bytes:
-            click.echo(
+            echo(
                 f"does not fit: rank {m.rank} needs {m.peak_bytes / 2**30:.2f} GiB at op "
                 f"{m.peak_op}, {device.name} has {device.usable_bytes / 2**30:.2f} GiB",
                 err=True,

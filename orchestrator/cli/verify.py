@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides, positive
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import compile_plan
@@ -46,17 +45,19 @@ def command(
     """
     positive("steps", steps)
     positive("batch", batch)
-    console = Console(stderr=True, highlight=False)
+    progress = console(stderr=True)
     plans = [_with_batch(source, overrides, batch) for source in plan_sources]
     verdicts = []
     for plan in plans:
-        if not as_json and console.is_terminal:
-            with console.status(f"{plan.name}: {steps} steps of {plan.global_batch_size} examples"):
+        if not as_json and progress.is_terminal:
+            with progress.status(
+                f"{plan.name}: {steps} steps of {plan.global_batch_size} examples"
+            ):
                 verdicts.append(_verify(plan, dtype, steps))
         else:
             verdicts.append(_verify(plan, dtype, steps))
     if as_json:
-        click.echo(json.dumps({"plans": [_json(v) for v in verdicts]}))
+        echo(json.dumps({"plans": [_json(v) for v in verdicts]}))
     else:
         _print(verdicts, dtype)
     return 0 if all(v.passed for v in verdicts) else 1
@@ -108,7 +109,6 @@ def _json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _print(verdicts: list[Verdict], dtype: str) -> None:
-    console = Console(highlight=False)
     title = f"against one device, {dtype}"
     table = Table(box=None, header_style="dim", title=title, title_justify="left")
     heads = ("plan", "no\ndeadlock", "bytes\nexact", "loss\noff by", "weights\noff by", "passed")
@@ -119,10 +119,10 @@ def _print(verdicts: list[Verdict], dtype: str) -> None:
             v.name, _yes(v.deadlock_free), _yes(v.ledger_exact), f"{v.loss_relative_error:.1e}",
             f"{v.parameter_relative_error:.1e}", _yes(v.passed),
         )  # fmt: skip
-    console.print(table)
+    console().print(table)
     for v in verdicts:
         for problem in v.problems:
-            print(f"{v.name}: {problem}", file=sys.stderr)
+            echo(f"{v.name}: {problem}", err=True)
 
 
 def _yes(value: bool) -> str:

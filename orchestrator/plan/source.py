@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from orchestrator.errors import InputError
+from orchestrator.files import DESCRIPTORS, NotRegular, open_regular
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, dotted, found, input_error, nearest, printable
 from orchestrator.plan.shipped import shipped, shipped_names
 from orchestrator.plan.strict_yaml import Document, read_document
 
 LARGEST_FILE = 2**20
+_STDIN = "/dev/stdin"
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,13 @@ def _not_a_mapping(document: Document, label: str, kind: FileKind) -> InputError
 def find_file(source: str | FilePath, kind: FileKind) -> FilePath:
     """The file of a path, or of a shipped name with or without its suffix and folder.
 
+    Args:
+        source: ``-`` is standard input.
+
     Raises:
         InputError: there is none.
     """
-    path = FilePath(source)
+    path = FilePath(_STDIN if source == "-" else source)
     try:
         if path.is_file() or (path.exists() and not path.is_dir()):
             return path
@@ -111,6 +116,11 @@ def label_of(path: FilePath) -> str:
     return text if text.isprintable() else printable(text)
 
 
+def folder_of(path: FilePath) -> FilePath:
+    """Where paths in a file start: its folder; for standard input the working folder."""
+    return FilePath() if str(path).startswith(DESCRIPTORS) else path.parent
+
+
 def _reason(error: OSError | ValueError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
@@ -119,12 +129,16 @@ def read_text(path: FilePath, kind: FileKind) -> str:
     """A file's text.
 
     Raises:
-        InputError: it cannot be read, is too large or is not UTF-8.
+        InputError: it cannot be read, is no file, is too large or is not UTF-8.
     """
     label = label_of(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(LARGEST_FILE + 1)
+    except NotRegular as error:
+        raise InputError(
+            f"cannot read it: {_reason(error)}", label, f"name a {kind.noun} file"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read it: {_reason(error)}", label, "check the path and rights"

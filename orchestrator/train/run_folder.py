@@ -8,7 +8,6 @@ Lines are appended in one write; other files are written aside and renamed.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
+from orchestrator.files import replacing
 from orchestrator.plan import Plan
 
 SCHEMA_VERSION = 1
@@ -57,6 +57,9 @@ class RunFolder:
             )
         if keep_before is not None:
             names = ("plan.yaml", "steps.jsonl", "metrics.json")
+            for file in (path / name for name in names):
+                if file.exists() and not file.is_file():  # a pipe would never end
+                    raise InputError("not a file", str(file), "name the folder of a run")
             self._before = {
                 name: (path / name).read_text(encoding="utf-8") if (path / name).exists() else None
                 for name in names
@@ -90,13 +93,8 @@ class RunFolder:
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """A file to write to, which becomes ``name`` once it is whole."""
-        target = self.path / name
-        temporary = target.with_name(f".{name}.part")
-        try:
-            yield temporary
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.path / name) as file:
+            yield file
 
     def write_json(self, name: str, data: Any) -> None:
         """Put a whole JSON file in place."""
