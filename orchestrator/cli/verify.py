@@ -11,7 +11,8 @@ from rich.table import Table
 from orchestrator.cli.options import as_json, overrides, positive
 from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
-from orchestrator.plan import Plan, load_plan
+from orchestrator.plan import Plan
+from orchestrator.plan.load import PlanFile
 from orchestrator.program import compile_plan
 from orchestrator.program.placement import update_examples
 from orchestrator.program.resolve import model_of
@@ -78,17 +79,18 @@ def _verify(plan: Plan, dtype: str, steps: int) -> Verdict:
 
 def _with_batch(source: str, overrides: tuple[str, ...], batch: int | None) -> Plan:
     """The plan with the wanted batch, or with the smallest one that it can cut."""
-    plan = load_plan(source, overrides)
+    file = PlanFile.read(source)
+    plan = file.plan(overrides)
     if any(o.startswith("global_batch_size=") for o in overrides):
         return plan
     if batch is not None:
-        return load_plan(source, [*overrides, f"global_batch_size={batch}"])
+        return file.plan([*overrides, f"global_batch_size={batch}"])
     model = model_of(plan)
     compile_plan(plan, model)  # what is wrong with the plan itself is told as it stands
     unit = plan.replicas * plan.n_microbatches
     for size in range(max(unit, 2 * unit if unit < 4 else unit), plan.global_batch_size, unit):
         try:
-            small = load_plan(source, [*overrides, f"global_batch_size={size}"])
+            small = file.plan([*overrides, f"global_batch_size={size}"])
             compile_plan(small, model)
         except InputError:
             continue

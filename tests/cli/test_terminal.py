@@ -69,7 +69,7 @@ def test_names_of_a_model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_folder_in_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    out = tmp_path / f"{RED}[/bold]"
+    out = tmp_path / f"{RED}[red]"
     options = ("--launcher", "local", "--steps", "1", "--out", str(out))
     ended = command("run", "--plan", "krizhevsky2012", *options, *SMALL)
     assert ended.code == 0
@@ -77,7 +77,7 @@ def test_a_folder_in_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for more in ((), ("--html", str(tmp_path / "page.html"))):
         ended = command("compare", str(out), "--cluster", "gtx580x2", *more)
         assert ended.code == 0
-        assert "\\x9b31m[/bold]" in ended.out
+        assert "\\x9b31m[red]" in ended.out
         assert is_quiet(ended.out + ended.err)
 
 
