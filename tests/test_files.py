@@ -150,6 +150,6 @@ def test_every_file_is_written_in_one_place() -> None:
         if path.name == "files.py":
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if "os.replace(" in line or ".part\"" in line:
+            if "os.replace(" in line or '.part"' in line:
                 wrong.append(f"{path}:{number}: {line.strip()}")
     assert not wrong, "\n".join(wrong)

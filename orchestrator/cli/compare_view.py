@@ -23,7 +23,7 @@ _SHORTEST_BAR, _WIDEST_BAR = 12, 60
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print CONTRACT's JSON of ``compare``."""
+    """Print what :func:`orchestrator.simulate.compare.compare` has found."""
     screen = console()
     longest = max(len("plan or run"), *(len(item["name"]) for item in found["items"]))
     room = screen.width - _OTHER_COLUMNS - longest
@@ -31,10 +31,18 @@ def show(found: dict[str, Any]) -> None:
     screen.print(
         "  ".join(f"[{SHARE_COLORS[k]}]{s}[/] {SHARE_NAMES[k]}" for k, s in _LETTERS.items())
     )
-    if len(found["items"]) > 1:
-        screen.print(f"\n[bold]{escape(found['winner'])}[/] wins")
-    for line in found["because"]:
-        screen.print(f"  {line}", markup=False)
+    networks = found["networks"]
+    if len(networks) > 1:
+        screen.print()
+        for line in found["because"]:
+            screen.print(line, markup=False)
+    for network in networks:
+        if network["winner"] is None:
+            continue
+        among = f" among plans of {escape(network['model'])}" if len(networks) > 1 else ""
+        screen.print(f"\n[bold]{escape(network['winner'])}[/] wins{among}")
+        for line in network["because"]:
+            screen.print(f"  {line}", markup=False)
     if agreement := agreement_of(found):
         screen.print(agreement, markup=False)
     for item in found["items"]:
