@@ -84,6 +84,20 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """See now whether :func:`replacing` will be able to write there.
+
+    Raises:
+        OSError: it will not.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    is_device = path.exists() and not path.is_file()
+    where = path if is_device else path.resolve().parent
+    if not os.access(where, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(where))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 text file; see :func:`replacing`.
 

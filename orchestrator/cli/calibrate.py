@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from orchestrator.cli.calibrated import cluster_of
+from orchestrator.cli.calibrated import cluster_of, unequal_nodes
 from orchestrator.cli.options import positive
-from orchestrator.cli.terminal import console
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
-from orchestrator.files import write_text
+from orchestrator.files import check_writable, write_text
 from orchestrator.plan import load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.resolve import model_of
-from orchestrator.simulate.cluster import Cluster, read_cluster
+from orchestrator.simulate.cluster import Cluster, load_cluster, read_cluster
 from orchestrator.simulate.cluster_write import cluster_yaml
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.execute.measure import Measured
     from orchestrator.models.model import Model
 
+CLUSTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._\-]{0,99}"  # as the schema of cluster files has it
 _AROUND_S = 40.0  # start, messages and all-reduces, for the progress bar
 
 # Any program over all ranks serves to connect them.
@@ -67,8 +69,7 @@ def command(
     positive("threads", threads)
     for batch in batches:
         positive("batch", batch)
-    if not out.parent.is_dir():
-        raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
+    check_out(out)
     count = ranks or len(os.sched_getaffinity(0))
     programs, link = measured_programs(plans, batches, count)
     screen = console(markup=False)
@@ -79,9 +80,46 @@ def command(
     names = " ".join(dict.fromkeys(program.model.name for program in programs))
     cluster = cluster_of(out.stem, names, found, nodes, threads, load_s)
     write(cluster, out)
+    if unequal := unequal_nodes(nodes):
+        echo(f"warning: {unequal}", err=True)
     rows = len(cluster.calibration.layers) if cluster.calibration else 0
     screen.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
     return 0
+
+
+def check_out(out: Path) -> None:
+    """Refuse before measuring what could not be written after it.
+
+    Raises:
+        InputError: no folder, no right to write, a name that no cluster can have, or a file that
+            is there and is not a calibrated cluster's.
+    """
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
+    if not re.fullmatch(CLUSTER_NAME, out.stem):
+        raise InputError(
+            f"{out.stem!r} cannot be a cluster's name; allowed: letters, digits, . _ -, the first "
+            "of them a letter or digit",
+            f"--out {out}",
+            f"--out {out.with_name('here.yaml')}",
+        )
+    try:
+        check_writable(out)
+        is_there = out.is_file()
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    if not is_there:
+        return
+    try:
+        is_ours = load_cluster(out).calibration is not None
+    except InputError:
+        is_ours = False
+    if not is_ours:
+        raise InputError(
+            f"{out} exists and is no calibrated cluster, so it is not written over",
+            "--out",
+            "another file",
+        )
 
 
 def write(cluster: Cluster, out: Path) -> None:
@@ -96,9 +134,12 @@ def write(cluster: Cluster, out: Path) -> None:
     try:
         write_text(out, text)
     except OSError as error:
-        raise InputError(
-            f"cannot write {out}: {error.strerror}", "--out", "a file that you may write"
-        ) from error
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> InputError:
+    message = f"cannot write {out}: {error.strerror or error}"
+    return InputError(message, "--out", "a file that you may write")
 
 
 def measured_programs(
