@@ -125,7 +125,8 @@ def command(
             "--data imagefolder:PATH to train for real"
         )
     asked = _Asked(data, steps, epochs, out, resume, launcher, checkpoint_every, timeout_s, threads,
-                   {"auto": None, "gpu": True, "cpu": False}[device], metrics)  # fmt: skip
+                   {"auto": None, "gpu": True, "cpu": False}[device], metrics,
+                   cluster_source)  # fmt: skip
     return _run(plan, model, program, screen, asked, cluster)
 
 
@@ -144,6 +145,7 @@ class _Asked:
     threads: int | None
     use_gpu: bool | None
     metrics: MetricsOptions
+    cluster_source: str | None
 
 
 def _run(
@@ -193,10 +195,12 @@ def _run(
             if path.exists():
                 echo(f"  {path} holds the steps that ended", err=True)
             return 1
-        return _tell(screen, path, outcome, _predicted(program, cluster, folder, outcome))
+        return _tell(screen, path, outcome, _predicted(program, cluster, folder, outcome), asked)
 
 
-def _tell(screen: Console, path: Path, outcome: Outcome, predicted: dict[str, Any] | None) -> int:
+def _tell(
+    screen: Console, path: Path, outcome: Outcome, predicted: dict[str, Any] | None, asked: _Asked
+) -> int:
     """What came out; 0 if all of it is as it should be."""
     summary = outcome.summary
     screen.print(shares_table(summary))
@@ -209,7 +213,7 @@ def _tell(screen: Console, path: Path, outcome: Outcome, predicted: dict[str, An
         step, real = predicted["step_time_s"], summary["step_time_s"]
         screen.print(
             f"predicted for {predicted['cluster']}: {step:.3f} s a step ({step / real - 1:+.1%}); "
-            f"more: orchestrator compare {path} --cluster {predicted['cluster']}"
+            f"more: orchestrator compare {path} --cluster {asked.cluster_source}"
         )
     screen.print(f"run folder: {path}")
     return 1 if outcome.problems else 0

@@ -34,12 +34,14 @@ class FileKind:
         folder: where the shipped ones lie.
         example: a shipped one.
         override: an example of ``KEY=VALUE``.
+        prefix: of its keys on the command line.
     """
 
     noun: str
     folder: str
     example: str
     override: str
+    prefix: str = ""
 
 
 def read_values(
@@ -160,12 +162,14 @@ def read_text(path: FilePath, kind: FileKind) -> str:
 
 def _override(document: Document, set_by: dict[Path, str], override: str, kind: FileKind) -> None:
     """Puts one ``KEY=VALUE`` into the document's values; whether the key exists is seen later."""
-    option = f"--set {printable(override)}"
+    option = f"--set {kind.prefix}{printable(override)}"
     key, equals, text = override.partition("=")
     # Layer ranges such as fc6..fc8 are keys too, so two dots in a row separate nothing.
     parts = re.split(r"(?<!\.)\.(?!\.)", key.strip())
     if not equals or not all(parts):
-        raise InputError("allowed: KEY=VALUE", option, f"write it as --set {kind.override}")
+        raise InputError(
+            "allowed: KEY=VALUE", option, f"write it as --set {kind.prefix}{kind.override}"
+        )
     try:
         value = read_document(text, option)
     except InputError as error:  # the option is its place; a line in it says nothing
@@ -175,7 +179,7 @@ def _override(document: Document, set_by: dict[Path, str], override: str, kind: 
     holder = document.value
     path: Path = ()
     for i, part in enumerate(parts):
-        step = _step(holder, path, part, option)
+        step = _step(holder, path, part, option, kind)
         path = (*path, step)
         if i == len(parts) - 1:
             holder[step] = value.value  # type: ignore[index]  # _step saw that it has the key
@@ -194,11 +198,11 @@ def _forget(places: MutableMapping[Path, int] | MutableMapping[Path, str], path:
         del places[old]
 
 
-def _step(holder: object, path: Path, part: str, option: str) -> str | int:
+def _step(holder: object, path: Path, part: str, option: str, kind: FileKind) -> str | int:
     """The key or index by which ``part`` is found in ``holder``."""
     if isinstance(holder, dict):
         return part
-    whole = f"set it as a whole: --set '{'.'.join(map(str, path))}=...'"
+    whole = f"set it as a whole: --set '{kind.prefix}{'.'.join(map(str, path))}=...'"
     if isinstance(holder, list):
         if part.isascii() and part.isdigit() and len(part) < 8 and int(part) < len(holder):
             return int(part)

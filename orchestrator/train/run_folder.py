@@ -50,10 +50,11 @@ class RunFolder:
     def _open(self, plan: Plan, keep_before: int | None) -> None:
         path = self.path
         if keep_before is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            resumable = any(path.glob("checkpoints/step-*.pt"))
             raise InputError(
                 f"{path} exists and is not an empty folder; a run does not write over another",
                 "--out",
-                f"another folder, or --resume {path} to go on with it",
+                "another folder" + f", or --resume {path} to go on with it" * resumable,
             )
         if keep_before is not None:
             names = ("plan.yaml", "steps.jsonl", "metrics.json")
