@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections import Counter, defaultdict
@@ -15,6 +14,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from orchestrator import __version__
+from orchestrator.cli.machine import memory_bytes
 from orchestrator.simulate.calibration import (
     BytesTime,
     Calibration,
@@ -59,7 +59,7 @@ def cluster_of(
     peak = max(rates.values())
     device = Device(
         name=f"{threads} thread{'s' * (threads > 1)} of {_processor()}",
-        memory_bytes=_memory() // per_node,
+        memory_bytes=memory_bytes() // per_node,
         memory_bandwidth=copy,
         flops={"float32": peak},
         efficiency={kind: rate / peak for kind, rate in rates.items()} | {"memory": 1.0},
@@ -220,10 +220,6 @@ def _processor() -> str:
         return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _spread(values: list[float]) -> float:

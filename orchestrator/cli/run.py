@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.machine import check_memory
 from orchestrator.cli.metrics_options import check, giving_out, metrics_options
 from orchestrator.cli.options import overrides, positive, split_overrides
 from orchestrator.cli.run_view import BarView, LineView, shares_table
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from orchestrator.train.run import Outcome
     from orchestrator.train.run_folder import RunFolder
     from orchestrator.train.worker import Job
+
+
+PROCESS_BYTES = 50 * 2**20  # of a worker that has imported torch, at the least
 
 
 @click.command("run")
@@ -113,7 +118,11 @@ def command(
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.place(("placement",)))
-    program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
+    dtype = plan.training.dtype or "float32"
+    if launcher == "local" or not os.environ.get("RAY_ADDRESS"):  # else on other machines, too
+        each = 0 if launcher == "local" else PROCESS_BYTES
+        check_memory(plan, model, dtype, process_bytes=each)
+    program = compile_plan(plan, model, dtype=dtype)
     screen = console(markup=False, soft_wrap=not sys.stdout.isatty())
     screen.print(
         f"{plan.name}: {model.name}, {program.world_size} ranks, batch {program.global_batch}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from orchestrator.cli.machine import check_memory
 from orchestrator.cli.options import as_json, overrides, positive
 from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
@@ -19,6 +20,9 @@ from orchestrator.program.resolve import model_of
 
 if TYPE_CHECKING:
     from orchestrator.execute.verify import Verdict
+
+
+MOST_BATCHES = 256  # tried, to find one that the plan can cut
 
 
 @click.command("verify")
@@ -48,6 +52,8 @@ def command(
     positive("batch", batch)
     progress = console(stderr=True)
     plans = [_with_batch(source, overrides, batch) for source in plan_sources]
+    for plan in plans:
+        check_memory(plan, model_of(plan), dtype)
     verdicts = []
     for plan in plans:
         if not as_json and progress.is_terminal:
@@ -86,12 +92,14 @@ def _with_batch(source: str, overrides: tuple[str, ...], batch: int | None) -> P
     if batch is not None:
         return file.plan([*overrides, f"global_batch_size={batch}"])
     model = model_of(plan)
-    compile_plan(plan, model)  # what is wrong with the plan itself is told as it stands
+    # what is wrong with the plan itself is told as it stands
+    compile_plan(plan, model, fold=True)
     unit = plan.replicas * plan.n_microbatches
-    for size in range(max(unit, 2 * unit if unit < 4 else unit), plan.global_batch_size, unit):
+    sizes = range(max(unit, 2 * unit if unit < 4 else unit), plan.global_batch_size, unit)
+    for size in sizes[:MOST_BATCHES]:
         try:
             small = file.plan([*overrides, f"global_batch_size={size}"])
-            compile_plan(small, model)
+            compile_plan(small, model, fold=True)
         except InputError:
             continue
         return small

@@ -53,7 +53,7 @@ from orchestrator.program.segments import (
     cut,
 )
 
-MOST_OPS = 2**21  # takes some 20 s and 1 GB
+MOST_OPS = 2**20  # takes some 10 s and 0.7 GB
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 
@@ -419,13 +419,13 @@ class _Emitter:
 
     def step(self, s: int, reduced: list[tuple[int, int]]) -> None:
         """The update of one segment's parameters on every rank that holds them."""
-        bucket_of = {r: b for b in self.buckets[s] for r in b.ranks}
-        groups = {b: self.group(b) for b in self.buckets[s]}
+        groups = [self.group(bucket) for bucket in self.buckets[s]]
+        number_of = {r: n for n, bucket in enumerate(self.buckets[s]) for r in bucket.ranks}
         gathers = []
         chunk = self.columns.microbatch[reduced[0][1]]
         for rank, need in reduced:
-            bucket = bucket_of[rank % self.ranks_per_replica]
-            group = groups[bucket]
+            number = number_of[rank % self.ranks_per_replica]
+            bucket, group = self.buckets[s][number], groups[number]
             sharded = self.sharded and len(group) > 1
             padded = self.padded(bucket, len(group))
             values = padded // len(group) if sharded else bucket.parameters
