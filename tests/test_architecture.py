@@ -246,3 +246,17 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
             for match in MACHINE_PATH.finditer(text)
         ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_cites_a_document_that_is_not_here() -> None:
+    """Docstrings once cited a contract that no reader has."""
+    cited = re.compile(r"\b(?:CONTRACT|DESIGN|FACTS)\b")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for folder in ("orchestrator", "benchmarks", "docs", "dashboards", "cluster", "partitions")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".py", ".md", ".yaml", ".yml", ".jinja")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if cited.search(line)
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -65,17 +65,17 @@ def call(command: click.Command, arguments: list[str] | None, **options: Any) ->
     except click.ClickException as error:
         _terminal().show_usage_error(error)
         code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _terminal().echo("interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        code = 0
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise  # torch tells of a lack of memory in no class of its own
         remedy = "a smaller batch or model, or fewer ranks"
         _terminal().echo(f"error: this machine has not enough memory\n  remedy: {remedy}", err=True)
         code = 2
-    except (KeyboardInterrupt, click.Abort):
-        _terminal().echo("interrupted", err=True)
-        code = 130
-    except BrokenPipeError:
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 
