@@ -552,15 +552,16 @@ def _check_resources(world_size: int, use_gpu: bool | None, tell: Callable[[str]
             f"the run needs {world_size} workers ({what} each); the cluster holds {ever} in all "
             f"and has {now} free now",
             remedy="join another node with `ray start --address=HEAD:6379`, start the head with "
-            f"`ray start --head --num-cpus={world_size}` to let workers share cores, take a plan "
-            "with fewer ranks, or `--launcher local`",
+            f"`ray start --head --num-cpus={world_size}` to let workers share cores, or take "
+            "fewer ranks; a run can also do with `--launcher local`",
         )
     if now < world_size:
         raise InputError(
             f"the run needs {world_size} workers ({what} each); the cluster holds {ever} in all "
             f"but has {now} free now",
             remedy="wait until other jobs end (`ray status` shows them), join another node with "
-            "`ray start --address=HEAD:6379`, take a plan with fewer ranks, or `--launcher local`",
+            "`ray start --address=HEAD:6379`, or take fewer ranks; a run can also do with "
+            "`--launcher local`",
         )
     return use_gpu
 

@@ -195,7 +195,7 @@ def summarise(
     peaks: dict[int, int],
     mean: Shares | None = None,
 ) -> dict[str, Any]:
-    """CONTRACT's timing names, as totals and by rank, of the step with the median time.
+    """The times and bytes of a summary, as totals and by rank, of the step with the median time.
 
     Times of the totals are means over the ranks, so they add up to the step time; bytes are sums,
     memory is the largest.

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import NoReturn
 
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
@@ -46,11 +47,13 @@ from orchestrator.program.segments import (
     Bucket,
     Segment,
     SegmentPart,
+    TooManyMessages,
     boundaries,
     buckets,
     cut,
 )
 
+MOST_OPS = 2**20  # takes some 10 s and 0.7 GB
 ITEMSIZE = {"float64": 8, "float32": 4, "tfloat32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -66,17 +69,25 @@ def compile_plan(
             the simulator; workers need their own.
 
     Raises:
-        InputError: what the plan asks for cannot be done, with the line of the plan.
+        InputError: what the plan asks for cannot be done, with the line of the plan; or it would
+            have more than ``MOST_OPS`` ops.
     """
+    listed = 1 if fold else plan.replicas
+    _check_count(plan, listed, sum(len(e.ranks) for e in plan.placement) * plan.n_microbatches)
     placement = place(plan, model)
     order = _global_order(plan, placement)
     segments = cut(placement, model, ITEMSIZE[dtype], plan.replicas)
+    try:
+        bounds = boundaries(segments, placement, MOST_OPS // listed)
+    except TooManyMessages as error:
+        _refuse_count(plan, listed, error.args[0])
+    _check_count(plan, listed, _ops_at_least(segments, bounds))
     emitter = _Emitter(
         segments,
-        boundaries(segments, placement),
+        bounds,
         buckets(segments),
         replicas=plan.replicas,
-        listed=1 if fold else plan.replicas,
+        listed=listed,
         ranks_per_replica=plan.ranks_per_replica,
         itemsize=ITEMSIZE[dtype],
         sharded=plan.optimizer_sharding == "zero1",
@@ -104,6 +115,32 @@ def compile_plan(
         sharded=plan.optimizer_sharding == "zero1",
         columns=columns,
         order=ranks,
+    )
+
+
+def _ops_at_least(segments: Sequence[Segment], bounds: Sequence[Boundary]) -> int:
+    """Ops of a replica: a forward and a backward of every chunk, and its messages both ways."""
+    computed = sum(2 * len(segment.parts) * segment.chunks for segment in segments)
+    sent = 0
+    for segment, boundary in zip(segments, bounds, strict=True):
+        crossing = sum(m.source != m.target for turn in boundary.messages for m in turn)
+        sent += 4 * crossing * segment.chunks // max(1, boundary.turns)
+    return computed + sent
+
+
+def _check_count(plan: Plan, listed: int, ops: int) -> None:
+    """Refuse early what would take minutes and gigabytes to write down."""
+    if ops * listed > MOST_OPS:
+        _refuse_count(plan, listed, ops)
+
+
+def _refuse_count(plan: Plan, listed: int, ops: int) -> NoReturn:
+    key = "n_microbatches" if plan.n_microbatches >= listed else "replicas"
+    raise InputError(
+        f"a step of this plan has at least {ops * listed:,} ops (listed replicas: {listed:,}, "
+        f"microbatches of each: {plan.n_microbatches:,}); allowed: {MOST_OPS:,}",
+        plan.place((key,)),
+        "fewer microbatches, ranks or replicas",
     )
 
 
@@ -383,13 +420,13 @@ class _Emitter:
 
     def step(self, s: int, reduced: list[tuple[int, int]]) -> None:
         """The update of one segment's parameters on every rank that holds them."""
-        bucket_of = {r: b for b in self.buckets[s] for r in b.ranks}
-        groups = {b: self.group(b) for b in self.buckets[s]}
+        groups = [self.group(bucket) for bucket in self.buckets[s]]
+        number_of = {r: n for n, bucket in enumerate(self.buckets[s]) for r in bucket.ranks}
         gathers = []
         chunk = self.columns.microbatch[reduced[0][1]]
         for rank, need in reduced:
-            bucket = bucket_of[rank % self.ranks_per_replica]
-            group = groups[bucket]
+            number = number_of[rank % self.ranks_per_replica]
+            bucket, group = self.buckets[s][number], groups[number]
             sharded = self.sharded and len(group) > 1
             padded = self.padded(bucket, len(group))
             values = padded // len(group) if sharded else bucket.parameters

@@ -40,10 +40,14 @@ class Edge(NamedTuple):
     direction: str
 
 
-def edges(program: Program) -> Counter[Edge]:
-    """Bytes per step on every edge, those of folded replicas left out."""
+def edges(program: Program, *, unfold: bool = False) -> Counter[Edge]:
+    """Bytes per step on every edge.
+
+    Args:
+        unfold: those of folded replicas, too.
+    """
     found: dict[Edge, int] = {}
-    for edge, _, size in _sent(program):
+    for edge, _, size in _sent(program, program.replicas if unfold and program.folded else 1):
         found[edge] = found.get(edge, 0) + size
     return Counter(found)
 
@@ -51,26 +55,48 @@ def edges(program: Program) -> Counter[Edge]:
 def edges_by_kind(program: Program) -> Counter[tuple[Edge, str]]:
     """The same by the kind of op, too."""
     found: Counter[tuple[Edge, str]] = Counter()
-    for edge, kind, size in _sent(program):
+    for edge, kind, size in _sent(program, 1):
         found[edge, kind] += size
     return found
 
 
-def _sent(program: Program) -> Iterator[tuple[Edge, str, int]]:
-    """Edge, kind and bytes; ops that are alike but for their microbatch are put together."""
-    c = program.columns
-    alike = Counter(zip(c.kind, c.segment, c.rank, c.peers, c.bytes, strict=True))
+def _sent(program: Program, replicas: int) -> Iterator[tuple[Edge, str, int]]:
+    """Edge, kind and bytes; ops that are alike but for their microbatch are put together.
+
+    Args:
+        replicas: copies of the listed ranks to tell of; folded ones do the same further on.
+    """
+    c, item = program.columns, program.itemsize
+    # Groups may be as large as the world, so they are told apart by identity, never compared.
+    groups = {id(peers): peers for peers in c.peers}
+    places = _Places()
+    alike = Counter(zip(c.kind, c.segment, c.rank, map(id, c.peers), c.bytes, strict=True))
     readers = [segment.reader for segment in program.segments]
-    for (kind, segment, rank, peers, size), times in alike.items():
-        lane = LANE_OF[kind]
+    for (kind, segment, rank, group, size), times in alike.items():
+        lane, peers = LANE_OF[kind], groups[group]
         if lane == SEND:
             direction = "forward" if kind == SEND_F else "backward"
-            yield Edge(rank, peers[0], readers[segment], direction), kind, size * times
+            for first in range(0, replicas * program.ranks_per_replica, program.ranks_per_replica):
+                edge = Edge(first + rank, first + peers[0], readers[segment], direction)
+                yield edge, kind, size * times
         elif lane == REDUCE:
-            place = peers.index(rank)
-            following = peers[(place + 1) % len(peers)]
-            sent = ring_bytes(kind, size // program.itemsize, len(peers), place) * program.itemsize
-            yield Edge(rank, following, readers[segment], "gradient"), kind, sent * times
+            count, place = len(peers), places.of(rank, peers)
+            for here in range(place, place + replicas * (step := count // replicas), step):
+                edge = Edge(peers[here], peers[(here + 1) % count], readers[segment], "gradient")
+                yield edge, kind, ring_bytes(kind, size // item, count, here) * item * times
+
+
+class _Places:
+    """Where ranks stand in their groups; each group is gone through once."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[tuple[int, ...], dict[int, int]]] = {}
+
+    def of(self, rank: int, peers: tuple[int, ...]) -> int:
+        """The position of a rank in a group."""
+        if id(peers) not in self._found:  # with the group itself, so that its id stays its own
+            self._found[id(peers)] = peers, {peer: i for i, peer in enumerate(peers)}
+        return self._found[id(peers)][1][rank]
 
 
 @lru_cache(maxsize=4096)
@@ -96,6 +122,7 @@ def sent(program: Program) -> tuple[list[int], int]:
     columns, item = program.columns, program.itemsize
     by_rank = [0] * len(program.order)
     messages = rings = 0
+    places = _Places()
     for kind, rank, peers, size in zip(
         columns.kind, columns.rank, columns.peers, columns.bytes, strict=True
     ):
@@ -105,7 +132,7 @@ def sent(program: Program) -> tuple[list[int], int]:
             messages += size
         elif lane == REDUCE:
             values, count = size // item, len(peers)
-            by_rank[rank] += ring_bytes(kind, values, count, peers.index(rank)) * item
+            by_rank[rank] += ring_bytes(kind, values, count, places.of(rank, peers)) * item
             if rank == peers[0]:
                 rings += (2 if kind == ALL_REDUCE else 1) * (count - 1) * size
     return by_rank, messages * (program.world_size // len(program.ranks)) + rings

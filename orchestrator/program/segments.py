@@ -12,11 +12,11 @@ on. Between two segments lies a *boundary* with its messages:
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from orchestrator.models.layers import Shape, SizedLayer, Tile
@@ -125,6 +125,10 @@ class Segment:
     def reader(self) -> str:
         """The layer that reads the segment's input: it names the exchange before it."""
         return self.layers[0].name
+
+
+Rectangle = tuple[Ranges, Ranges]
+"""Examples and channels."""
 
 
 class Message(NamedTuple):
@@ -273,50 +277,65 @@ def _differs(before: PlacedLayer, after: PlacedLayer) -> bool:
     )
 
 
-def boundaries(segments: tuple[Segment, ...], placement: Placement) -> tuple[Boundary, ...]:
-    """The boundary before every segment but the first; element 0 is empty."""
+class TooManyMessages(Exception):
+    """More lie between two segments than fit into memory; the argument says how many at least."""
+
+
+def boundaries(
+    segments: tuple[Segment, ...], placement: Placement, most: int
+) -> tuple[Boundary, ...]:
+    """The boundary before every segment but the first; element 0 is empty.
+
+    Args:
+        most: messages in all.
+
+    Raises:
+        TooManyMessages: there would be more.
+    """
     partial = {layer.sized.name for layer in placement.layers if layer.partial}
     found = [Boundary(0, 1, (), summed=False)]
     for before, after in zip(segments, segments[1:], strict=False):
         turns = before.chunk // after.chunk
-        messages = tuple(tuple(_messages(before, after, turn)) for turn in range(turns))
+        messages = tuple(tuple(_messages(before, after, turn, most)) for turn in range(turns))
+        most -= sum(map(len, messages))
         summed = before.layers[-1].name in partial
         found.append(Boundary(after.index, turns, messages, summed))
     return tuple(found)
 
 
-def _messages(before: Segment, after: Segment, turn: int) -> list[Message]:
+def _messages(before: Segment, after: Segment, turn: int, most: int) -> list[Message]:
     """Every rectangle that a rank of ``before`` has and a rank of ``after`` needs in this turn.
 
     A sender goes round its peers starting behind itself, so that nobody is everybody's first.
     """
     values = after.layers[0].in_values
-    targets = sorted(after.parts)
-    needs: dict[tuple[Ranges, Ranges], int] = {}  # numbered: ranks that need the same share one
-    need_of = {
-        rank: needs.setdefault((part.batch, part.reads), len(needs))
-        for rank, part in after.parts.items()
-    }
-    wanted = [(shift(batch, turn * after.chunk), reads) for batch, reads in needs]
-    found = []
+    needs: dict[tuple[Ranges, Ranges], list[int]] = {}  # ranks that need the same share one
+    for rank, part in after.parts.items():
+        needs.setdefault((shift(part.batch, turn * after.chunk), part.reads), []).append(rank)
+    wanted = sorted(needs, key=lambda need: need[0][0][0])  # by first example
+    starts = [batch[0][0] for batch, _ in wanted]
+    ends = list(accumulate([batch[-1][1] for batch, _ in wanted], max))  # up to each of them
+    found: list[Message] = []
     for source, part in before.parts.items():
         has_batch, has_channels = part.batch, part.out
         low, high = has_batch[0][0], has_batch[-1][1]
-        pieces = {}
-        for need, (wants_batch, wants_channels) in enumerate(wanted):
-            if wants_batch[-1][1] <= low or high <= wants_batch[0][0]:
-                continue  # most, where many ranks split the batch
+        pieces: dict[int, tuple[Rectangle, Rectangle, int]] = {}  # by target
+        for need in wanted[bisect_right(ends, low) : bisect_left(starts, high)]:
+            wants_batch, wants_channels = need
             batch = _overlap(has_batch, wants_batch)
             if not batch.number:
                 continue
             channels = _overlap(has_channels, wants_channels)
             if channels.number:
                 taken, given = (batch.taken, channels.taken), (batch.given, channels.given)
-                pieces[need] = taken, given, batch.number * channels.number * values
+                piece = taken, given, batch.number * channels.number * values
+                pieces.update(dict.fromkeys(needs[need], piece))
+        if len(found) + len(pieces) > most:
+            raise TooManyMessages(len(found) + len(pieces))
+        targets = sorted(pieces)
         behind = bisect_right(targets, source)
         for target in targets[behind:] + targets[:behind]:
-            if need_of[target] in pieces:
-                found.append(Message(turn, source, target, *pieces[need_of[target]]))
+            found.append(Message(turn, source, target, *pieces[target]))
     return found
 
 

@@ -15,6 +15,7 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
+from orchestrator.plan import shipped_names
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import LayerPart, SegmentPart
 from orchestrator.simulate.calibration import BytesTime, LayerTime, Pass, shape_key
@@ -73,8 +74,9 @@ class CostModel:
         c, program = self.calibration, self.program
         if c is None:
             return
+        plan = program.name if program.name in shipped_names("partitions") else "PLAN"
         remedy = (
-            f"measure again: orchestrator calibrate --plan {program.name} --out ...; or --set "
+            f"measure again: orchestrator calibrate --plan {plan} --out ...; or --set "
             "cluster.calibration=null for the file's peaks and efficiencies"
         )
         release = c.versions.get("orchestrator", __version__)

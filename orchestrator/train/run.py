@@ -214,7 +214,7 @@ class Collector:
         return summary
 
     def _summary(self, plan: Plan, launcher: str, *, interrupted: bool) -> dict[str, Any]:
-        """CONTRACT's ``summary.json``."""
+        """What ``summary.json`` holds: the run, its losses, where the time of a step goes."""
         program = self.job.program
         # the first step sets up caches and connections
         steady = self.accounts[1:] or self.accounts
