@@ -10,6 +10,7 @@ COMPUTE = "#009E73"  # bluish green
 EXPOSED = "#D55E00"  # vermillion
 WAIT = "#E69F00"  # orange
 BUBBLE = "#56B4E9"  # sky blue
+LOADING = "#F0E442"  # yellow
 OTHER = "#999999"
 
 # In the order in which the parts are stacked; together they are the step.
