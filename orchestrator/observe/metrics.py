@@ -17,7 +17,8 @@ bubble + other = the sum of its step times; a page shows whole steps only, so th
 moment. ``orchestrator_accuracy{k}`` comes with the first evaluation.
 
 Which series there are follows from the plan alone: no label value grows with the length of a run.
-Counters of a simulation hold one steady step; divide by the number of steps to compare.
+Counters of a simulation hold one steady step; divide by the number of steps to compare. The run's
+``orchestrator_world_size`` counts all ranks, those of folded replicas, too, which have no series.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ class RunTotals:
     """What the run as a whole has done so far; None for what is not known (yet).
 
     Args:
+        world_size: how many ranks there are, those of folded replicas included.
         restarts: 1 to begin with where a run goes on in its own folder.
         checkpoint_s: how long the last checkpoint took, from its first piece to the whole file.
     """
@@ -170,6 +172,7 @@ class RunTotals:
     learning_rate: float | None = None
     checkpoint_s: float | None = None
     info: Info | None = None
+    world_size: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add_step(self, images: int, loss: float | None, learning_rate: float | None) -> None:
@@ -245,6 +248,8 @@ class Page(Collector):
                  run.learning_rate),
                 ("orchestrator_checkpoint_seconds", "How long the last checkpoint took to write.",
                  run.checkpoint_s),
+                ("orchestrator_world_size", "Ranks in all, also those that do as others and have no "
+                 "series.", run.world_size),
             )  # fmt: skip
             info = run.info
         for name, text, total in counters:
