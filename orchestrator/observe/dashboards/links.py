@@ -26,9 +26,9 @@ from orchestrator.observe.dashboards.queries import (
     share,
 )
 
-# From pale to full, each told from the next on dark and on bright ground.
-PURPLES = ("#5C3D52", "#8A5577", "#B06A98", BYTES_COLOR)
-BROWNS = ("#4A2A10", "#6B3710", "#8A3F08", TRANSFER_COLOR)
+# From grey to full colour: told from each other, and from the panel, on dark and on bright ground.
+PURPLES = ("#6F6A70", "#8D6F83", "#AD7496", BYTES_COLOR)
+BROWNS = ("#6E6862", "#7F5F45", "#915324", TRANSFER_COLOR)
 
 
 def board() -> Board:
@@ -42,7 +42,7 @@ def board() -> Board:
         PICKERS,
         [
             matrix(
-                "Bytes a step, from rank (row) to rank (column), of $listed ranks", BYTES,
+                "Bytes a step, from rank (row) to rank (column); $listed ranks", BYTES,
                 "What a rank hands to its transport in a step. High: this edge of the plan is the "
                 "one to thin out, or to lay on a fast link. Of a reduction: what goes to the next "
                 "rank of the ring. An empty cell: these two send nothing.",
@@ -50,7 +50,7 @@ def board() -> Board:
                 hue=PURPLES, last_column="none",
             ),
             matrix(
-                "Seconds a step, rank (row) with rank (column), of $listed ranks", SECONDS,
+                "Seconds a step, rank (row) with rank (column); $listed ranks", SECONDS,
                 "How long a transfer between the two is in progress, in either direction; several "
                 "at once share the time. High for few bytes: a slow link, or many small transfers. "
                 "An empty cell: these two have none.",

@@ -92,7 +92,7 @@ def board() -> Board:
                     Query(f"avg by (rank, stage) ({last(share(name))})", name, color)
                     for name, color in COLORS.items()
                 ),
-                sort="rank", descending=False,
+                height=10, sort="rank", descending=False,
             ),
             heading("Ranks one by one"),
             timeseries(

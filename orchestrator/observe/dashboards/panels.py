@@ -24,7 +24,7 @@ WRITTEN_FOR = "7.5.0"
 # not drawn there: it is for shares of a whole alone. The other two have no range of their own.
 SECONDS, BYTES, SHARE, NUMBER, SHORT = "s", "bytes", "percentunit", "none", "short"
 FACTOR, PERCENT = "suffix:×", "suffix:%"
-_DECIMALS = {BYTES: 1, SHARE: 1, FACTOR: 2, PERCENT: 1}
+_DECIMALS = {SHARE: 1, FACTOR: 2, PERCENT: 1}
 
 MOST_COLUMNS = 64  # of a matrix that are put in order
 LEAST_WIDTH_PX = 60  # of a column without a width, in Grafana 8 and later; 150 in 7
@@ -164,7 +164,7 @@ def bars(
         "showUnfilled": True,
     }
     json["targets"] = [_target(0, query.expr, legendFormat=name, instant=True)]
-    return Panel(json, width, 10)
+    return Panel(json, width, 9)
 
 
 def table(
@@ -174,6 +174,7 @@ def table(
     labels: Sequence[Label],
     *queries: Query,
     width: int = 24,
+    height: int = 8,
     sort: str = "",
     descending: bool = True,
 ) -> Panel:
@@ -191,7 +192,7 @@ def table(
         _target(i, q.expr, instant=True, format="table") for i, q in enumerate(queries)
     ]
     json["transformations"] = [{"id": "merge", "options": {}}, _organized(order)]
-    return Panel(json, width, 10)
+    return Panel(json, width, height)
 
 
 def matrix(
@@ -239,7 +240,7 @@ def matrix(
         {"id": "merge", "options": {}},  # labelsToFields merges by itself up to Grafana 8
         _organized(order),
     ]
-    return Panel(json, GRID_COLUMNS, 10)
+    return Panel(json, GRID_COLUMNS, 9)
 
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

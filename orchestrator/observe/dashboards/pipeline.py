@@ -20,6 +20,7 @@ from orchestrator.observe.dashboards.queries import (
     PICKERS,
     WAITED,
     last,
+    last_over_peers,
     part,
     per_step,
     share,
@@ -48,13 +49,13 @@ def board() -> Board:
                 Query(f"avg by (stage) ({share('wait')})", "stage {{stage}}"),
             ),
             table(
-                "Stages (of $listed ranks)", SHARE,
+                "Stages ($listed ranks)", SHARE,
                 "Parts of a step, mean over the ranks of a stage, and its seconds of computation. "
                 "Unequal seconds: the stage with most makes the others wait; move layers.",
                 [Label("stage", 80)],
                 Query(
                     f"avg by (stage) ({last(part('compute'))})", "computation",
-                    unit=SECONDS, width=110,
+                    unit=SECONDS, width=120,
                 ),
                 *(
                     Query(f"avg by (stage) ({last(share(name))})", name, color)
@@ -67,7 +68,7 @@ def board() -> Board:
                 "Computation of a rank over the mean of the other ranks of its stage. High: it has "
                 "more work than its peers, or a slower device. Nothing where no stage has two "
                 "ranks.",
-                Query(f"topk (10, {last(over_peers)})", color=COLORS["compute"]),
+                Query(f"topk (10, {last_over_peers()})", color=COLORS["compute"]),
                 width=8, name="rank {{rank}}, stage {{stage}}", empty="no stage has two ranks",
             ),
             bars(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.observe.dashboards.board import Board
 from orchestrator.observe.dashboards.panels import (
     BYTES,
+    GRID_COLUMNS,
     NUMBER,
     SECONDS,
     SHARE,
@@ -25,6 +26,7 @@ from orchestrator.observe.dashboards.queries import (
     RUN_LABELS,
     RUNS,
     SENT,
+    STEPS,
     images,
     last,
     last_images,
@@ -40,6 +42,8 @@ PICKED = 'plan=~"$plan", run=~"$runs"'
 def board() -> Board:
     """The dashboard."""
     memory = last(f"{PEAK_MEMORY}{{{PICKED}}}")
+    # A plan of one rank sends nothing, and has no series that says so.
+    sent = f"{per_step(SENT, RUN_LABELS, PICKED)} or 0 * {last(f'{STEPS}{{{PICKED}}}', RUN_LABELS)}"
     runs = [Label("plan"), Label("run"), Label("source", 100)]
     return Board(
         "plans",
@@ -50,13 +54,13 @@ def board() -> Board:
             table(
                 "Side by side", SHORT, "One row for each run, with its last values. High: fast.",
                 runs,
-                Query(last_images(PICKED), "images a second", width=140),
+                Query(last_images(PICKED), "images a second", width=150),
                 Query(
                     f"avg by ({RUN_LABELS}) ({last(step(PICKED))})", "step",
                     unit=SECONDS, width=110,
                 ),
-                Query(per_step(SENT, RUN_LABELS, PICKED), "bytes a step", unit=BYTES, width=120),
-                Query(f"max by ({RUN_LABELS}) ({memory})", "peak memory", unit=BYTES, width=120),
+                Query(sent, "bytes a step", unit=BYTES, width=130),
+                Query(f"max by ({RUN_LABELS}) ({memory})", "peak memory", unit=BYTES, width=130),
                 sort="images a second",
             ),
             table(
@@ -71,7 +75,7 @@ def board() -> Board:
             ),
             _of_runs(
                 "Images a second", SHORT, "Of all ranks together. High: the faster plan.",
-                images(PICKED),
+                images(PICKED), width=24,
             ),
             _of_runs(
                 "Step time", SECONDS, "Mean over the ranks. High: slow.", _mean(step(PICKED))
@@ -94,6 +98,14 @@ def _mean(expr: str) -> str:
     return f"avg by ({RUN_LABELS}) ({expr})"
 
 
-def _of_runs(title: str, unit: str, about: str, expr: str, *, signed: bool = False) -> Panel:
-    """A line for each run, with its three labels: so it has one colour in all panels."""
-    return timeseries(title, unit, about, Query(expr, "{{run}}"), width=8, signed=signed)
+def _of_runs(
+    title: str, unit: str, about: str, expr: str, *, width: int = 8, signed: bool = False
+) -> Panel:
+    """A line for each run, with its three labels: so it has one colour in all panels.
+
+    The widest panel names them, for all: in the others the names would take half of the room.
+    """
+    named = width == GRID_COLUMNS
+    about = about if named else f"{about} Colours as above."
+    query = Query(expr, "{{run}}")
+    return timeseries(title, unit, about, query, width=width, legend=named, signed=signed)

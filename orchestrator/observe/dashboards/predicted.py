@@ -85,12 +85,12 @@ def _pickers() -> list[Variable]:
     prediction = f"({of_same_plan} and on (run) {shown}) * 2 or ({of_same_plan})"
     return [
         PLAN,
+        RUN.carried(),
         Variable("measured", "Measured run", newest_first(measured), OF_RUN),
         Variable("prediction", "Prediction", newest_first(prediction), OF_RUN),
         Variable(
             "listed", "Ranks", listed(P), '/text="([^"]*)"/', hidden=True, in_url=False
         ),
-        RUN.carried(),
         RUNS.carried(),
     ]  # fmt: skip
 
@@ -185,5 +185,5 @@ def _rank_by_rank() -> Panel:
         [Label("rank", 80)],
         *columns("step", step(P), step(M)),
         *columns("compute", part("compute", P), part("compute", M)),
-        sort="rank", descending=False,
+        height=10, sort="rank", descending=False,
     )  # fmt: skip

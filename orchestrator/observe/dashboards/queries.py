@@ -121,6 +121,18 @@ def per_step(counter: str, by: str, selected: str = PICKED) -> str:
     return f"sum by ({by}) ({total} / on ({RANK_LABELS}) group_left () {steps})"
 
 
+def last_over_peers(selected: str = PICKED) -> str:
+    """Computation of each rank over the mean of the other ranks of its stage, of what is last known.
+
+    The recorded series compares with those that are there: at a run's end with fewer and fewer.
+    """
+    own = last(part("compute", selected))
+    stage = "run, plan, stage, source"
+    others = f"(count by ({stage}) ({own}) - 1 > 0)"
+    rest = f"(sum by ({stage}) ({own}) - on ({stage}) group_right () {own})"
+    return f"{own} * on ({stage}) group_left () {others} / on ({RANK_LABELS}) {rest}"
+
+
 def newest_first(runs: str) -> str:
     """A picker's query: runs, the one that began last first.
 
