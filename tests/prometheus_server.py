@@ -26,7 +26,7 @@ import pytest
 BINARY = shutil.which("prometheus")
 needs_prometheus = pytest.mark.skipif(
     BINARY is None and not os.environ.get("CI"),  # there it has to be, and the test fails
-    reason="no `prometheus` on the path; on Debian: apt-get install prometheus"
+    reason="no `prometheus` on the path; on Debian: apt-get install prometheus",
 )
 STARTS_WITHIN_S = 60.0
 

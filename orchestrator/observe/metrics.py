@@ -248,8 +248,8 @@ class Page(Collector):
                  run.learning_rate),
                 ("orchestrator_checkpoint_seconds", "How long the last checkpoint took to write.",
                  run.checkpoint_s),
-                ("orchestrator_world_size", "Ranks in all, also those that do as others and have no "
-                 "series.", run.world_size),
+                ("orchestrator_world_size", "Ranks in all; some may have no series.",
+                 run.world_size),
             )  # fmt: skip
             info = run.info
         for name, text, total in counters:

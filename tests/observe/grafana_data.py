@@ -1,6 +1,7 @@
 """Grafana's own library for units, overrides, transformations and colours, of version 7 and of 13.
 
-It is `@grafana/data` of the npm registry, run by node. npm puts it into the user's cache folder, once.
+It is `@grafana/data` of the npm registry, run by node. npm puts it into the user's cache folder,
+once.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def shown(major: int, jobs: Sequence[tuple[Json, list[Json]]]) -> list[list[Json
 
 @lru_cache
 def library(major: int) -> Path:
-    """The library's folder. Without npm or the registry the test is skipped; where CI is set, it fails."""
+    """The library's folder. Without npm or registry the test is skipped, or fails if CI is set."""
     version = VERSIONS[major]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "orchestrator-tests" / f"grafana-data-{version}"
@@ -83,8 +84,8 @@ def _not_here(reason: str) -> None:
 def frames(panel: Json, answers: Sequence[Iterable[Row]]) -> list[Json]:
     """A panel's instant queries as Grafana's Prometheus data source gives them, in 7 as in 13.
 
-    From `result_transformer.ts`: for a table one frame a query, with a column for each label; otherwise
-    one frame a row, which holds its labels. A query without an answer gives no frame.
+    From `result_transformer.ts`: for a table one frame a query, with a column for each label;
+    otherwise one frame a row, which holds its labels. A query without an answer gives no frame.
     """
     found = []
     for target, rows in zip(panel["targets"], answers, strict=True):
@@ -114,11 +115,11 @@ def _series(target: Json, row: Row) -> Json:
     for label, value in row.labels.items():
         name = name.replace(f"{{{{{label}}}}}", value)
     config = {"displayNameFromDS": name} if name else {}
-    value = {
+    column = {
         "name": "Value", "type": "number", "labels": row.labels, "config": config,
         "values": [_number(row.value)],
     }  # fmt: skip
-    return {"refId": target["refId"], "name": name or None, "fields": [_time(1), value]}
+    return {"refId": target["refId"], "name": name or None, "fields": [_time(1), column]}
 
 
 def _time(length: int) -> Json:

@@ -1,9 +1,9 @@
 """What a dashboard asks once its pickers are resolved, as Grafana does it on opening.
 
 From `metric_find_query.ts` of Grafana's Prometheus data source, which did not change from 7 to 13:
-a row of ``query_result`` is the text ``name{label="value",...} value milliseconds``, in the order of
-the answer. A picker takes the first group of its regex out of it, keeps what is different, and picks
-what it is told to if that is offered, else the first.
+a row of ``query_result`` is the text ``name{label="value",...} value milliseconds``, in the order
+of the answer. A picker takes the first group of its regex out of it, keeps what is different, and
+picks what it is told to if that is offered, else the first.
 """
 
 from __future__ import annotations

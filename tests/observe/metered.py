@@ -30,12 +30,15 @@ TWO_STAGES = replace(
     name="two-stages",
 )
 DATA_PARALLEL = replace(
-    small_program(LENET, "layers: conv1..fc5, ranks: 0..3, split: batch", batch=8), name="data-parallel"
+    small_program(LENET, "layers: conv1..fc5, ranks: 0..3, split: batch", batch=8),
+    name="data-parallel",
 )
 # Four replicas of two ranks; a prediction of it lists the first one's.
 REPLICAS = replace(
     compile_plan(
-        small_plan("layers: conv1..fc5, ranks: [0, 1], split: channel", batch=8, more="replicas: 4"),
+        small_plan(
+            "layers: conv1..fc5, ranks: [0, 1], split: channel", batch=8, more="replicas: 4"
+        ),
         LENET, dtype="float32", fold=True,
     ),
     name="replicas",

@@ -4,8 +4,8 @@
     port 1    evening-predicted               then   morning-predicted
     port 2    replicas-predicted, 2 of 8 ranks       alone-predicted, one rank
 
-They are scraped by the configuration that `orchestrator dashboards prometheus` writes. As in a real run
-the ranks of each end at different moments, and the next run takes over the port.
+They are scraped by the configuration that `orchestrator dashboards prometheus` writes. As in a real
+run the ranks of each end at different moments, and the next run takes over the port.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Past:
 
 @dataclass
 class Port:
-    """One driver's place: its pages by path, and the list of them; nobody answers while it is closed.
+    """One driver's place: its pages by path, and their list; nobody answers while it is closed.
 
     Args:
         gone: pages that are listed and not there, as of a worker that has ended.

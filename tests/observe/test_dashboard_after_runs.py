@@ -1,7 +1,7 @@
 """What the dashboards show of runs that were made in turn and have all ended.
 
-A real Prometheus has the runs; `@grafana/data` of Grafana 7 and of 13 makes of its answers what would be
-seen. In the first edition every table said "No data" then, and sums were those of the last rank to go.
+A real Prometheus has the runs; `@grafana/data` of Grafana 7 and of 13 makes of its answers what
+would be seen. Once every table said "No data" then, and sums were those of the last rank to go.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.prometheus_server import Row, needs_prometheus
 pytestmark = [needs_prometheus, pytest.mark.slow]
 
 Json = dict[str, Any]
+Seen = dict[int, dict[tuple[str, str, str], list[Json]]]
 BOARDS = build()
 OF_ONE_RUN = ("overview.json", "links.json", "pipeline.json")
 PREDICTED, PLANS = "predicted-and-measured.json", "plans.json"
@@ -36,8 +37,8 @@ VIEWS = [
 ]
 SHARES = ("compute", "exposed", "wait", "bubble", "loading", "other")
 
-# The space for panels in a browser 1440 px wide: Grafana 7 has a side menu of 60 px, Grafana 13 opens with
-# its menu of 300 px beside the page; then padding and the scroll bar.
+# The space for panels in a browser 1440 px wide: Grafana 7 has a side menu of 60 px, Grafana 13
+# opens with its menu of 300 px beside the page; then padding and the scroll bar.
 GRID_PX = {7: 1360, 13: 1093}
 PANEL_EDGES_PX = 18
 NO_COLOR = {7: "#141619", 13: "#181b1f"}  # the panel's own
@@ -51,7 +52,7 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
 
 
 @pytest.fixture(scope="module")
-def seen(past: Past) -> Iterator[dict[int, dict[tuple[str, str, str], list[Json]]]]:
+def seen(past: Past) -> Seen:
     """What each Grafana shows: by version, then by dashboard, run and panel."""
     keys, jobs = [], []
     for name, pick in VIEWS:
@@ -60,9 +61,7 @@ def seen(past: Past) -> Iterator[dict[int, dict[tuple[str, str, str], list[Json]
             if panel["type"] in ("stat", "bargauge", "table"):
                 keys.append((name, pick.get("run", ""), panel["title"]))
                 jobs.append((panel, frames(panel, answers(past, panel, values))))
-    yield {
-        version: dict(zip(keys, shown(version, jobs), strict=True)) for version in VERSIONS
-    }
+    return {version: dict(zip(keys, shown(version, jobs), strict=True)) for version in VERSIONS}
 
 
 def answers(past: Past, panel: Json, values: dict[str, str]) -> list[list[Row]]:
@@ -70,7 +69,8 @@ def answers(past: Past, panel: Json, values: dict[str, str]) -> list[list[Row]]:
 
 
 def the_panel(name: str, title: str) -> Json:
-    [panel] = [p for p in BOARDS[name]["panels"] if p["title"] == title and p["type"] != "timeseries"]
+    panels: list[Json] = BOARDS[name]["panels"]
+    [panel] = [p for p in panels if p["title"] == title and p["type"] != "timeseries"]
     return panel
 
 
@@ -121,9 +121,10 @@ def test_plans_shows_all_runs_whichever_was_shown_before(past: Past) -> None:
 
 
 def test_a_run_that_took_over_a_port_is_there_once(past: Past) -> None:
-    """Its first values are read from the target of the run before, and had that one's `instance`."""
+    """Its first values are read as those of the run before, and had that one's `instance`."""
     for run in MEASURED:
-        series = past.server.ask("series", **{"match[]": f'{{__name__=~"orchestrator_.*", run="{run}"}}'})
+        every = f'{{__name__=~"orchestrator_.*", run="{run}"}}'
+        series = past.server.ask("series", **{"match[]": every})
         for labels in series:
             who = f"rank {labels['rank']}" if "rank" in labels else "driver"
             assert labels["instance"] == f"{run}/{who}"
@@ -154,9 +155,7 @@ def test_every_rank_is_there(past: Past, name: str, pick: dict[str, str]) -> Non
 
 
 @each_version
-def test_nothing_is_said_to_have_no_data(
-    seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
-) -> None:
+def test_nothing_is_said_to_have_no_data(seen: Seen, version: int) -> None:
     for key, columns in seen[version].items():
         assert columns, key
         for text in [c["text"] if "text" in c else c["cells"][0]["text"] for c in columns]:
@@ -219,9 +218,7 @@ def test_stragglers_are_compared_with_all_their_peers(past: Past) -> None:
 
 
 @each_version
-def test_names_are_not_numbers_with_a_unit(
-    seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
-) -> None:
+def test_names_are_not_numbers_with_a_unit(seen: Seen, version: int) -> None:
     """Ranks were "0%", "100%", "1 s"."""
     found = 0
     for key, columns in seen[version].items():
@@ -233,9 +230,7 @@ def test_names_are_not_numbers_with_a_unit(
 
 
 @each_version
-def test_columns_are_in_order(
-    seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
-) -> None:
+def test_columns_are_in_order(seen: Seen, version: int) -> None:
     def titles(name: str, title: str, run: str = "evening") -> list[str]:
         [key] = [k for k in seen[version] if k[:2] == (name, run) and k[2].startswith(title)]
         return list(texts(seen[version][key]))
@@ -255,9 +250,7 @@ def test_columns_are_in_order(
 
 
 @each_version
-def test_cells_of_a_matrix(
-    seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
-) -> None:
+def test_cells_of_a_matrix(seen: Seen, version: int) -> None:
     """Empty cells were the brightest, and equal ones black."""
     [matrix] = [
         columns for (name, run, title), columns in seen[version].items()
@@ -273,9 +266,7 @@ def test_cells_of_a_matrix(
 
 
 @each_version
-def test_a_bar_that_is_alone_has_a_name(
-    seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
-) -> None:
+def test_a_bar_that_is_alone_has_a_name(seen: Seen, version: int) -> None:
     [bar] = seen[version]["links.json", "morning", "Busiest layers"]
     assert bar["title"] == "conv1"
     edges_of_two = seen[version]["links.json", "replicas-predicted", "Busiest edges"]
@@ -283,9 +274,7 @@ def test_a_bar_that_is_alone_has_a_name(
 
 
 @each_version
-def test_zero_and_not_applicable_are_said(
-    seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
-) -> None:
+def test_zero_and_not_applicable_are_said(seen: Seen, version: int) -> None:
     def text(name: str, run: str, title: str) -> str:
         [only] = seen[version][name, run, title]
         return str(only["text"])
@@ -304,7 +293,7 @@ def test_zero_and_not_applicable_are_said(
 
 @each_version
 def test_a_prediction_with_replicas_says_what_it_leaves_out(
-    past: Past, seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
+    past: Past, seen: Seen, version: int
 ) -> None:
     [ranks] = seen[version]["overview.json", "replicas-predicted", "Ranks listed"]
     assert (ranks["text"], ranks["title"]) == ("2", "of 8")
@@ -315,9 +304,7 @@ def test_a_prediction_with_replicas_says_what_it_leaves_out(
 
 
 @each_version
-def test_tables_fit_a_screen_of_1440_pixels(
-    seen: dict[int, dict[tuple[str, str, str], list[Json]]], version: int
-) -> None:
+def test_tables_fit_a_screen_of_1440_pixels(seen: Seen, version: int) -> None:
     """ "bubble", 87% of a rank's step, was off the edge."""
     for (name, _, title), columns in seen[version].items():
         if "cells" in columns[0]:
@@ -351,12 +338,12 @@ def _fits(panel: Json, columns: list[Json], version: int) -> None:
         assert needed <= c.get("width", part), (panel["title"], column["title"])
 
 
-# -- units ------------------------------------------------------------------------------------------
+# -- units -----------------------------------------------------------------------------------------
 
 
 @each_version
 def test_what_is_larger_than_a_whole_or_below_zero_is_seen(version: int) -> None:
-    """Under `percentunit` and `percent` Grafana 7 sets the range to 0 to 100 %: nothing outside is drawn."""
+    """Under `percentunit` and `percent` Grafana 7 draws nothing outside 0 to 100 %."""
     stragglers = the_panel("pipeline.json", "Stragglers")
     errors = the_panel(PREDICTED, "Error of the step time")
     memory = the_panel("overview.json", "Peak memory")

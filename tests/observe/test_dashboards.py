@@ -33,16 +33,12 @@ PANELS = [
     if panel["type"] != "row"
 ]
 KINDS = {"timeseries", "stat", "gauge", "bargauge", "table", "heatmap"}
-# One unit for bytes. `percent` and `percentunit` imply a range up to Grafana 8.4, and hide what is outside.
+# One unit for bytes. `percentunit` implies a range up to Grafana 8.4, and hides what is outside.
 UNITS = {"s", "bytes", "percentunit", "suffix:×", "suffix:%", "none", "short"}
 COLORS = {
-    "compute": COMPUTE,
-    "exposed": EXPOSED,
-    "wait": WAIT,
-    "bubble": BUBBLE,
-    "loading": LOADING,
+    "compute": COMPUTE, "exposed": EXPOSED, "wait": WAIT, "bubble": BUBBLE, "loading": LOADING,
     "other": OTHER,
-}
+}  # fmt: skip
 PREDICTED = "predicted-and-measured.json"
 GRID_PX = 1093  # for panels, at 1440 px, beside the menu of a newer Grafana
 each_board = pytest.mark.parametrize("name", BOARDS)
@@ -153,7 +149,8 @@ def test_columns_of_names_have_no_unit(panel: dict[str, Any]) -> None:
     """Grafana 7 and later give a table's unit to all columns: rank 1 was "100%"."""
     if panel["type"] != "table":
         return
-    overrides = {o["matcher"]["options"]: o["properties"] for o in panel["fieldConfig"]["overrides"]}
+    every = panel["fieldConfig"]["overrides"]
+    overrides = {each["matcher"]["options"]: each["properties"] for each in every}
     labels = {name for name in overrides if not name.startswith("Value")}
     assert labels
     for name in labels:

@@ -20,8 +20,8 @@ GRID_COLUMNS = 24
 # A newer Grafana sees it, and brings a panel's options up to its own version.
 WRITTEN_FOR = "7.5.0"
 
-# Grafana's names of units. `percentunit` implies a range of 0 to 1 up to 8.4, and what lies outside is
-# not drawn there: it is for shares of a whole alone. The other two have no range of their own.
+# Grafana's names of units. `percentunit` implies a range of 0 to 1 up to 8.4, and what lies outside
+# is not drawn there: it is for shares of a whole alone. The last two have no range of their own.
 SECONDS, BYTES, SHARE, NUMBER, SHORT = "s", "bytes", "percentunit", "none", "short"
 FACTOR, PERCENT = "suffix:×", "suffix:%"
 _DECIMALS = {SHARE: 1, FACTOR: 2, PERCENT: 1}
@@ -92,8 +92,8 @@ def timeseries(
 
     Args:
         legend: name the series; one alone needs no name.
-        stacked: the parts of 1, on top of each other. Grafana 7 cannot, and draws them as lines over
-            faint areas, so that none hides another.
+        stacked: the parts of 1, on top of each other. Grafana 7 cannot, and draws them as lines
+            over faint areas, so that none hides another.
         signed: values may be below zero.
         repeat: a variable; the panel is shown once for each of its values.
     """

@@ -8,8 +8,8 @@ Two kinds of questions:
     :func:`last`   each rank's last value in the dashboard's time range, and then the    the rest
                    sum, mean or maximum of them
 
-When a run ends, Prometheus takes its ranks' series for gone one after another. A sum over those that
-are there at a moment would be that of the rank which went last, and afterwards nothing.
+When a run ends, Prometheus takes its ranks' series for gone one after another. A sum over those
+that are there at a moment would be that of the rank which went last, and afterwards nothing.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def per_step(counter: str, by: str, selected: str = PICKED) -> str:
 
 
 def last_over_peers(selected: str = PICKED) -> str:
-    """Computation of each rank over the mean of the other ranks of its stage, of what is last known.
+    """Last computation of each rank over the mean of the other ranks of its stage.
 
     The recorded series compares with those that are there: at a run's end with fewer and fewer.
     """
@@ -148,7 +148,7 @@ def begun(selected: str) -> str:
 
 
 def listed(selected: str = PICKED) -> str:
-    """A picker's query for one text, such as ``2 of 8``: ranks that are told of, and all of them."""
+    """A picker's query for one text, such as ``2 of 8``: ranks that have series, and all ranks."""
     ranks = f"count({last(f'{RANK_STEPS}{{{selected}}}')})"
     world = f"(max({last(f'{WORLD_SIZE}{{{selected}}}', RUN_LABELS)}) or {ranks})"
     both = f'count_values("listed", {ranks}) * on () group_left (of) count_values("of", {world})'
@@ -158,8 +158,8 @@ def listed(selected: str = PICKED) -> str:
 OF_RUN = '/run="(.*)"}/'
 PLAN = Variable("plan", "Plan", f"label_values({STEPS}, plan)", everything=True)
 RUN = Variable("run", "Run", newest_first(begun('plan=~"$plan"')), OF_RUN)
-# Of the dashboard that shows several. A name of its own, so that the way there from one that shows one
-# run, and back, changes neither choice.
+# Of the dashboard that shows several. A name of its own, so that the way there from one that shows
+# one run, and back, changes neither choice.
 RUNS = Variable("runs", "Runs", newest_first(begun('plan=~"$plan"')), OF_RUN, everything=True)
 SOURCE = Variable(
     "source", "Source", f'label_values({STEPS}{{run="$run"}}, source)', first="measured"
