@@ -160,9 +160,9 @@ class RunTotals:
     """What the run as a whole has done so far; None for what is not known (yet).
 
     Args:
-        world_size: how many ranks there are, those of folded replicas included.
         restarts: 1 to begin with where a run goes on in its own folder.
         checkpoint_s: how long the last checkpoint took, from its first piece to the whole file.
+        world_size: how many ranks there are, those of folded replicas included.
     """
 
     steps: int = 0
