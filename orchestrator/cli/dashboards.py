@@ -51,9 +51,10 @@ def push(
 ) -> int:
     """Put everything into a Grafana, again and again.
 
-    Creates or updates the folder, the data source and the dashboards. Logs in with GRAFANA_TOKEN,
-    or with GRAFANA_USER and GRAFANA_PASSWORD. Changes made to these dashboards in Grafana are
-    overwritten; save them there under another name.
+    Creates or updates the folder, the data source and the dashboards; what is there already as it
+    would be pushed stays untouched. Logs in with GRAFANA_TOKEN, or with GRAFANA_USER and
+    GRAFANA_PASSWORD. Changes made to these dashboards in Grafana are overwritten; save them there
+    under another name.
     """
     if not folder.strip() or not data_source.strip():
         raise InputError("a name without a letter", "--folder, --data-source", "give another name")
