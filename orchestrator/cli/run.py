@@ -24,6 +24,7 @@ from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
+from orchestrator.train.precision import check_trained
 
 if TYPE_CHECKING:
     from orchestrator.models.model import Model
@@ -107,6 +108,7 @@ def command(
     )
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
+    check_trained(plan)
     model = model_of(plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:

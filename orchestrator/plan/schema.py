@@ -210,7 +210,10 @@ class Training(_Part):
         default=None, ge=0, lt=2**63, description="Seed of everything that is drawn.", examples=[0]
     )
     dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
-        default=None, description="Number format of weights and activations.", examples=["float32"]
+        default=None,
+        description="Number format of weights and activations. A run trains in float32 or float64; "
+        "bfloat16 is for `simulate` and `show`.",
+        examples=["float32"],
     )
     layer_batch: dict[Layers, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
         default=None,
