@@ -1,4 +1,9 @@
-"""Proof by running: no deadlock, exact bytes, and the same training as one device."""
+"""Proof by running: no deadlock, exact bytes, and the same training as one device.
+
+Splits are proven, layers are not: one device computes a layer with the function that the ranks
+use for their parts of it (see :mod:`orchestrator.execute.reference`). A layer that is wrong by
+itself is wrong on both sides and passes. The test suite holds every kind of layer against torch.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +71,9 @@ def verify(
     program: Program, recipe: Recipe, *, update_examples: dict[str, int], steps: int = 3
 ) -> Verdict:
     """Train a few steps as the program says and as one device does, and compare.
+
+    A difference is a fault of the split: of a part, an exchange, a reduction, an update or their
+    order. The arithmetic of a layer is the same function on both sides and is not tested here.
 
     Args:
         program: in float64 or float32.
