@@ -115,14 +115,16 @@ def work(context: WorkerContext, turns: Turns) -> None:
     """One rank of all plans. Emits ``step`` and ``end`` with the plan's name, ``measured``."""
     keep_freed_memory()
     context.emit("node", context.node)
-    offsets = clock_offsets(context.rank, context.world_size)
+    offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:
         context.emit("offsets", offsets)
-    meter = Meter(context, turns.calibration, connect(turns.calibration.link, context.rank, None))
+    link = connect(turns.calibration.link, context.rank, None, context.timeout_s)
+    meter = Meter(context, turns.calibration, link)
     with ExitStack() as stack:
         plans: dict[str, PlanOnRank] = {}
         for name, job in turns.jobs.items():
-            transport = GlooTransport(job.program, context.rank)  # all ranks make its groups
+            # All ranks make its groups.
+            transport = GlooTransport(job.program, context.rank, context.timeout_s)
             if context.rank < job.program.world_size:
                 plans[name] = stack.enter_context(
                     closing(PlanOnRank(context, name, job, transport))

@@ -62,6 +62,7 @@ def run_under_torchrun(
                 emit=lambda kind, payload: on_event(rank, kind, payload),
                 stop_requested=lambda: False,
                 listen=lambda hear: None,
+                timeout_s=timeout_s,
             ),
             argument,
         )

@@ -59,6 +59,7 @@ class WorkerContext:
         listen: give it a function, to be called with what the driver tells this rank from then on,
             in a thread of its own; what it told before is lost. Where no driver tells anything
             the function is never called.
+        timeout_s: how long a rank waits for a peer, in seconds.
     """
 
     rank: int
@@ -69,6 +70,7 @@ class WorkerContext:
     emit: Callable[[str, object], None]
     stop_requested: Callable[[], bool]
     listen: Callable[[Callable[[Any], None]], None]
+    timeout_s: float
 
 
 class WorkerFailed(RuntimeError):

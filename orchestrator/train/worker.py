@@ -89,8 +89,8 @@ def train(context: WorkerContext, job: Job) -> None:
     device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
     if device is None:
         keep_freed_memory()
-    transport = connect(program, context.rank, device)
-    offsets = clock_offsets(context.rank, context.world_size)
+    transport = connect(program, context.rank, device, context.timeout_s)
+    offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:
         context.emit("offsets", offsets)
     meter = MemoryMeter(device)
@@ -180,7 +180,7 @@ def drive(interpreter: RankInterpreter, step: int) -> None:
             handle.wait()
         except RuntimeError as error:
             what = interpreter.waits_for(handle)
-            raise RuntimeError(f"step {step}: {what}: {error}") from error
+            raise RuntimeError(f"step {step + 1}: {what}: {error}") from error
 
 
 class LateFeed:
