@@ -90,7 +90,7 @@ def take_turns(folder: Path, count: int, names: Sequence[str]) -> None:
     )  # fmt: skip
     for name, collector in collectors.items():
         collector.write_down(plans[name], "ray", interrupted=False)
-        problems = collector.problems()
+        problems = collector.ledger_problems()
         if problems:
             raise SystemExit(f"{name}: {'; '.join(problems)}")
     write(cluster_of("here", "alexnet2012", found, nodes, 1, load_s), folder / "here.yaml")

@@ -27,6 +27,7 @@ from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.train.precision import check_trained
 
 if TYPE_CHECKING:
+    from orchestrator.execute.finite import Diverged
     from orchestrator.models.model import Model
     from orchestrator.plan import Plan
     from orchestrator.program import Program
@@ -151,6 +152,7 @@ def _run(
     cluster: Cluster | None,
 ) -> int:  # fmt: skip
     with _interrupts_wait():
+        from orchestrator.execute.finite import Diverged
         from orchestrator.execute.worker_context import WorkerFailed
         from orchestrator.observe.metrics import RunLabels
         from orchestrator.observe.metrics_run import RunMetrics
@@ -188,12 +190,23 @@ def _run(
             kept = f"{path} holds the steps that ended" if path.exists() else "no step had ended"
             console.print(f"interrupted; {kept}")
             raise
-        except WorkerFailed as error:
+        except (WorkerFailed, Diverged) as error:
             print(f"error: {error}", file=sys.stderr)
+            if isinstance(error, Diverged):
+                print(f"  {_remedy(error, job)}", file=sys.stderr)
             if path.exists():
                 print(f"  {path} holds the steps that ended", file=sys.stderr)
             return 1
         return _tell(console, path, outcome, _predicted(program, cluster, folder, outcome))
+
+
+def _remedy(error: Diverged, job: Job) -> str:
+    divergence, rate = error.divergence, job.recipe.lr
+    if divergence.found is not None and divergence.found.of_images:
+        return "remedy: look for broken images in the data"
+    if divergence.ended == 0:
+        return "remedy: smaller start values of the weights; no update had been made"
+    return f"remedy: a lower rate than {rate:g}, such as --set training.lr={rate / 10:g}"
 
 
 def _tell(console: Console, path: Path, outcome: Outcome, predicted: dict[str, Any] | None) -> int:

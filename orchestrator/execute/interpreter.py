@@ -87,6 +87,10 @@ class Unread:
         return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops)
 
 
+class LossNotFinite(RuntimeError):
+    """The loss of a step is infinite or not a number, and no gradient has been made of it."""
+
+
 class RankInterpreter:
     """Runs the ops of one rank, step after step.
 
@@ -227,6 +231,8 @@ class RankInterpreter:
         elif op.kind == W:
             runner.backward_weight(chunk)
         else:
+            if segment == len(self.program.segments) - 1:
+                self._check_loss()
             gradient = self._output_gradient(segment, chunk)
             backward = runner.backward if op.kind == B else runner.backward_input
             found = backward(chunk, gradient)
@@ -249,6 +255,14 @@ class RankInterpreter:
             self.loss += y.double()
         else:
             self.outputs[segment, chunk] = y
+
+    def _check_loss(self) -> None:
+        """Before a gradient is made of it: so nothing of it has left this rank.
+
+        A GPU is waited for here, once a microbatch on the ranks that have a loss.
+        """
+        if not torch.isfinite(self.loss):
+            raise LossNotFinite(f"step {self.number + 1}: the loss is {float(self.loss)}")
 
     def _samples(self, segment: int, chunk: int, batch: Ranges) -> Tensor:
         """Places in the step's global batch of a part's examples."""

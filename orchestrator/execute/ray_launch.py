@@ -353,6 +353,7 @@ def _run_worker(job: _Job) -> None:
                 stop_requested=line.stop_requested,
                 listen=line.listen,
                 timeout_s=job.timeout_s,
+                driven=True,
             ),
             argument,
         )

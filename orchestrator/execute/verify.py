@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.execute.finite import Diverged
 from orchestrator.execute.local import LocalExecutor, disagreements
 from orchestrator.execute.reference import Reference
 from orchestrator.models.model import Model, Recipe
@@ -93,7 +94,10 @@ def verify(
     start = {name: w.detach().clone() for name, w in whole.weights.items()}
     loss_error = 0.0
     for step in range(steps):
-        ours, reference = split.step(step), whole.step(step)
+        try:
+            ours, reference = split.step(step), whole.step(step)
+        except Diverged as error:
+            return Verdict(program.name, True, False, float("nan"), float("nan"), (str(error),))
         loss_error = max(loss_error, _relative(ours, reference))
     tolerance = TOLERANCE[program.dtype]
     errors = _parameter_errors(split.parameters(), whole.weights, start, tolerance)

@@ -16,19 +16,19 @@ from torch import Tensor
 from orchestrator.execute.device import Cpu, Cuda
 from orchestrator.execute.distributed import clock_offsets, connect
 from orchestrator.execute.host_memory import keep_freed_memory
-from orchestrator.execute.interpreter import RankInterpreter, Unread
+from orchestrator.execute.interpreter import LossNotFinite, RankInterpreter, Unread
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.model import Recipe
 from orchestrator.observe.metrics import Page, RankTotals, RunLabels, stage_of
 from orchestrator.observe.metrics_options import LOOPBACK
-from orchestrator.observe.metrics_parts import Parts
+from orchestrator.observe.metrics_parts import Part, Parts
 from orchestrator.observe.metrics_server import METRICS, PageServer, application
 from orchestrator.observe.timeline import RankTimes
 from orchestrator.program.ledger import Edge
 from orchestrator.program.ops import Program
-from orchestrator.train import checkpoint
+from orchestrator.train import checkpoint, divergence
 from orchestrator.train.data import SampleOrder, open_dataset
 from orchestrator.train.feed import DataFeed
 
@@ -83,7 +83,11 @@ class StepReport:
 def train(context: WorkerContext, job: Job) -> None:
     """Run one rank of a job.
 
-    Emits ``offsets`` (rank 0), ``device``, ``metrics``, ``step``, ``checkpoint`` and ``end``.
+    Emits ``offsets`` (rank 0), ``device``, ``metrics``, ``step``, ``checkpoint`` and ``end``; and
+    ``diverged`` and ``examined`` where a loss or a parameter is not finite.
+
+    Raises:
+        Diverged: so it is, and nobody else ends this rank.
     """
     program, recipe = job.program, job.recipe
     device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
@@ -109,6 +113,7 @@ def train(context: WorkerContext, job: Job) -> None:
         wholes.clear()
         if job.resume is not None:
             checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
+        divergence.answer(context, interpreter)
         gc.collect()
         with data_feed(job, [interpreter]) as feed.real:
             context.emit("ready", None)
@@ -123,8 +128,13 @@ def train_steps(
     unread: Ended | None = None
     for step in range(job.start, job.stop):
         watched = meter.watching(interpreter.state_bytes()) if step == job.start else nullcontext()
-        with watched:
-            drive(interpreter, step)
+        try:
+            with watched:
+                drive(interpreter, step)
+        except LossNotFinite:
+            if unread is not None:
+                context.emit("step", report(unread))
+            divergence.stop_at_loss(context, interpreter, step)
         if unread is not None:
             context.emit("step", report(unread))
         unread = ended(interpreter)
@@ -133,6 +143,7 @@ def train_steps(
             context.emit("step", report(unread))  # reading waits for a GPU, not for a CPU
             unread = None
         if saves:
+            divergence.check_saved(context, interpreter, step + 1)
             for piece in checkpoint.pieces(interpreter):
                 context.emit("checkpoint", (step + 1, piece))
             context.emit("checkpoint", (step + 1, None))
@@ -149,7 +160,7 @@ def serving_metrics(context: WorkerContext, job: Job, meter: MemoryMeter) -> Ite
     totals = RankTotals(stage_of(job.program, context.rank), zero, meter.peak_bytes)
     page = application(Page(job.metrics, [totals]))
     with PageServer(job.metrics_host, 0, {METRICS: page}.get, context.node) as server:
-        context.listen(totals.add)
+        context.listen(Part, totals.add)
         context.emit("metrics", server.url + METRICS)
         yield
 
