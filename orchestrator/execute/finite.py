@@ -83,7 +83,11 @@ class Divergence(NamedTuple):
     def __str__(self) -> str:
         if self.of_loss:
             text = f"step {self.ended + 1}: the loss on rank {self.rank} is not finite"
-            return f"{text}; first in the forward: {self.found}" if self.found else text
+            if self.found is None:
+                return text
+            if self.found.where is Where.INPUT and not self.found.of_images:
+                return f"{text}; it came from other ranks: {self.found}"
+            return f"{text}; first in the forward: {self.found}"
         return f"after step {self.ended} {self.found}; they are not saved"
 
 

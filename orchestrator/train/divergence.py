@@ -5,7 +5,7 @@
     every rank                "examined" ─►  the first layer of all: the run stops with its name
 
 The ranks wait for each other meanwhile, and the driver ends them. Where there is no driver, the
-rank that saw it raises, and its peers lose it.
+rank that saw it raises, its peers lose it, and each names what it finds of its own.
 """
 
 from __future__ import annotations
@@ -45,6 +45,17 @@ def answer(context: WorkerContext, interpreter: RankInterpreter) -> None:
 def stop_at_loss(context: WorkerContext, interpreter: RankInterpreter, step: int) -> None:
     """Stop the run in a step whose loss on this rank is not finite."""
     _stop(context, Divergence(context.rank, step, True, first_non_finite(interpreter)))
+
+
+def explain(context: WorkerContext, interpreter: RankInterpreter, error: RuntimeError) -> None:
+    """Where no driver asks: a peer was lost, perhaps because of a value that this rank made.
+
+    Raises:
+        RuntimeError: so it is; with the layer.
+    """
+    found = None if context.driven else first_non_finite(interpreter)
+    if found is not None:
+        raise RuntimeError(f"{error}; and {found}") from error
 
 
 def check_saved(context: WorkerContext, interpreter: RankInterpreter, ended: int) -> None:

@@ -135,6 +135,9 @@ def train_steps(
             if unread is not None:
                 context.emit("step", report(unread))
             divergence.stop_at_loss(context, interpreter, step)
+        except RuntimeError as error:
+            divergence.explain(context, interpreter, error)
+            raise
         if unread is not None:
             context.emit("step", report(unread))
         unread = ended(interpreter)
