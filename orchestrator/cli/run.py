@@ -217,7 +217,10 @@ def _tell(console: Console, path: Path, outcome: Outcome, predicted: dict[str, A
         print(problem, file=sys.stderr)
     if summary["ledger_exact"]:
         total = summary["bytes_sent"]
-        console.print(f"bytes sent a step: {total:,}, counted by the workers as predicted")
+        collectives = " (of collectives the buffers)" if summary["ring_equivalent_bytes"] else ""
+        console.print(
+            f"bytes sent a step: {total:,}, counted by the workers{collectives} as predicted"
+        )
     if predicted is not None:
         step, real = predicted["step_time_s"], summary["step_time_s"]
         console.print(

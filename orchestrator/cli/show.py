@@ -18,6 +18,7 @@ from orchestrator.models.model import Model
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import (
+    GRADIENT,
     Edge,
     activation_bytes,
     by_sender,
@@ -161,7 +162,7 @@ def _edges(traffic: Counter[Edge], *, gradients: bool) -> list[dict[str, Any]]:
             "bytes_per_step": size,
         }
         for edge, size in sorted(traffic.items())
-        if (edge.direction == "gradient") == gradients
+        if (edge.direction == GRADIENT) == gradients
     ]
 
 
@@ -191,7 +192,8 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
     )  # fmt: skip
     console.print(table)
     console.print(_rank_table(found))
-    for title, key in (("activations", "edges"), ("gradients", "gradient_edges")):
+    gradients = "gradients (ring equivalent)"
+    for title, key in (("activations", "edges"), (gradients, "gradient_edges")):
         if found[key]:
             console.print(_edge_table(title, found[key]))
     if not found["edges"] and not found["gradient_edges"]:
@@ -201,7 +203,10 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
 def _rank_table(found: dict[str, Any]) -> Table:
     table = Table(
         "rank", box=None, header_style="dim", pad_edge=False,
-        title="per step", title_justify="left",
+        title="per step", title_justify="left", caption_justify="left", caption_style="dim",
+        caption="gradient bytes: the ring equivalent of the collectives"
+        if found["gradient_bytes_per_step"]
+        else None,
     )  # fmt: skip
     columns = {
         "parameters": "parameters",

@@ -18,12 +18,12 @@ from torch import Tensor
 from orchestrator.execute.device import Device, Mark
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.segment_runner import SegmentRunner
-from orchestrator.execute.transport import Handle, Transport
+from orchestrator.execute.transport import CountingTransport, Handle, Transport
 from orchestrator.models.model import Recipe
 from orchestrator.models.ranges import Ranges, shift, size
 from orchestrator.models.torch_layers import Draw
 from orchestrator.observe.timeline import RankTimes
-from orchestrator.program.ledger import Edge, ring_bytes
+from orchestrator.program.ledger import GRADIENT, Edge, ring_bytes
 from orchestrator.program.ops import (
     COMPUTE,
     RECEIVE,
@@ -109,7 +109,8 @@ class RankInterpreter:
         device: Device,
         value: Callable[[Slot], Tensor],
     ) -> None:
-        self.program, self.rank, self.transport = program, rank, transport
+        self.program, self.rank = program, rank
+        self.transport = CountingTransport(transport, rank)
         self.feed, self.recipe, self.device = feed, recipe, device
         self.replica, self.local_rank = divmod(rank, program.ranks_per_replica)
         self.ops = tuple(program.rank_ops(rank))
@@ -407,7 +408,8 @@ class RankInterpreter:
         return self.transport.collective(op.kind, tensor.detach(), op.peers)
 
     def _count(self, op: Op, tensor: Tensor) -> None:
-        """The ledger's other side: what is really handed to the transport."""
+        """Bytes sent: a message's own, and a collective's ring equivalent for its buffer. The
+        buffers themselves are counted by the transport that they are handed to."""
         layer = self.program.segments[op.segment].reader
         if op.lane == SEND:
             direction = "forward" if op.kind == SEND_F else "backward"
@@ -417,7 +419,7 @@ class RankInterpreter:
         place = op.peers.index(self.rank)
         following = op.peers[(place + 1) % len(op.peers)]
         values = ring_bytes(op.kind, tensor.numel(), len(op.peers), place)
-        self.sent[Edge(self.rank, following, layer, "gradient")] += values * tensor.element_size()
+        self.sent[Edge(self.rank, following, layer, GRADIENT)] += values * tensor.element_size()
 
 
 def cut_out(x: Tensor, where: tuple[Ranges, Ranges]) -> Tensor:

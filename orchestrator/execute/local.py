@@ -19,7 +19,7 @@ from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.transport import Handle, LocalWorld
 from orchestrator.models.model import Recipe
 from orchestrator.observe.timeline import StepTimes, join
-from orchestrator.program.ledger import Edge
+from orchestrator.program.ledger import Buffer, Edge
 from orchestrator.program.ops import Program
 
 
@@ -89,10 +89,17 @@ class LocalExecutor:
         return join(self.program, [rank.unread().read() for rank in self.ranks], {})
 
     def sent(self) -> Counter[Edge]:
-        """Bytes handed to the transport so far, all ranks."""
+        """Bytes sent so far, all ranks; of collectives the ring equivalent."""
         total: Counter[Edge] = Counter()
         for rank in self.ranks:
             total.update(rank.sent)
+        return total
+
+    def handed(self) -> Counter[Buffer]:
+        """Buffers handed to collectives so far, all ranks."""
+        total: Counter[Buffer] = Counter()
+        for rank in self.ranks:
+            total.update(rank.transport.buffers)
         return total
 
     def parameters(self) -> dict[str, Tensor]:

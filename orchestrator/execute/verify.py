@@ -18,7 +18,7 @@ from orchestrator.execute.reference import Reference
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.torch_layers import seed_of
 from orchestrator.program import Program, find_deadlock, grid
-from orchestrator.program.ledger import Edge, edges
+from orchestrator.program.ledger import differences
 
 # Relative error allowed after a few steps, by dtype: what differs is the order of additions.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
@@ -29,6 +29,8 @@ class Verdict:
     """What was found for one plan.
 
     Args:
+        ledger_exact: every message's bytes, and every buffer handed to a collective, are those of
+            the program.
         loss_relative_error: largest over the steps.
         parameter_relative_error: largest over the weights and biases after the last step, each
             measured against the largest change of its tensor.
@@ -101,7 +103,7 @@ def verify(
         loss_error = max(loss_error, _relative(ours, reference))
     tolerance = TOLERANCE[program.dtype]
     errors = _parameter_errors(split.parameters(), whole.weights, start, tolerance)
-    problems = _ledger_problems(program, split, steps)
+    problems = differences(program, steps, split.sent(), split.handed())
     ledger_exact = not problems
     worst = max(errors.values())
     if not loss_error <= tolerance:
@@ -145,16 +147,3 @@ def _who_is_wrong(errors: dict[str, float], tolerance: float) -> str:
     last = wrong[-1]
     also = f", and {len(wrong) - 1} before it" if len(wrong) > 1 else ""
     return f"{last} differs by {errors[last]:.2e} of its change{also}"
-
-
-def _ledger_problems(program: Program, split: LocalExecutor, steps: int) -> list[str]:
-    predicted, counted = edges(program), split.sent()
-    return [
-        f"{_edge_text(edge)}: predicted {predicted[edge] * steps} bytes, counted {counted[edge]}"
-        for edge in sorted(predicted.keys() | counted.keys())
-        if predicted[edge] * steps != counted[edge]
-    ]
-
-
-def _edge_text(edge: Edge) -> str:
-    return f"rank {edge.from_rank} to {edge.to_rank} before {edge.layer} ({edge.direction})"

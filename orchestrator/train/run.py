@@ -27,7 +27,7 @@ from orchestrator.observe.metrics_parts import Part
 from orchestrator.observe.metrics_run import RunMetrics
 from orchestrator.plan import Plan
 from orchestrator.program import Program, find_deadlock, grid
-from orchestrator.program.ledger import Edge, edges
+from orchestrator.program.ledger import Buffer, Edge, differences
 from orchestrator.train import checkpoint
 from orchestrator.train.divergence import DIVERGED, EXAMINED, Examine, Inquiry
 from orchestrator.train.run_folder import SCHEMA_VERSION, RunFolder
@@ -53,8 +53,8 @@ class Outcome:
 
     Args:
         summary: what ``summary.json`` holds.
-        problems: one line each; empty if the bytes that the workers counted are those that the
-            plan predicts.
+        problems: one line each; empty if the messages and buffers that the workers counted are
+            those of the program.
         measured: the last steps, as ``trace.json`` shows them.
     """
 
@@ -84,6 +84,7 @@ class Collector:
     states: dict[int, checkpoint.State] = field(default_factory=dict)
     given: Counter[int] = field(default_factory=Counter)
     sent: Counter[Edge] = field(default_factory=Counter)
+    handed: Counter[Buffer] = field(default_factory=Counter)
     peaks: dict[int, int] = field(default_factory=dict)
     devices: dict[int, tuple[str, str]] = field(default_factory=dict)  # backend and name
     tell: Callable[[int, object], None] | None = None  # hands a worker something
@@ -145,6 +146,7 @@ class Collector:
         reports = self.waiting[step]
         reports[rank] = report
         self.sent.update(report.sent)
+        self.handed.update(report.handed)
         program = self.job.program
         if len(reports) < program.world_size:
             return
@@ -200,16 +202,10 @@ class Collector:
         """The last steps as a trace shows them."""
         return trace.Source("measured", self.job.program, self.timelines[-TRACED:])
 
-    def ledger_problems(self) -> tuple[str, ...]:
-        """Edges whose counted bytes are not the predicted ones."""
+    def ledger_problems(self) -> list[str]:
+        """Messages and buffers whose counts are not the program's, a line each."""
         steps = self.job.stop - self.job.start
-        predicted = edges(self.job.program)
-        return tuple(
-            f"bytes differ: rank {e.from_rank} -> {e.to_rank} before {e.layer} ({e.direction}): "
-            f"predicted {predicted[e] * steps:,}, counted {self.sent[e]:,}"
-            for e in sorted(predicted.keys() | self.sent.keys())
-            if predicted[e] * steps != self.sent[e]
-        )
+        return differences(self.job.program, steps, self.sent, self.handed)
 
     def write_down(self, plan: Plan, launcher: str, *, interrupted: bool) -> dict[str, Any]:
         """Put what a run leaves into its folder; returns the summary."""
@@ -316,7 +312,7 @@ def run(
     if metrics is not None:
         metrics.take_over()
     summary = collector.write_down(plan, launcher, interrupted=False)
-    return Outcome(folder.path, summary, collector.ledger_problems(), collector.measured())
+    return Outcome(folder.path, summary, tuple(collector.ledger_problems()), collector.measured())
 
 
 def _launcher(

@@ -26,7 +26,7 @@ from orchestrator.observe.metrics_options import LOOPBACK
 from orchestrator.observe.metrics_parts import Part, Parts
 from orchestrator.observe.metrics_server import METRICS, PageServer, application
 from orchestrator.observe.timeline import RankTimes
-from orchestrator.program.ledger import Edge
+from orchestrator.program.ledger import Buffer, Edge
 from orchestrator.program.ops import Program
 from orchestrator.train import checkpoint, divergence
 from orchestrator.train.data import SampleOrder, open_dataset
@@ -72,12 +72,14 @@ class StepReport:
 
     Args:
         loss: this rank's part of the mean loss.
-        sent: the bytes that it handed to its transport.
+        sent: the bytes that it sent, of collectives the ring equivalent.
+        handed: the buffers that it handed to collectives.
     """
 
     loss: float
     times: RankTimes
     sent: Counter[Edge]
+    handed: Counter[Buffer]
 
 
 def train(context: WorkerContext, job: Job) -> None:
@@ -168,19 +170,21 @@ def serving_metrics(context: WorkerContext, job: Job, meter: MemoryMeter) -> Ite
         yield
 
 
-Ended = tuple[Unread, "Counter[Edge]"]
+Ended = tuple[Unread, "Counter[Edge]", "Counter[Buffer]"]
 
 
 def ended(interpreter: RankInterpreter) -> Ended:
-    """The step that has just ended: what is left to be read of it, and the bytes it sent."""
+    """The step that has just ended: what is left to be read of it, and what it has counted."""
     sent, interpreter.sent = interpreter.sent, Counter()
-    return interpreter.unread(), sent
+    transport = interpreter.transport
+    handed, transport.buffers = transport.buffers, Counter()
+    return interpreter.unread(), sent, handed
 
 
 def report(step: Ended) -> StepReport:
     """Read a step's loss and times; waits for a GPU."""
-    unread, sent = step
-    return StepReport(float(unread.loss), unread.read(), sent)
+    unread, sent, handed = step
+    return StepReport(float(unread.loss), unread.read(), sent, handed)
 
 
 def drive(interpreter: RankInterpreter, step: int) -> None:

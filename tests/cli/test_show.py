@@ -127,7 +127,11 @@ def test_the_tables_fit_80_columns_with_no_word_cut(
     if found["bytes_per_step"]:
         assert f"activations: {found['bytes_per_step']:,} bytes a step" in ended.out
     if found["gradient_bytes_per_step"]:
-        assert f"gradients: {found['gradient_bytes_per_step']:,} bytes a step" in ended.out
+        total = f"{found['gradient_bytes_per_step']:,} bytes a step"
+        assert f"gradients (ring equivalent): {total}" in ended.out
+        assert "gradient bytes: the ring equivalent of the collectives" in ended.out
+    else:
+        assert "ring equivalent" not in ended.out
 
 
 def test_ranks_that_do_not_talk_are_said_so() -> None:

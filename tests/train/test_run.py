@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from orchestrator.cli.run_view import LineView
 from orchestrator.errors import InputError
+from orchestrator.execute.transport import CountingTransport, Handle
 from orchestrator.observe.accounting import Account
 from orchestrator.plan import load_plan
-from orchestrator.program import compile_plan
+from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import edges
 from orchestrator.program.resolve import model_of
 from orchestrator.train.data import SampleOrder
@@ -192,18 +194,48 @@ def test_one_epoch_takes_every_whole_batch_once(tmp_path: Path) -> None:
 
 
 def test_a_byte_too_many_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.train import run as driver
+    from orchestrator.program import ledger
 
-    def wrong(program: object) -> object:
-        found = edges(program)  # type: ignore[arg-type]
+    def wrong(program: Program) -> object:
+        found = edges(program)
         found[min(found)] += 4
         return found
 
-    monkeypatch.setattr(driver, "edges", wrong)
+    monkeypatch.setattr(ledger, "edges", wrong)
     ended = run(plan_file(tmp_path, "columns"), tmp_path / "out", 2)
     assert ended.code == 1
     assert "bytes differ: rank 0 -> 1 before fc2 (backward)" in ended.err
     assert summary(tmp_path / "out")["ledger_exact"] is False
+
+
+@pytest.mark.parametrize(("name", "kind"), [("data", "ALL_REDUCE"), ("sharded", "ALL_GATHER")])
+def test_a_collective_of_another_buffer_fails_the_run(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collective that is handed too little on every rank goes through, in silence."""
+    usual = CountingTransport.collective
+
+    def shortened(
+        self: CountingTransport, kind_: str, tensor: Tensor, group: tuple[int, ...]
+    ) -> Handle:
+        return usual(self, kind_, tensor[:-2] if kind_ == kind else tensor, group)
+
+    monkeypatch.setattr(CountingTransport, "collective", shortened)
+    out = tmp_path / "out"
+    ended = run(plan_file(tmp_path, name), out, 2)
+    assert ended.code == 1
+    assert f"buffers differ: rank 0, {kind} over ranks 0, 1, " in ended.err
+    assert " bytes before conv1: predicted 2, handed over 0" in ended.err
+    assert summary(out)["ledger_exact"] is False
+
+
+def test_what_stands_for_collectives_is_called_the_ring_equivalent(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run(plan_file(tmp_path, "data"), out, 1)
+    assert summary(out)["ring_equivalent_bytes"] == summary(out)["bytes_sent"] > 0
+    total = f"{summary(out)['bytes_sent']:,}"
+    assert f"of the bytes sent {total} are the ring equivalent of collectives" in ended.out
+    assert "counted by the workers (of collectives the buffers) as predicted" in ended.out
 
 
 # -- interrupted ----------------------------------------------------------------------------------

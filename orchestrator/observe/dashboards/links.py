@@ -34,8 +34,8 @@ def board() -> Board:
             matrix(
                 "Bytes a step, from rank (row) to rank (column)", BYTES,
                 "What a rank hands to its transport in a step. High: this edge of the plan is the "
-                "one to thin out, or to lay on a fast link. Of a reduction: what goes to the next "
-                "rank of the ring.",
+                "one to thin out, or to lay on a fast link. Of a reduction: its ring equivalent, "
+                "to the next rank of the ring.",
                 "rank", "peer", "to ", per_step(SENT, "rank, peer"),
             ),
             matrix(
