@@ -192,10 +192,12 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
     )  # fmt: skip
     console.print(table)
     console.print(_rank_table(found))
-    gradients = "gradients (ring equivalent)"
-    for title, key in (("activations", "edges"), (gradients, "gradient_edges")):
+    for title, key, note in (
+        ("activations", "edges", None),
+        ("gradients", "gradient_edges", "ring equivalent of the collectives"),
+    ):
         if found[key]:
-            console.print(_edge_table(title, found[key]))
+            console.print(_edge_table(title, found[key], note))
     if not found["edges"] and not found["gradient_edges"]:
         console.print("No rank talks to another.")
 
@@ -204,7 +206,7 @@ def _rank_table(found: dict[str, Any]) -> Table:
     table = Table(
         "rank", box=None, header_style="dim", pad_edge=False,
         title="per step", title_justify="left", caption_justify="left", caption_style="dim",
-        caption="gradient bytes: the ring equivalent of the collectives"
+        caption="gradient bytes: ring equivalent of the collectives"
         if found["gradient_bytes_per_step"]
         else None,
     )  # fmt: skip
@@ -221,11 +223,12 @@ def _rank_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _edge_table(title: str, rows: list[dict[str, Any]], most: int = 24) -> Table:
+def _edge_table(title: str, rows: list[dict[str, Any]], note: str | None, most: int = 24) -> Table:
     total = sum(row["bytes_per_step"] for row in rows)
     table = Table(
         "from", "to", "before", "direction", box=None, header_style="dim", pad_edge=False,
         title=f"{title}: {total:,} bytes a step", title_justify="left",
+        caption=note, caption_justify="left", caption_style="dim",
     )  # fmt: skip
     table.add_column("bytes a step", justify="right")
     for row in rows[:most]:

@@ -127,9 +127,8 @@ def test_the_tables_fit_80_columns_with_no_word_cut(
     if found["bytes_per_step"]:
         assert f"activations: {found['bytes_per_step']:,} bytes a step" in ended.out
     if found["gradient_bytes_per_step"]:
-        total = f"{found['gradient_bytes_per_step']:,} bytes a step"
-        assert f"gradients (ring equivalent): {total}" in ended.out
-        assert "gradient bytes: the ring equivalent of the collectives" in ended.out
+        assert f"gradients: {found['gradient_bytes_per_step']:,} bytes a step" in ended.out
+        assert ended.out.count("ring equivalent of the collectives") == 2
     else:
         assert "ring equivalent" not in ended.out
 
