@@ -15,7 +15,7 @@ from orchestrator.errors import InputError
 
 _VERBS = {
     "show": "what each rank holds, computes and sends",
-    "verify": "prove that a plan cannot deadlock, sends what it says and trains the same network",
+    "verify": "prove that a plan cannot deadlock, sends what it says, splits the network rightly",
     "run": "train, over Ray or in this process",
     "simulate": "predict a step on a cluster that need not exist",
     "compare": "plans against each other, runs against their prediction",

@@ -26,10 +26,12 @@ from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
+from orchestrator.train.precision import check_trained
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.execute.finite import Diverged
     from orchestrator.models.model import Model
     from orchestrator.plan import Plan
     from orchestrator.program import Program
@@ -114,11 +116,12 @@ def command(
     )
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
+    check_trained(plan)
     model = model_of(plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.place(("placement",)))
-    dtype = plan.training.dtype or "float32"
+    dtype = plan.training.precision or "float32"
     if launcher == "local" or not os.environ.get("RAY_ADDRESS"):  # else on other machines, too
         each = 0 if launcher == "local" else PROCESS_BYTES
         check_memory(plan, model, dtype, process_bytes=each)
@@ -162,6 +165,7 @@ def _run(
     cluster: Cluster | None,
 ) -> int:  # fmt: skip
     with _interrupts_wait():
+        from orchestrator.execute.finite import Diverged
         from orchestrator.execute.worker_context import WorkerFailed
         from orchestrator.observe.metrics import RunLabels
         from orchestrator.observe.metrics_run import RunMetrics
@@ -198,12 +202,23 @@ def _run(
             kept = f"{path} holds the steps that ended" if path.exists() else "no step had ended"
             screen.print(f"interrupted; {kept}")
             raise
-        except WorkerFailed as error:
+        except (WorkerFailed, Diverged) as error:
             echo(f"error: {error}", err=True)
+            if isinstance(error, Diverged):
+                echo(f"  {_remedy(error, job)}", err=True)
             if path.exists():
                 echo(f"  {path} holds the steps that ended", err=True)
             return 1
         return _tell(screen, path, outcome, _predicted(program, cluster, folder, outcome), asked)
+
+
+def _remedy(error: Diverged, job: Job) -> str:
+    divergence, rate = error.divergence, job.recipe.lr
+    if divergence.found is not None and divergence.found.of_images:
+        return "remedy: look for broken images in the data"
+    if divergence.ended == 0:
+        return "remedy: smaller start values of the weights; no update had been made"
+    return f"remedy: a lower rate than {rate:g}, such as --set training.lr={rate / 10:g}"
 
 
 def _tell(
@@ -216,7 +231,10 @@ def _tell(
         echo(problem, err=True)
     if summary["ledger_exact"]:
         total = summary["bytes_sent"]
-        screen.print(f"bytes sent a step: {total:,}, counted by the workers as predicted")
+        collectives = " (of collectives the buffers)" if summary["ring_equivalent_bytes"] else ""
+        screen.print(
+            f"bytes sent a step: {total:,}, counted by the workers{collectives} as predicted"
+        )
     if predicted is not None:
         step, real = predicted["step_time_s"], summary["step_time_s"]
         screen.print(

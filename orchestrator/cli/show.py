@@ -18,6 +18,7 @@ from orchestrator.models.model import Model
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import (
+    GRADIENT,
     Edge,
     activation_bytes,
     by_sender,
@@ -174,7 +175,7 @@ def _edges(traffic: Counter[Edge], *, gradients: bool) -> list[dict[str, Any]]:
             "bytes_per_step": size,
         }
         for edge, size in sorted(traffic.items())
-        if (edge.direction == "gradient") == gradients
+        if (edge.direction == GRADIENT) == gradients
     ]
 
 
@@ -204,13 +205,15 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
     )  # fmt: skip
     screen.print(table)
     screen.print(_rank_table(found))
-    totals = {
-        "edges": ("activations", found["bytes_per_step"]),
-        "gradient_edges": ("gradients", found["gradient_bytes_per_step"]),
-    }
-    for key, (title, total) in totals.items():
+    for key, title, total, note in (
+        ("edges", "activations", found["bytes_per_step"], None),
+        (
+            "gradient_edges", "gradients", found["gradient_bytes_per_step"],
+            "ring equivalent of the collectives",
+        ),
+    ):  # fmt: skip
         if found[key]:
-            screen.print(_edge_table(title, total, found[key]))
+            screen.print(_edge_table(title, total, found[key], note))
     if not found["edges"] and not found["gradient_edges"]:
         screen.print("No rank talks to another.")
 
@@ -219,6 +222,10 @@ def _rank_table(found: dict[str, Any]) -> Table:
     table = Table(
         "rank", box=None, header_style="dim", pad_edge=False,
         title=_of_first_replica("per step", found), title_justify="left",
+        caption_justify="left", caption_style="dim",
+        caption="gradient bytes: ring equivalent of the collectives"
+        if found["gradient_bytes_per_step"]
+        else None,
     )  # fmt: skip
     columns = {
         "parameters": "parameters",
@@ -239,10 +246,13 @@ def _of_first_replica(title: str, found: dict[str, Any]) -> str:
     return f"{title}; ranks of the first of {copies:,} replicas" if copies > 1 else title
 
 
-def _edge_table(title: str, total: int, rows: list[dict[str, Any]], most: int = 24) -> Table:
+def _edge_table(
+    title: str, total: int, rows: list[dict[str, Any]], note: str | None, most: int = 24
+) -> Table:
     table = Table(
         "from", "to", "before", "direction", box=None, header_style="dim", pad_edge=False,
         title=f"{title}: {total:,} bytes a step", title_justify="left",
+        caption=note, caption_justify="left", caption_style="dim",
     )  # fmt: skip
     table.add_column("bytes a step", justify="right")
     for row in rows[:most]:

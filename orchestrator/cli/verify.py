@@ -27,7 +27,11 @@ MOST_BATCHES = 256  # tried, to find one that the plan can cut
 
 @click.command("verify")
 @click.argument("plan_sources", metavar="PLAN...", nargs=-1, required=True)
-@click.option("--dtype", type=click.Choice(["float64", "float32"]), default="float64")
+@click.option(
+    "--dtype", type=click.Choice(["float64", "float32"]), default="float64", show_default=True,
+    help="Number format of the comparison, whatever the plan's training.precision. In bfloat16 "
+    "rounding hides what a wrong split changes.",
+)  # fmt: skip
 @click.option("--steps", type=int, default=3, show_default=True, help="Training steps to compare.")
 @click.option(
     "--batch", type=int, default=None,
@@ -43,8 +47,12 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Prove that each PLAN cannot deadlock, sends exactly the bytes it says, and trains the same
-    network as one device: every loss and, after the last step, every parameter.
+    """Prove that each PLAN cannot deadlock, hands over exactly the bytes it says, and trains the
+    same network as one device: every loss and, after the last step, every parameter.
+
+    What is proven is the split: who computes which part, what is exchanged and summed, and in
+    which order. One device computes each layer with the same function as the plan's ranks, so a
+    layer whose own arithmetic is wrong passes here; the test suite holds layers against torch.
 
     Runs on the local executor, at the model's real layer sizes.
     """
@@ -67,6 +75,11 @@ def command(
         echo(json.dumps({"plans": [_json(v) for v in verdicts]}))
     else:
         _print(verdicts, dtype)
+        for plan in plans:
+            trains = plan.training.precision
+            if trains not in (None, dtype):
+                note = f"{plan.name}: training.precision is {trains}; compared in {dtype}"
+                echo(note, err=True)
     return 0 if all(v.passed for v in verdicts) else 1
 
 

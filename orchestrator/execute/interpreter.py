@@ -18,12 +18,12 @@ from torch import Tensor
 from orchestrator.execute.device import Device, Mark
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.segment_runner import SegmentRunner
-from orchestrator.execute.transport import Handle, Transport
+from orchestrator.execute.transport import CountingTransport, Handle, Transport
 from orchestrator.models.model import Recipe
 from orchestrator.models.ranges import Ranges, shift, size
 from orchestrator.models.torch_layers import Draw
 from orchestrator.observe.timeline import Interval, RankTimes
-from orchestrator.program.ledger import Edge, ring_bytes
+from orchestrator.program.ledger import GRADIENT, Edge, ring_bytes
 from orchestrator.program.ops import (
     COMPUTE,
     RECEIVE,
@@ -112,6 +112,10 @@ class Unread:
         return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops, loading)
 
 
+class LossNotFinite(RuntimeError):
+    """The loss of a step is infinite or not a number, and no gradient has been made of it."""
+
+
 class RankInterpreter:
     """Runs the ops of one rank, step after step.
 
@@ -130,7 +134,8 @@ class RankInterpreter:
         device: Device,
         value: Callable[[Slot], Tensor],
     ) -> None:
-        self.program, self.rank, self.transport = program, rank, transport
+        self.program, self.rank = program, rank
+        self.transport = CountingTransport(transport, rank)
         self.feed, self.recipe, self.device = feed, recipe, device
         self.replica, self.local_rank = divmod(rank, program.ranks_per_replica)
         self.ops = tuple(program.rank_ops(rank))
@@ -274,6 +279,8 @@ class RankInterpreter:
         elif op.kind == W:
             runner.backward_weight(chunk)
         else:
+            if segment == len(self.program.segments) - 1:
+                self._check_loss()
             gradient = self._output_gradient(segment, chunk)
             backward = runner.backward if op.kind == B else runner.backward_input
             found = backward(chunk, gradient)
@@ -290,6 +297,14 @@ class RankInterpreter:
             self.loss += y.double()
         else:
             self.outputs[segment, chunk] = y
+
+    def _check_loss(self) -> None:
+        """Before a gradient is made of it: so nothing of it has left this rank.
+
+        A GPU is waited for here, once a microbatch on the ranks that have a loss.
+        """
+        if not torch.isfinite(self.loss):
+            raise LossNotFinite(f"step {self.number + 1}: the loss is {float(self.loss)}")
 
     def _samples(self, segment: int, chunk: int, batch: Ranges) -> Tensor:
         """Places in the step's global batch of a part's examples."""
@@ -429,7 +444,8 @@ class RankInterpreter:
         return self.transport.collective(op.kind, tensor.detach(), op.peers)
 
     def _count(self, op: Op, tensor: Tensor) -> None:
-        """The ledger's other side: what is really handed to the transport."""
+        """Bytes sent: a message's own, and a collective's ring equivalent for its buffer. The
+        buffers themselves are counted by the transport that they are handed to."""
         layer = self.program.segments[op.segment].reader
         if op.lane == SEND:
             direction = "forward" if op.kind == SEND_F else "backward"
@@ -439,7 +455,7 @@ class RankInterpreter:
         place = op.peers.index(self.rank)
         following = op.peers[(place + 1) % len(op.peers)]
         values = ring_bytes(op.kind, tensor.numel(), len(op.peers), place)
-        self.sent[Edge(self.rank, following, layer, "gradient")] += values * tensor.element_size()
+        self.sent[Edge(self.rank, following, layer, GRADIENT)] += values * tensor.element_size()
 
 
 def cut_out(x: Tensor, where: tuple[Ranges, Ranges]) -> Tensor:

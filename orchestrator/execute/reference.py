@@ -1,7 +1,9 @@
 """One device, no program: the whole network, ordinary autograd over the whole batch, one update.
 
-What every plan has to agree with. It shares with the executors the layers' arithmetic and the
-initial weights, and nothing of placement, segments, schedules or transports.
+What every plan has to agree with. It shares with the executors the layers' arithmetic
+(:func:`~orchestrator.models.torch_layers.apply_layer`) and the initial weights, and nothing of
+placement, segments, schedules or transports. So it is independent evidence about splits and none
+about layers.
 """
 
 from __future__ import annotations

@@ -114,6 +114,10 @@ class SegmentRunner:
                 found[link.weights.start + i] = g
         self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
 
+    def layer(self, number: int, x: Tensor, kept: Kept) -> Tensor:
+        """One layer of the segment, as the forward that left ``kept`` computed it."""
+        return self._through(x, slice(number, number + 1), kept.draw, kept.labels)
+
     def _build(self, kept: Kept) -> None:
         """Run the forward and keep its graphs."""
         x = kept.x

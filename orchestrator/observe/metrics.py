@@ -80,7 +80,8 @@ RANK_COUNTERS = (
     Family("other", "orchestrator_other_seconds_total",
            "The rest of the step: the host's own time between its ops."),
     Family("sent", "orchestrator_sent_bytes_total",
-           "Bytes that the rank handed to its transport, as it counted them.",
+           "Bytes sent: of messages as the rank counted them, of a collective the ring equivalent "
+           "of the buffer that it was handed.",
            ("op", "peer", "layer")),
 )  # fmt: skip
 

@@ -148,13 +148,10 @@ def _global_order(plan: Plan, placement: Placement) -> list[Action]:
     """All actions in one legal order, after checking that the schedule fits the stages."""
     stages, microbatches = placement.stages, plan.n_microbatches
     count = len(stages)
-    if plan.schedule == "GPipe":
-        # breadth first is legal whatever ranks the stages share
-        forward = [Action(F, s, m) for s in range(count) for m in range(microbatches)]
-        return forward + [
-            Action(B, s, m) for s in reversed(range(count)) for m in range(microbatches)
-        ]
     groups = len(set(stages))
+    if plan.schedule == "GPipe":
+        # One group of all stages: breadth first is legal whatever ranks they share.
+        return linearise(BUILDERS["GPipe"](1, count, microbatches), count)
     if plan.schedule == "1F1B":
         shape, expected = "every stage on ranks of its own", stages
         groups = count

@@ -129,6 +129,9 @@ def test_the_tables_fit_80_columns_with_no_word_cut(
         assert f"activations: {found['bytes_per_step']:,} bytes a step" in ended.out
     if found["gradient_bytes_per_step"]:
         assert f"gradients: {found['gradient_bytes_per_step']:,} bytes a step" in ended.out
+        assert ended.out.count("ring equivalent of the collectives") == 2
+    else:
+        assert "ring equivalent" not in ended.out
 
 
 def test_ranks_that_do_not_talk_are_said_so() -> None:

@@ -159,7 +159,7 @@ def test_a_worker_waits_for_what_is_not_loaded_ahead_in_time(
     context = WorkerContext(
         rank=0, world_size=1, local_rank=0, node="here", driver_node="here", device="cpu",
         emit=lambda kind, payload: emitted.append((kind, payload)),
-        stop_requested=lambda: False, listen=lambda hear: None,
+        stop_requested=lambda: False, listen=lambda kind, hear: None, timeout_s=60, driven=True,
     )  # fmt: skip
     worker.train(context, Job(program, Recipe(), "slow", start=0, stop=4))
     accountant = Accountant(program)

@@ -44,8 +44,8 @@ def board() -> Board:
             matrix(
                 "Bytes a step, from rank (row) to rank (column); $listed ranks", BYTES,
                 "What a rank hands to its transport in a step. High: this edge of the plan is the "
-                "one to thin out, or to lay on a fast link. Of a reduction: what goes to the next "
-                "rank of the ring. An empty cell: these two send nothing.",
+                "one to thin out, or to lay on a fast link. Of a reduction: its ring equivalent, "
+                "to the next rank of the ring. An empty cell: these two send nothing.",
                 "rank", "peer", "to ", _or_none(pairs, "rank", "peer"),
                 hue=PURPLES, last_column="none",
             ),
