@@ -88,7 +88,8 @@ def compare_exporting(rank: int, meeting: Meeting) -> list[Row]:
         answers.put(None)
 
     line = DriverLine(meeting.address, meeting.key, WorkerUp(rank, rank, LOOPBACK, "cpu", 0))
-    line.listen(hear)
+    line.listen(Part, hear)
+    line.listen(type(None), hear)
     with PageServer(LOOPBACK, 0, {METRICS: page}.get) as server:
         line.emit("metrics", server.url + METRICS)
         sides: list[Side] = [

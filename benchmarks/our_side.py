@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.workers import PEER_TIMEOUT_S
 from orchestrator.execute.device import Cpu
 from orchestrator.execute.distributed import connect
 from orchestrator.execute.interpreter import RankInterpreter
@@ -79,7 +80,8 @@ class OurRank:
             return initial_value(slot, setting.recipe.seed, wholes)
 
         self.interpreter = RankInterpreter(
-            setting.program, setting.rank, connect(setting.program, setting.rank, None),
+            setting.program, setting.rank,
+            connect(setting.program, setting.rank, None, PEER_TIMEOUT_S),
             setting.feed, setting.recipe, Cpu() if clock else Unclocked(), value,
         )  # fmt: skip
 

@@ -20,8 +20,9 @@ from orchestrator.program.ops import ALL_REDUCE, B, F
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.collectives import Collectives
+from orchestrator.simulate.epoch import IMAGENET_2012
 from orchestrator.simulate.network import Topology
-from orchestrator.simulate.predict import IMAGENET_2012, daly_interval, simulate
+from orchestrator.simulate.predict import daly_interval, simulate
 
 GPIPE_LAYERS = 48
 SCHEME = "one-weird-trick-broadcast"  # of the three schemes of the paper

@@ -90,7 +90,7 @@ def take_turns(folder: Path, count: int, names: Sequence[str]) -> None:
     )  # fmt: skip
     for name, collector in collectors.items():
         collector.write_down(plans[name], "ray", interrupted=False)
-        problems = collector.problems()
+        problems = collector.ledger_problems()
         if problems:
             raise SystemExit(f"{name}: {'; '.join(problems)}")
     write(cluster_of("here", "alexnet2012", found, nodes, 1, load_s), folder / "here.yaml")
@@ -115,14 +115,16 @@ def work(context: WorkerContext, turns: Turns) -> None:
     """One rank of all plans. Emits ``step`` and ``end`` with the plan's name, ``measured``."""
     keep_freed_memory()
     context.emit("node", context.node)
-    offsets = clock_offsets(context.rank, context.world_size)
+    offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:
         context.emit("offsets", offsets)
-    meter = Meter(context, turns.calibration, connect(turns.calibration.link, context.rank, None))
+    link = connect(turns.calibration.link, context.rank, None, context.timeout_s)
+    meter = Meter(context, turns.calibration, link)
     with ExitStack() as stack:
         plans: dict[str, PlanOnRank] = {}
         for name, job in turns.jobs.items():
-            transport = GlooTransport(job.program, context.rank)  # all ranks make its groups
+            # All ranks make its groups.
+            transport = GlooTransport(job.program, context.rank, context.timeout_s)
             if context.rank < job.program.world_size:
                 plans[name] = stack.enter_context(
                     closing(PlanOnRank(context, name, job, transport))

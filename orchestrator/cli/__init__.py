@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from orchestrator.errors import InputError
 
 _VERBS = {
     "show": "what each rank holds, computes and sends",
-    "verify": "prove that a plan cannot deadlock, sends what it says and trains the same network",
+    "verify": "prove that a plan cannot deadlock, sends what it says, splits the network rightly",
     "run": "train, over Ray or in this process",
     "simulate": "predict a step on a cluster that need not exist",
     "compare": "plans against each other, runs against their prediction",
@@ -59,14 +60,24 @@ def call(command: click.Command, arguments: list[str] | None, **options: Any) ->
     try:
         code = command.main(arguments, standalone_mode=False, **options)
     except InputError as error:
-        click.echo(f"error: {error}", err=True)
+        _terminal().echo(f"error: {error}", err=True)
         code = 2
     except click.ClickException as error:
-        error.show()
+        _terminal().show_usage_error(error)
         code = 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        _terminal().echo("interrupted", err=True)
         code = 130
     except BrokenPipeError:
         code = 0
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise  # torch tells of a lack of memory in no class of its own
+        remedy = "a smaller batch or model, or fewer ranks"
+        _terminal().echo(f"error: this machine has not enough memory\n  remedy: {remedy}", err=True)
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminal() -> ModuleType:
+    return import_module("orchestrator.cli.terminal")  # rich takes a moment, and help needs none

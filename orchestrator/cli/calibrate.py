@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,22 +11,26 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from orchestrator.cli.calibrated import cluster_of
+from orchestrator.cli.calibrated import cluster_of, unequal_nodes
 from orchestrator.cli.options import positive
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
+from orchestrator.files import check_writable, write_text
 from orchestrator.plan import load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.resolve import model_of
-from orchestrator.simulate.cluster import Cluster, load_cluster
+from orchestrator.simulate.cluster import Cluster, load_cluster, read_cluster
 from orchestrator.simulate.cluster_write import cluster_yaml
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from orchestrator.execute.measure import Measured
     from orchestrator.models.model import Model
 
+CLUSTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._\-]{0,99}"  # as the schema of cluster files has it
 _AROUND_S = 40.0  # start, messages and all-reduces, for the progress bar
 
 # Any program over all ranks serves to connect them.
@@ -64,21 +69,57 @@ def command(
     positive("threads", threads)
     for batch in batches:
         positive("batch", batch)
-    if not out.parent.is_dir():
-        raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
+    check_out(out)
     count = ranks or len(os.sched_getaffinity(0))
     programs, link = measured_programs(plans, batches, count)
-    console = Console(highlight=False)
+    screen = console(markup=False)
     begun = time.perf_counter()
     load_s = load_seconds(programs[0].model)
-    found, nodes = _measure(console, programs, link, count, seconds, threads)
+    found, nodes = _measure(screen, programs, link, count, seconds, threads)
     threads = threads or max(1, (os.cpu_count() or 1) // count)
     names = " ".join(dict.fromkeys(program.model.name for program in programs))
     cluster = cluster_of(out.stem, names, found, nodes, threads, load_s)
     write(cluster, out)
+    if unequal := unequal_nodes(nodes):
+        echo(f"warning: {unequal}", err=True)
     rows = len(cluster.calibration.layers) if cluster.calibration else 0
-    console.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
+    screen.print(f"{out}: {rows} layer times, in {time.perf_counter() - begun:.0f} s")
     return 0
+
+
+def check_out(out: Path) -> None:
+    """Refuse before measuring what could not be written after it.
+
+    Raises:
+        InputError: no folder, no right to write, a name that no cluster can have, or a file that
+            is there and is not a calibrated cluster's.
+    """
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
+    if not re.fullmatch(CLUSTER_NAME, out.stem):
+        raise InputError(
+            f"{out.stem!r} cannot be a cluster's name; allowed: letters, digits, . _ -, the first "
+            "of them a letter or digit",
+            f"--out {out}",
+            f"--out {out.with_name('here.yaml')}",
+        )
+    try:
+        check_writable(out)
+        is_there = out.is_file()
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    if not is_there:
+        return
+    try:
+        is_ours = load_cluster(out).calibration is not None
+    except InputError:
+        is_ours = False
+    if not is_ours:
+        raise InputError(
+            f"{out} exists and is no calibrated cluster, so it is not written over",
+            "--out",
+            "another file",
+        )
 
 
 def write(cluster: Cluster, out: Path) -> None:
@@ -88,17 +129,17 @@ def write(cluster: Cluster, out: Path) -> None:
         InputError: it cannot be written.
     """
     source = f"orchestrator calibrate, {time.strftime('%Y-%m-%d')}"
-    temporary = out.with_name(f".{out.name}.part")
+    text = cluster_yaml(cluster, source)
+    read_cluster(text, str(out))  # what cannot be read back is not put in place
     try:
-        temporary.write_text(cluster_yaml(cluster, source), encoding="utf-8")
-        load_cluster(temporary)  # what cannot be read back is not put in place
-        temporary.replace(out)
+        write_text(out, text)
     except OSError as error:
-        raise InputError(
-            f"cannot write {out}: {error.strerror}", "--out", "a file that you may write"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> InputError:
+    message = f"cannot write {out}: {error.strerror or error}"
+    return InputError(message, "--out", "a file that you may write")
 
 
 def measured_programs(
@@ -121,7 +162,7 @@ def _program(source: str, batch: int, *, replicas: int, options: tuple[str, ...]
 
 
 def _measure(
-    console: Console, programs: tuple[Program, ...], link: Program, count: int, seconds: float,
+    screen: Console, programs: tuple[Program, ...], link: Program, count: int, seconds: float,
     threads: int | None,
 ) -> tuple[dict[int, Measured], dict[int, str]]:  # fmt: skip
     from orchestrator.execute.measure import MeasureJob, measure
@@ -131,14 +172,14 @@ def _measure(
     nodes: dict[int, str] = {}
     bar = Progress(
         BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
+        console=screen, transient=True, disable=not screen.is_terminal,
     )  # fmt: skip
 
     def on_event(rank: int, kind: str, payload: Any) -> None:
         if kind in ("status", "progress"):
             bar.update(task, description=payload, completed=time.perf_counter() - begun)
             if bar.disable:
-                console.print(payload)
+                screen.print(payload)
         elif kind == "node":
             nodes[rank] = payload
         elif kind == "measured":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -15,6 +14,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from orchestrator import __version__
+from orchestrator.cli.machine import memory_bytes
 from orchestrator.simulate.calibration import (
     BytesTime,
     Calibration,
@@ -38,7 +38,7 @@ def cluster_of(
     threads: int,
     load_s: Mapping[str, float],
 ) -> Cluster:
-    """A cluster of as many devices as workers measured.
+    """A cluster of as many devices as workers measured, less what makes nodes unequal.
 
     Args:
         models: names of the models whose layers were measured.
@@ -47,8 +47,8 @@ def cluster_of(
         threads: of each rank.
         load_s: seconds of loading one image, by data set.
     """
-    per_node = max(list(nodes.values()).count(n) for n in nodes.values()) if nodes else len(found)
-    node_count = len(found) // per_node
+    counts = Counter(nodes.values()) or Counter({"": len(found)})
+    per_node, node_count = min(counts.values()), len(counts)  # unequal ones: see unequal_nodes
     # Ranks alone on their nodes were measured among all others: nodes can be parts of one machine.
     neighbours = len(found) if per_node == 1 else 0
     calibration = replace(
@@ -60,7 +60,7 @@ def cluster_of(
     peak = max(rates.values())
     device = Device(
         name=f"{threads} thread{'s' * (threads > 1)} of {_processor()}",
-        memory_bytes=_memory() // per_node,
+        memory_bytes=memory_bytes() // per_node,
         memory_bandwidth=copy,
         flops={"float32": peak},
         efficiency={
@@ -80,11 +80,35 @@ def cluster_of(
             (b0, t0), (b1, t1) = points[-2:] if len(points) > 1 else [(0, 0.0), (1, 1e-9)]
             bandwidth = (b1 - b0) / max(t1 - t0, 1e-9)
             network.append(Level(level, size, bandwidth, latency, "switch", bandwidth))
+    levels = {level.name for level in network}
+    links = tuple(row for row in calibration.links if row.level in levels)
+    summary = f"{len(found)} ranks on {node_count} machine(s), as measured"
+    if unequal := unequal_nodes(nodes):
+        summary += f"; {unequal}"
     return Cluster(
         name=name, nodes=node_count, devices_per_node=per_node,
-        kinds=((device, len(found)),), network=tuple(network), calibration=calibration,
-        summary=f"{len(found)} ranks on {node_count} machine(s), as measured",
+        kinds=((device, node_count * per_node),), network=tuple(network),
+        calibration=replace(calibration, links=links), summary=summary,
     )  # fmt: skip
+
+
+def unequal_nodes(nodes: Mapping[int, str]) -> str:
+    """What is written in place of nodes of different sizes, which a cluster file cannot say.
+
+    Args:
+        nodes: by rank, its machine.
+
+    Returns:
+        A sentence; "" where all nodes have as many ranks.
+    """
+    counts = sorted(Counter(nodes.values()).values(), reverse=True)
+    if len(set(counts)) < 2:
+        return ""
+    sizes = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}"
+    return (
+        f"a cluster file has equal nodes, so those of {sizes} ranks are written as {len(counts)} "
+        f"of {counts[-1]}"
+    )
 
 
 def _calibration(
@@ -204,10 +228,6 @@ def _processor() -> str:
         return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _spread(values: list[float]) -> float:

@@ -10,15 +10,18 @@ import click
 
 from orchestrator.cli.compare_view import show
 from orchestrator.cli.options import as_json, overrides, split_overrides
+from orchestrator.cli.terminal import echo
 from orchestrator.errors import InputError
 from orchestrator.observe.run_record import RunRecord, read_run
-from orchestrator.plan import load_plan
+from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.compare import Item, compare
 from orchestrator.simulate.predict import simulate
 from orchestrator.simulate.sweep import Sweep
+
+MACHINE = "gtx580x2"  # the one of the first paper, for the remedy
 
 
 @click.command("compare")
@@ -50,11 +53,11 @@ def command(
     if html is not None:
         _write(html, entries, found, cluster, sweep)
     if as_json:
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         show(found)
         if html is not None:
-            click.echo(f"page: {html}")
+            echo(f"page: {html}")
     return 0
 
 
@@ -81,7 +84,7 @@ def _entry(source: str, of_plan: list[str], cluster: Cluster | None) -> Entry:
         raise InputError(
             f"{source} is a plan: to compare it, it has to be simulated on a cluster",
             "--cluster",
-            "--cluster localhost, or another of cluster/",
+            f"--cluster {MACHINE}, or another: {', '.join(shipped_names('cluster'))}; or a path",
         )
     model = model_of(plan)
     return Entry(source, Item(plan.name, plan, model, simulate(plan, model, cluster)))

@@ -20,7 +20,7 @@ from orchestrator.observe.report.description import (
     Step,
 )
 from orchestrator.simulate.cluster import Cluster
-from orchestrator.simulate.compare import Item, error_ratios, paired_ops, worst_layers
+from orchestrator.simulate.compare import Item, by_network, error_ratios, paired_ops, worst_layers
 from orchestrator.simulate.memory import peak_memory
 from orchestrator.simulate.sweep import BANDWIDTH, BATCH, Axis, Sweep
 
@@ -36,11 +36,13 @@ def describe(
     entries: Sequence[Entry], found: dict[str, Any], cluster: Cluster | None, sweep: Sweep | None
 ) -> Report:
     """Args: ``found`` is what :func:`orchestrator.simulate.compare.compare` gives for the items."""
-    ordered = sorted(entries, key=lambda entry: -entry.item.rate)
+    entry_of = {id(entry.item): entry for entry in entries}
+    groups = by_network([entry.item for entry in entries])
+    ordered = [entry_of[id(item)] for group in groups for item in group]
     swept = [entry.item for entry in ordered][:_CURVES]
     return Report(
         verdict=_verdict(found, ordered[0].item),
-        because=tuple(line[0].upper() + line[1:] + "." for line in found["because"][1:]),
+        because=tuple(line[0].upper() + line[1:] + "." for line in _because(found)),
         items=tuple(_item(entry, cluster) for entry in ordered),
         batch=_curves(swept, BATCH, sweep),
         bandwidth=_curves(swept, BANDWIDTH, sweep),
@@ -53,11 +55,20 @@ def describe(
 
 
 def _verdict(found: dict[str, Any], winner: Item) -> str:
+    if len(found["networks"]) > 1:
+        return "Plans of different networks, ranked within each network."
     if found["because"]:
         return f"{found['because'][0]}."
     rate = f"{winner.rate:,.1f} images a second"
     how = "was measured at" if winner.measured is not None else "is predicted to do"
     return f"{winner.name} {how} {rate}."
+
+
+def _because(found: dict[str, Any]) -> list[str]:
+    """What the verdict does not say yet."""
+    if len(found["networks"]) == 1:
+        return list(found["because"][1:])
+    return [*found["because"], *(line for each in found["networks"] for line in each["because"])]
 
 
 def _curves(items: Sequence[Item], axis: Axis, sweep: Sweep | None) -> tuple[Curve, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.figures import footnote, mark, seconds, three_digits
+from orchestrator.cli.terminal import console
 from orchestrator.observe.palette import SHARE_COLORS, SHARE_NAMES
 
 # Told apart without colours too, on paper or in a log.
@@ -24,27 +25,35 @@ _SHORTEST_BAR, _WIDEST_BAR = 12, 60
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print CONTRACT's JSON of ``compare``."""
-    console = Console(highlight=False)
+    """Print what :func:`orchestrator.simulate.compare.compare` has found."""
+    screen = console()
     longest = max(len("plan or run"), *(len(item["name"]) for item in found["items"]))
-    room = console.width - _OTHER_COLUMNS - longest
-    console.print(_table(found, min(_WIDEST_BAR, max(_SHORTEST_BAR, room))))
+    room = screen.width - _OTHER_COLUMNS - longest
+    screen.print(_table(found, min(_WIDEST_BAR, max(_SHORTEST_BAR, room))))
     assumed = dict.fromkeys(key for item in found["items"] for key in item["assumed"])
     if assumed:
-        console.print(footnote(found["cluster"], [*assumed]), markup=False)
-    console.print(
+        screen.print(footnote(found["cluster"], [*assumed]), markup=False)
+    screen.print(
         "  ".join(f"[{SHARE_COLORS[k]}]{s}[/] {SHARE_NAMES[k]}" for k, s in _LETTERS.items())
     )
-    if len(found["items"]) > 1:
-        console.print(f"\n[bold]{found['winner']}[/] wins")
-    for line in found["because"]:
-        console.print(f"  {line}", markup=False)
+    networks = found["networks"]
+    if len(networks) > 1:
+        screen.print()
+        for line in found["because"]:
+            screen.print(line, markup=False)
+    for network in networks:
+        if network["winner"] is None:
+            continue
+        among = f" among plans of {escape(network['model'])}" if len(networks) > 1 else ""
+        screen.print(f"\n[bold]{escape(network['winner'])}[/] wins{among}")
+        for line in network["because"]:
+            screen.print(f"  {line}", markup=False)
     if agreement := agreement_of(found):
-        console.print(agreement, markup=False)
+        screen.print(agreement, markup=False)
     for item in found["items"]:
         if item.get("ops"):
-            console.print()
-            console.print(_op_table(item))
+            screen.print()
+            screen.print(_op_table(item))
 
 
 def agreement_of(found: dict[str, Any]) -> str:
@@ -67,7 +76,7 @@ def _table(found: dict[str, Any], bar_width: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("time goes to", no_wrap=True, min_width=bar_width)
     for item in found["items"]:
-        name = item["name"]
+        name = escape(item["name"])
         for source in ("measured", "predicted"):
             row = item[source]
             if row is None:
@@ -99,8 +108,8 @@ def _bar(row: dict[str, Any], width: int) -> str:
 
 def _op_table(item: dict[str, Any]) -> Table:
     table = Table(
-        "", box=None, header_style="dim", title=f"{item['name']}: a step, summed over all ranks",
-        title_justify="left", pad_edge=False,
+        "", box=None, header_style="dim", title_justify="left", pad_edge=False,
+        title=f"{escape(item['name'])}: a step, summed over all ranks",
     )  # fmt: skip
     for name in ("predicted", "measured", "error"):
         table.add_column(name, justify="right")
@@ -112,7 +121,7 @@ def _op_table(item: dict[str, Any]) -> Table:
         )  # fmt: skip
     for row in item["worst_layers"]:
         table.add_row(
-            f"{row['layers']} ({row['what']})", seconds(row["predicted_s"]),
+            escape(f"{row['layers']} ({row['what']})"), seconds(row["predicted_s"]),
             seconds(row["measured_s"]), "",
         )  # fmt: skip
     return table

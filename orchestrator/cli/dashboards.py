@@ -11,7 +11,9 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import as_json
+from orchestrator.cli.terminal import echo
 from orchestrator.errors import InputError
+from orchestrator.files import write_text
 from orchestrator.observe.dashboards import DATA_SOURCE_NAME, shipped_dashboards, written
 from orchestrator.observe.dashboards.prometheus import DISCOVERY_URLS, prometheus_files
 from orchestrator.observe.grafana import Grafana, Login
@@ -49,9 +51,10 @@ def push(
 ) -> int:
     """Put everything into a Grafana, again and again.
 
-    Creates or updates the folder, the data source and the dashboards. Logs in with GRAFANA_TOKEN,
-    or with GRAFANA_USER and GRAFANA_PASSWORD. Changes made to these dashboards in Grafana are
-    overwritten; save them there under another name.
+    Creates or updates the folder, the data source and the dashboards; what is there already as it
+    would be pushed stays untouched. Logs in with GRAFANA_TOKEN, or with GRAFANA_USER and
+    GRAFANA_PASSWORD. Changes made to these dashboards in Grafana are overwritten; save them there
+    under another name.
     """
     if not folder.strip() or not data_source.strip():
         raise InputError("a name without a letter", "--folder, --data-source", "give another name")
@@ -62,9 +65,9 @@ def push(
             changes.append(change)
             if not as_json:
                 line = f"{change.change:<10} {change.kind:<12} {change.name}  {change.url}"
-                click.echo(line.rstrip())
+                echo(line.rstrip())
     if as_json:
-        click.echo(json.dumps({"url": url, "changes": [asdict(change) for change in changes]}))
+        echo(json.dumps({"url": url, "changes": [asdict(change) for change in changes]}))
     return 0
 
 
@@ -98,7 +101,7 @@ def prometheus(out: Path, discovery_urls: tuple[str, ...], force: bool) -> int:
     That is the scrape configuration, recording rules for the parts of a step, and alerts.
     """
     _write(out, prometheus_files(discovery_urls), force)
-    click.echo(f"start it with: prometheus --config.file={out / 'prometheus.yml'}")
+    echo(f"start it with: prometheus --config.file={out / 'prometheus.yml'}")
     return 0
 
 
@@ -116,14 +119,14 @@ def _write(folder: Path, files: Mapping[str, str], force: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             if here[name] != text:
-                (folder / name).write_text(text, encoding="utf-8")
+                write_text(folder / name, text)
     except OSError as error:
         message = f"cannot write to {folder}: {error.strerror or error}"
         raise InputError(message, "--out", "a folder where you may write") from error
     for name, text in files.items():
-        click.echo(f"{'unchanged' if here[name] == text else 'written':<10} {folder / name}")
+        echo(f"{'unchanged' if here[name] == text else 'written':<10} {folder / name}")
 
 
 def _text(path: Path) -> str | None:
-    """What a file holds; None if there is none."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    """What a file holds; None if there is none, or if a device or pipe is in its place."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from orchestrator.cli.terminal import echo
 from orchestrator.errors import InputError
 from orchestrator.observe.metrics_options import LOOPBACK
 
@@ -76,7 +76,7 @@ def giving_out(metrics: RunMetrics, tell: Callable[[str], None]) -> Iterator[Non
         finally:
             problem = metrics.push()
             if problem is not None:
-                print(f"warning: {problem}", file=sys.stderr)
+                echo(f"warning: {problem}", err=True)
         metrics.linger(tell)
     finally:
         metrics.close()

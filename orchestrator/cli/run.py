@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -13,25 +14,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
+from orchestrator.cli.machine import check_memory
 from orchestrator.cli.metrics_options import check, giving_out, metrics_options
 from orchestrator.cli.options import overrides, positive, split_overrides
 from orchestrator.cli.run_view import BarView, LineView, shares_table
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
 from orchestrator.observe.metrics_options import MetricsOptions
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
+from orchestrator.train.precision import check_trained
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.execute.finite import Diverged
     from orchestrator.models.model import Model
     from orchestrator.plan import Plan
     from orchestrator.program import Program
     from orchestrator.train.run import Outcome
     from orchestrator.train.run_folder import RunFolder
     from orchestrator.train.worker import Job
+
+
+PROCESS_BYTES = 50 * 2**20  # of a worker that has imported torch, at the least
 
 
 @click.command("run")
@@ -107,24 +116,30 @@ def command(
     )
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
+    check_trained(plan)
     model = model_of(plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.place(("placement",)))
-    program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
-    console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-    console.print(
+    dtype = plan.training.precision or "float32"
+    if launcher == "local" or not os.environ.get("RAY_ADDRESS"):  # else on other machines, too
+        each = 0 if launcher == "local" else PROCESS_BYTES
+        check_memory(plan, model, dtype, process_bytes=each)
+    program = compile_plan(plan, model, dtype=dtype)
+    screen = console(markup=False, soft_wrap=not sys.stdout.isatty())
+    screen.print(
         f"{plan.name}: {model.name}, {program.world_size} ranks, batch {program.global_batch}"
     )
     if data == "digits":
         sides = " x ".join(map(str, model.input_shape[1:]))
-        console.print(
+        screen.print(
             f"data: scikit-learn's digits{f', enlarged to {sides}' if sides else ''}; real images, "
             "but this checks the machinery: use --data imagefolder:PATH to train for real"
         )
     asked = _Asked(data, steps, epochs, out, resume, launcher, checkpoint_every, timeout_s, threads,
-                   {"auto": None, "gpu": True, "cpu": False}[device], metrics)  # fmt: skip
-    return _run(plan, model, program, console, asked, cluster)
+                   {"auto": None, "gpu": True, "cpu": False}[device], metrics,
+                   cluster_source)  # fmt: skip
+    return _run(plan, model, program, screen, asked, cluster)
 
 
 @dataclass(frozen=True)
@@ -142,13 +157,15 @@ class _Asked:
     threads: int | None
     use_gpu: bool | None
     metrics: MetricsOptions
+    cluster_source: str | None
 
 
 def _run(
-    plan: Plan, model: Model, program: Program, console: Console, asked: _Asked,
+    plan: Plan, model: Model, program: Program, screen: Console, asked: _Asked,
     cluster: Cluster | None,
 ) -> int:  # fmt: skip
     with _interrupts_wait():
+        from orchestrator.execute.finite import Diverged
         from orchestrator.execute.worker_context import WorkerFailed
         from orchestrator.observe.metrics import RunLabels
         from orchestrator.observe.metrics_run import RunMetrics
@@ -171,9 +188,9 @@ def _run(
         metrics = RunMetrics(program, labels, asked.metrics)
         if asked.metrics.serve:
             job = replace(job, metrics=labels, metrics_host=asked.metrics.host)
-    with giving_out(metrics, console.print) if metrics else nullcontext():
+    with giving_out(metrics, screen.print) if metrics else nullcontext():
         folder = RunFolder(path, plan, keep_before=job.start if goes_on else None)
-        view = (BarView if console.is_terminal else LineView)(console, job.start, job.stop)
+        view = (BarView if screen.is_terminal else LineView)(screen, job.start, job.stop)
         try:
             with view:
                 outcome = run(
@@ -183,32 +200,48 @@ def _run(
                 )  # fmt: skip
         except KeyboardInterrupt:
             kept = f"{path} holds the steps that ended" if path.exists() else "no step had ended"
-            console.print(f"interrupted; {kept}")
+            screen.print(f"interrupted; {kept}")
             raise
-        except WorkerFailed as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (WorkerFailed, Diverged) as error:
+            echo(f"error: {error}", err=True)
+            if isinstance(error, Diverged):
+                echo(f"  {_remedy(error, job)}", err=True)
             if path.exists():
-                print(f"  {path} holds the steps that ended", file=sys.stderr)
+                echo(f"  {path} holds the steps that ended", err=True)
             return 1
-        return _tell(console, path, outcome, _predicted(program, cluster, folder, outcome))
+        return _tell(screen, path, outcome, _predicted(program, cluster, folder, outcome), asked)
 
 
-def _tell(console: Console, path: Path, outcome: Outcome, predicted: dict[str, Any] | None) -> int:
+def _remedy(error: Diverged, job: Job) -> str:
+    divergence, rate = error.divergence, job.recipe.lr
+    if divergence.found is not None and divergence.found.of_images:
+        return "remedy: look for broken images in the data"
+    if divergence.ended == 0:
+        return "remedy: smaller start values of the weights; no update had been made"
+    return f"remedy: a lower rate than {rate:g}, such as --set training.lr={rate / 10:g}"
+
+
+def _tell(
+    screen: Console, path: Path, outcome: Outcome, predicted: dict[str, Any] | None, asked: _Asked
+) -> int:
     """What came out; 0 if all of it is as it should be."""
     summary = outcome.summary
-    console.print(shares_table(summary))
+    screen.print(shares_table(summary))
     for problem in outcome.problems:
-        print(problem, file=sys.stderr)
+        echo(problem, err=True)
     if summary["ledger_exact"]:
         total = summary["bytes_sent"]
-        console.print(f"bytes sent a step: {total:,}, counted by the workers as predicted")
+        collectives = " (of collectives the buffers)" if summary["ring_equivalent_bytes"] else ""
+        screen.print(
+            f"bytes sent a step: {total:,}, counted by the workers{collectives} as predicted"
+        )
     if predicted is not None:
         step, real = predicted["step_time_s"], summary["step_time_s"]
-        console.print(
+        screen.print(
             f"predicted for {predicted['cluster']}: {step:.3f} s a step ({step / real - 1:+.1%}); "
-            f"more: orchestrator compare {path} --cluster {predicted['cluster']}"
+            f"more: orchestrator compare {path} --cluster {asked.cluster_source}"
         )
-    console.print(f"run folder: {path}")
+    screen.print(f"run folder: {path}")
     return 1 if outcome.problems else 0
 
 

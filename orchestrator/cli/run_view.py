@@ -102,6 +102,7 @@ def shares_table(
         title_justify="left",
         title=f"a step takes {mark}{seconds(summary['step_time_s'])}: "
         f"{mark}{rate(summary['images_per_s'])} images/s",
+        caption=_ring_equivalent(summary), caption_justify="left", caption_style="dim",
     )  # fmt: skip
     shares = {
         "compute": "compute_time_s",
@@ -125,6 +126,11 @@ def shares_table(
     means = (seconds(summary[key]) for key in shares.values())
     table.add_row("mean", *means, f"{summary['bytes_sent']:,}", "")
     return table
+
+
+def _ring_equivalent(summary: dict[str, Any]) -> str | None:
+    rings = summary.get("ring_equivalent_bytes")  # not in a summary of an older release
+    return f"of the bytes sent {rings:,} are the ring equivalent of collectives" if rings else None
 
 
 def _seconds(value: float) -> str:

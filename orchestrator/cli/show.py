@@ -8,27 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import as_json, overrides, split_overrides
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import (
+    GRADIENT,
     Edge,
     activation_bytes,
     by_sender,
     edges,
-    gradient_bytes,
+    sent,
 )
 from orchestrator.program.resolve import model_of
 from orchestrator.program.selection import selected
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.fit import RankFit, fits, what_would_fit
 from orchestrator.simulate.memory import peak_memory
+
+MOST_ROWS = 64  # ranks that are all listed; of more, those of the first replica
+MOST_LISTED = 65_536  # ranks in JSON
 
 
 @click.command("show")
@@ -56,24 +60,32 @@ def command(
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     model = model_of(plan)
-    program = compile_plan(plan, model, dtype=plan.training.precision or "float32")
-    found = describe(plan, program)
+    dtype = plan.training.precision or "float32"
+    fold = plan.world_size > MOST_ROWS
+    if as_json and plan.world_size > MOST_LISTED:
+        raise InputError(
+            f"{plan.world_size:,} ranks; --json lists each, and at most {MOST_LISTED:,}",
+            plan.place(("replicas",)),
+            "leave out --json, which shows the first replica, or take fewer replicas",
+        )
+    program = compile_plan(plan, model, dtype=dtype, fold=fold)
+    found = describe(plan, program, unfold=as_json)
     ranks: list[RankFit] = []
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.place(("placement",)))
-        ranks = fits(cluster, peak_memory(program))
+        ranks = fits(cluster, peak_memory(program), program.replicas if program.folded else 1)
         found["cluster"], found["fits"] = cluster.name, all(rank.fits for rank in ranks)
     if picture is not None:
-        _draw(program, picture)
+        _draw(compile_plan(plan, model, dtype=dtype) if program.folded else program, picture)
     if as_json:
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         _print(plan, found)
         for rank in ranks:
-            click.echo(str(rank))
+            echo(str(rank))
     if cluster is None or found["fits"]:
         return 0
-    click.echo(remedies(plan, model, cluster), err=True)
+    echo(remedies(plan, model, cluster), err=True)
     return 1
 
 
@@ -84,9 +96,11 @@ def remedies(plan: Plan, model: Model, cluster: Cluster) -> str:
     return "\n  ".join(lines)
 
 
-def describe(plan: Plan, program: Program) -> dict[str, Any]:
-    """CONTRACT's JSON of ``show``."""
-    model, traffic = program.model, edges(program)
+def describe(plan: Plan, program: Program, *, unfold: bool = True) -> dict[str, Any]:
+    """The JSON of ``show``: every layer, rank and edge, those of folded replicas, too."""
+    model, traffic = program.model, edges(program, unfold=unfold)
+    copies = program.replicas if program.folded else 1
+    activations = activation_bytes(traffic) * (1 if unfold else copies)
     split_of: dict[str, tuple[Any, list[int]]] = {}
     for number, entry in enumerate(plan.placement):
         span = selected(model, entry.layers, plan.place(("placement", number, "layers")))
@@ -100,8 +114,8 @@ def describe(plan: Plan, program: Program) -> dict[str, Any]:
         "global_batch_size": program.global_batch,
         "parameters": model.parameters,
         "macs_forward_per_image": model.macs,
-        "bytes_per_step": activation_bytes(traffic),
-        "gradient_bytes_per_step": gradient_bytes(traffic),
+        "bytes_per_step": activations,
+        "gradient_bytes_per_step": sent(program)[1] - activations,
         "layers": [
             {
                 "name": layer.name,
@@ -114,7 +128,7 @@ def describe(plan: Plan, program: Program) -> dict[str, Any]:
             }
             for layer in model.layers[:-1]
         ],
-        "ranks": _ranks(program, traffic),
+        "ranks": _ranks(program, traffic, copies if unfold else 1),
         "edges": _edges(traffic, gradients=False),
         "gradient_edges": _edges(traffic, gradients=True),
     }
@@ -130,14 +144,14 @@ def _draw(program: Program, path: Path) -> None:
         raise InputError(message, "--picture", "a file in a folder where you may write") from error
 
 
-def _ranks(program: Program, traffic: Counter[Edge]) -> list[dict[str, Any]]:
-    sent = by_sender(traffic)
+def _ranks(program: Program, traffic: Counter[Edge], copies: int) -> list[dict[str, Any]]:
+    of_rank = by_sender(traffic)
     peaks = {m.rank: m.peak_bytes for m in peak_memory(program)}
     rows = []
-    for rank in range(program.world_size):
+    for rank in range(len(program.ranks) * copies):
         local = rank % program.ranks_per_replica
         parts = [s.parts[local] for s in program.segments if local in s.parts]
-        activations, gradients = sent.get(rank, (0, 0))
+        activations, gradients = of_rank.get(rank, (0, 0))
         rows.append(
             {
                 "rank": rank,
@@ -145,7 +159,7 @@ def _ranks(program: Program, traffic: Counter[Edge]) -> list[dict[str, Any]]:
                 "macs_forward_per_image": sum(part.macs_per_example for part in parts),
                 "activation_bytes_sent_per_step": activations,
                 "gradient_bytes_sent_per_step": gradients,
-                "peak_memory_bytes": peaks[rank],
+                "peak_memory_bytes": peaks[rank % len(program.ranks)],
             }
         )
     return rows
@@ -161,18 +175,18 @@ def _edges(traffic: Counter[Edge], *, gradients: bool) -> list[dict[str, Any]]:
             "bytes_per_step": size,
         }
         for edge, size in sorted(traffic.items())
-        if (edge.direction == "gradient") == gradients
+        if (edge.direction == GRADIENT) == gradients
     ]
 
 
 def _print(plan: Plan, found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    console.print(
-        f"[bold]{plan.name}[/]  {found['model']}, {found['world_size']} ranks, batch "
+    screen = console()
+    screen.print(
+        f"[bold]{plan.name}[/]  {escape(found['model'])}, {found['world_size']} ranks, batch "
         f"{plan.global_batch_size} in {plan.n_microbatches} microbatches, {plan.schedule}"
     )
     if plan.summary:
-        console.print(plan.summary, markup=False)
+        screen.print(plan.summary, markup=False)
     table = Table("layer", "kind", "output", box=None, header_style="dim", pad_edge=False)
     for name in ("parameters", "multiply-adds"):
         table.add_column(name, justify="right")
@@ -180,7 +194,7 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
     table.add_column("ranks")
     for layer in found["layers"]:
         table.add_row(
-            escape(layer["name"]), layer["kind"], "x".join(map(str, layer["output_shape"])),
+            escape(layer["name"]), escape(layer["kind"]), "x".join(map(str, layer["output_shape"])),
             f"{layer['parameters']:,}" if layer["parameters"] else "",
             f"{layer['macs']:,}" if layer["macs"] else "",
             _split_text(layer["split"]), _ranks_text(layer["ranks"]),
@@ -189,19 +203,29 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
         "[bold]all[/]", "", "", f"{found['parameters']:,}",
         f"{found['macs_forward_per_image']:,}", "", "",
     )  # fmt: skip
-    console.print(table)
-    console.print(_rank_table(found))
-    for title, key in (("activations", "edges"), ("gradients", "gradient_edges")):
+    screen.print(table)
+    screen.print(_rank_table(found))
+    for key, title, total, note in (
+        ("edges", "activations", found["bytes_per_step"], None),
+        (
+            "gradient_edges", "gradients", found["gradient_bytes_per_step"],
+            "ring equivalent of the collectives",
+        ),
+    ):  # fmt: skip
         if found[key]:
-            console.print(_edge_table(title, found[key]))
+            screen.print(_edge_table(title, total, found[key], note))
     if not found["edges"] and not found["gradient_edges"]:
-        console.print("No rank talks to another.")
+        screen.print("No rank talks to another.")
 
 
 def _rank_table(found: dict[str, Any]) -> Table:
     table = Table(
         "rank", box=None, header_style="dim", pad_edge=False,
-        title="per step", title_justify="left",
+        title=_of_first_replica("per step", found), title_justify="left",
+        caption_justify="left", caption_style="dim",
+        caption="gradient bytes: ring equivalent of the collectives"
+        if found["gradient_bytes_per_step"]
+        else None,
     )  # fmt: skip
     columns = {
         "parameters": "parameters",
@@ -216,11 +240,19 @@ def _rank_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _edge_table(title: str, rows: list[dict[str, Any]], most: int = 24) -> Table:
-    total = sum(row["bytes_per_step"] for row in rows)
+def _of_first_replica(title: str, found: dict[str, Any]) -> str:
+    """The title, with a word on the ranks that are not listed."""
+    copies = found["world_size"] // len(found["ranks"])
+    return f"{title}; ranks of the first of {copies:,} replicas" if copies > 1 else title
+
+
+def _edge_table(
+    title: str, total: int, rows: list[dict[str, Any]], note: str | None, most: int = 24
+) -> Table:
     table = Table(
         "from", "to", "before", "direction", box=None, header_style="dim", pad_edge=False,
         title=f"{title}: {total:,} bytes a step", title_justify="left",
+        caption=note, caption_justify="left", caption_style="dim",
     )  # fmt: skip
     table.add_column("bytes a step", justify="right")
     for row in rows[:most]:

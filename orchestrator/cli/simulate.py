@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.figures import duration, footnote, mark, seconds, share, three_digits
@@ -16,13 +18,17 @@ from orchestrator.cli.metrics_options import check, giving_out, metrics_options
 from orchestrator.cli.options import as_json, overrides, positive, split_overrides
 from orchestrator.cli.run_view import shares_table
 from orchestrator.cli.show import remedies
+from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
+from orchestrator.files import open_regular, replacing, write_text
+from orchestrator.models.model import Model
 from orchestrator.observe import timeline, trace
 from orchestrator.observe.metrics_options import MetricsOptions
 from orchestrator.plan import load_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.assumed import assumed_behind
 from orchestrator.simulate.cluster import Cluster, load_cluster
+from orchestrator.simulate.epoch import DataSet, data_set, usual_data
 from orchestrator.simulate.predict import STEADY, Prediction, simulate
 from orchestrator.simulate.replicas import smallest_device
 from orchestrator.simulate.trace_source import trace_source
@@ -40,7 +46,17 @@ from orchestrator.simulate.trace_source import trace_source
     help="Standard deviation of every computation's time over its mean, such as 0.02.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the jitter.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write timeline, trace and summary.")
+@click.option(
+    "--data",
+    help="The data set of an epoch, and of loading where that was measured: imagenet, digits, "
+    "synthetic, synthetic:N or imagefolder:PATH. By default an epoch is of imagenet for 1,000 "
+    "classes of colour images, of digits for ten classes of gray ones.",
+)
+@click.option("--examples", type=int, help="Images in an epoch, instead of the data set's own.")
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="Write timeline, trace and summary to this folder: a new one, or a simulation's.",
+)  # fmt: skip
 @metrics_options
 @overrides
 @as_json
@@ -50,6 +66,8 @@ def command(
     steps: int,
     jitter: float,
     seed: int,
+    data: str | None,
+    examples: int | None,
     out: Path | None,
     metrics_port: int | None,
     metrics_host: str,
@@ -77,29 +95,34 @@ def command(
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster)
     positive("steps", steps)
+    positive("examples", examples)
     model = model_of(plan)
-    prediction = simulate(plan, model, cluster, steps, jitter=jitter, seed=seed)
+    if out is not None:
+        with _telling_of(out):
+            _check_out(out)
+    prediction = simulate(
+        plan, model, cluster, steps, jitter=jitter, seed=seed,
+        data=data.partition(":")[0] if data else "digits",
+        epoch_of=_epoch_of(model, data, examples),
+    )  # fmt: skip
     found = describe(prediction, cluster)
     if out is not None:
-        try:
+        with _telling_of(out):
             _write(out, prediction, found)
-        except OSError as error:
-            message = f"cannot write to {out}: {error.strerror or error}"
-            raise InputError(message, "--out", "a folder where you may write") from error
     if as_json:
-        click.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         _print(found, prediction, cluster)
     if not found["fits"]:
         _tell_misfit(prediction, cluster)
-        click.echo(remedies(plan, model, cluster), err=True)
+        echo(remedies(plan, model, cluster), err=True)
     if metrics.wanted:
         _give_out(prediction, cluster, metrics, out)
     return 0 if found["fits"] else 1
 
 
 def describe(prediction: Prediction, cluster: Cluster) -> dict[str, Any]:
-    """CONTRACT's JSON of ``simulate``."""
+    """The JSON of ``simulate``, and ``summary.json`` of its folder."""
     program = prediction.program
     return {
         "name": program.name,
@@ -121,34 +144,93 @@ def _give_out(
 
     run = out.resolve().name if out is not None else f"{prediction.program.name}-{cluster.name}"
     metrics = export(prediction, cluster, run, options)
-    with giving_out(metrics, lambda text: click.echo(text, err=True)):
+    with giving_out(metrics, lambda text: echo(text, err=True)):
         if out is not None and metrics.discovery is not None:
             where = metrics.discovery.describe()
-            (out / "metrics.json").write_text(json.dumps(where, indent=1) + "\n", encoding="utf-8")
+            with _telling_of(out):
+                write_text(out / "metrics.json", json.dumps(where, indent=1) + "\n")
+
+
+def _epoch_of(model: Model, data: str | None, examples: int | None) -> DataSet:
+    """The data set of an epoch, as far as the options tell.
+
+    Raises:
+        InputError: no such data.
+    """
+    if data is None:
+        return usual_data(model) if examples is None else DataSet("", examples)
+    kind = data.partition(":")[0]
+    found = data_set(data)
+    if found is None and kind == "hf":
+        found = DataSet(data, None, f"how many images {data} has is not known here: --examples")
+    elif found is None and kind == "imagefolder":
+        from orchestrator.train.data import open_dataset  # brings torch along
+
+        folder = open_dataset(data, shape=model.input_shape, classes=model.classes, seed=0)
+        found = DataSet(data, folder.size)
+    elif found is None:
+        raise InputError(
+            "no such data",
+            f"--data {data}",
+            "one of imagenet, digits, synthetic, synthetic:N or imagefolder:PATH; or --examples N",
+        )
+    return found if examples is None else DataSet(found.name, examples)
+
+
+@contextmanager
+def _telling_of(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write to {out}: {error.strerror or error}"
+        raise InputError(message, "--out", "a folder where you may write") from error
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder of somebody else's: a simulation writes over its own files only.
+
+    Raises:
+        InputError: the folder holds something that no simulation has written.
+        OSError: it cannot be read.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise InputError(f"cannot write to {out}: it is no folder", "--out", "a new folder")
+    if (out / "steps.jsonl").exists():
+        raise InputError(f"{out} holds a measured run", "--out", "another folder")
+    try:
+        with open_regular(out / "summary.json") as file:
+            summary = json.load(file)
+    except (OSError, ValueError):
+        summary = None
+    if not isinstance(summary, dict) or summary.get("source") != "simulated":
+        raise InputError(
+            f"{out} is not empty, and no simulation has written it", "--out", "a new folder"
+        )
 
 
 def _write(out: Path, prediction: Prediction, found: dict[str, Any]) -> None:
-    if (out / "steps.jsonl").exists():
-        raise InputError(f"{out} holds a measured run", "--out", "another folder")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    timeline.write(out / "timeline.jsonl", prediction.program, [prediction.times])
-    trace.write(out / "trace.json", trace_source(prediction))
+    write_text(out / "summary.json", json.dumps(found, indent=1) + "\n")  # says whose folder it is
+    with replacing(out / "timeline.jsonl") as file:
+        timeline.write(file, prediction.program, [prediction.times])
+    with replacing(out / "trace.json") as file:
+        trace.write(file, trace_source(prediction))
 
 
 def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> None:
-    console = Console(highlight=False)
+    screen = console()
     folded = prediction.program.replicas
-    console.print(
+    screen.print(
         f"[bold]{found['name']}[/] on [bold]{cluster.name}[/]: {found['world_size']} ranks, batch "
         f"{found['global_batch_size']}" + (f"; ranks of one of {folded} replicas" * (folded > 1))
     )
     assumed = assumed_behind(cluster, prediction)
     told = dict.fromkeys(assumed.time)
-    console.print(shares_table(found, predicted=assumed.time))
+    screen.print(shares_table(found, predicted=assumed.time))
     table = Table(box=None, show_header=False)
-    epoch = mark(assumed.time) + duration(found["epoch_time_s"])
-    table.add_row("an epoch of ImageNet 2012", epoch)
+    table.add_row(*_epoch_row(found, mark(assumed.time)))
     if "replicas" in found:
         each = found["replicas"]["compute_time_s"]
         table.add_row(
@@ -167,19 +249,32 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
         left = mark(assumed.goodput) + share(found["goodput_ratio"])
         table.add_row("left after failures and checkpoints", left)
         told |= dict.fromkeys(assumed.goodput)
-    console.print(table)
+    screen.print(table)
     if told:
-        console.print(footnote(cluster.name, [*told]), markup=False)
+        screen.print(footnote(cluster.name, [*told]), markup=False)
     for note in found["notes"]:
-        console.print(f"note: {note}", markup=False)
+        screen.print(f"note: {note}", markup=False)
 
 
 def _tell_misfit(prediction: Prediction, cluster: Cluster) -> None:
     for m in prediction.memory:
         device = smallest_device(prediction.program, cluster, m.rank)
         if m.peak_bytes > device.usable_bytes:
-            click.echo(
+            echo(
                 f"does not fit: rank {m.rank} needs {m.peak_bytes / 2**30:.2f} GiB at op "
                 f"{m.peak_op}, {device.name} has {device.usable_bytes / 2**30:.2f} GiB",
                 err=True,
             )
+
+
+def _epoch_row(found: dict[str, Any], assumed: str) -> tuple[str, str]:
+    """What an epoch is of, and how long it takes; ``assumed`` marks what rests on assumptions."""
+    epoch = found["epoch"]
+    if epoch["steps"] is None:
+        return "an epoch", f"not known: {escape(epoch['because'])}"
+    of = f"{escape(epoch['data'])}, " if epoch["data"] else ""
+    steps = f"{epoch['steps']:,} step{'s' * (epoch['steps'] > 1)}"
+    return (
+        f"an epoch of {of}{epoch['examples']:,} images",
+        f"{assumed}{duration(found['epoch_time_s'])}, {steps}",
+    )

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from queue import SimpleQueue
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -31,18 +33,25 @@ from orchestrator.program.ops import (
     Program,
 )
 
+_STORE_S = 2.0  # beyond its timeout: how long torch.distributed has to tell of it
 
-def connect(program: Program, rank: int, device: Cuda | None) -> Transport:
+
+def connect(program: Program, rank: int, device: Cuda | None, timeout_s: float) -> Transport:
     """This rank's transport, after all ranks have agreed that they run the same program.
 
     torch.distributed's default process group must be up. Every rank must call this.
 
+    Args:
+        timeout_s: seconds that a transfer waits for its peers, in every process group.
+
     Raises:
         InputError: a rank has compiled another program.
+        RuntimeError: a rank did not answer; the message says who waited for whom.
     """
     mine = (program.digest(), program.dtype, torch.__version__)
     everyones: list[Any] = [None] * program.world_size
-    dist.all_gather_object(everyones, mine)
+    with waits_for_all(rank, program.world_size, "to agree on the program"):
+        dist.all_gather_object(everyones, mine)
     for other, theirs in enumerate(everyones):
         if theirs != mine:
             raise InputError(
@@ -50,9 +59,56 @@ def connect(program: Program, rank: int, device: Cuda | None) -> Transport:
                 "(hash, dtype, torch version)",
                 remedy="install the same versions and the same plan on every node",
             )
-    if device is None:
-        return GlooTransport(program, rank)
-    return NcclTransport(program, rank, device)
+    with waits_for_all(rank, program.world_size, "to connect"):
+        if device is None:
+            return GlooTransport(program, rank, timeout_s)
+        return NcclTransport(program, rank, device, timeout_s)
+
+
+@contextmanager
+def waits_for_all(rank: int, world_size: int, what: str) -> Iterator[None]:
+    """Name the rank, whom it waits for and what for, where torch.distributed names only itself.
+
+    Raises:
+        RuntimeError: what torch.distributed raised, with these words before it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        others = ", ".join(str(other) for other in range(world_size) if other != rank)
+        ranks = f"rank{'s' * (world_size > 2)} {others}"
+        raise RuntimeError(f"rank {rank} waits for {ranks} {what}: {error}") from error
+
+
+def _new_group(
+    ranks: Iterable[int] | None, timeout_s: float, backend: str | None = None
+) -> dist.ProcessGroup:
+    """A process group that waits as long as the run does.
+
+    Without a timeout of its own a group takes its backend's, half an hour for gloo, and not that
+    of the default group. And a rank that asks the store of a stopped rank 0 waits for ever, so it
+    asks in a thread.
+    """
+    members = None if ranks is None else list(ranks)
+    made: SimpleQueue[dist.ProcessGroup | BaseException] = SimpleQueue()
+
+    def make() -> None:
+        try:
+            timeout = timedelta(seconds=timeout_s)
+            made.put(dist.new_group(members, timeout=timeout, backend=backend))
+        except BaseException as error:
+            made.put(error)
+
+    threading.Thread(target=make, daemon=True, name="new-group").start()
+    try:
+        group = made.get(timeout=timeout_s + _STORE_S)
+    except Empty:
+        raise dist.DistStoreError(
+            f"timed out after {timeout_s:g} s: rank 0, which keeps the addresses, does not answer"
+        ) from None
+    if isinstance(group, BaseException):
+        raise group
+    return group
 
 
 def _groups(program: Program) -> list[tuple[int, ...]]:
@@ -126,9 +182,9 @@ class GlooTransport:
     group at a time, and the one that is needed first waits for its half of the link.
     """
 
-    def __init__(self, program: Program, rank: int) -> None:
+    def __init__(self, program: Program, rank: int, timeout_s: float) -> None:
         self.rank = rank
-        self.groups = {group: dist.new_group(list(group)) for group in _groups(program)}
+        self.groups = {group: _new_group(group, timeout_s) for group in _groups(program)}
         self.posted = SimpleQueue[tuple[GlooHandle, SimpleQueue[GlooHandle]]]()
         self.sent, self.received, self.collectives = (SimpleQueue[GlooHandle]() for _ in range(3))
         for name, act in (
@@ -216,7 +272,7 @@ class NcclTransport:
     communicator blocks the host until the other side has called too.
     """
 
-    def __init__(self, program: Program, rank: int, device: Cuda) -> None:
+    def __init__(self, program: Program, rank: int, device: Cuda, timeout_s: float) -> None:
         self.rank, self.device = rank, device
         columns = program.columns
         pairs = sorted(
@@ -226,8 +282,8 @@ class NcclTransport:
                 if LANE_OF[columns.kind[i]] == SEND
             }
         )
-        self.pairs = {pair: dist.new_group(sorted(pair)) for pair in pairs}
-        self.groups = {group: dist.new_group(list(group)) for group in _groups(program)}
+        self.pairs = {pair: _new_group(sorted(pair), timeout_s) for pair in pairs}
+        self.groups = {group: _new_group(group, timeout_s) for group in _groups(program)}
         probe = torch.zeros(1, device=device.torch)
         for source, target in pairs:
             if rank == source:
@@ -272,16 +328,29 @@ class NcclTransport:
 # -- one clock ------------------------------------------------------------------------------------
 
 
-def clock_offsets(rank: int, world_size: int, rounds: int = 8) -> dict[int, float]:
+def clock_offsets(
+    rank: int, world_size: int, timeout_s: float, rounds: int = 8
+) -> dict[int, float]:
     """Seconds to add to each rank's clock to get rank 0's; every rank must call this.
 
     Rank 0 asks each rank for its time and takes half of the quickest answer's round trip as the
     way there (Cristian 1989). Ranks of one machine share a clock, and then this is about zero.
 
+    Args:
+        timeout_s: seconds that a rank waits for another.
+
     Returns:
         By rank on rank 0; empty elsewhere.
+
+    Raises:
+        RuntimeError: a rank did not answer; the message says who waited for whom.
     """
-    control = dist.new_group(backend="gloo")
+    with waits_for_all(rank, world_size, "to compare clocks"):
+        return _clock_offsets(rank, world_size, timeout_s, rounds)
+
+
+def _clock_offsets(rank: int, world_size: int, timeout_s: float, rounds: int) -> dict[int, float]:
+    control = _new_group(None, timeout_s, backend="gloo")
     now = torch.zeros(1, dtype=torch.float64)
     found = {0: 0.0}
     for other in range(1, world_size):

@@ -24,14 +24,14 @@ from orchestrator.execute.parameters import (
     put_in,
 )
 from orchestrator.execute.segment_runner import SegmentRunner
-from orchestrator.execute.transport import Handle, Transport
+from orchestrator.execute.transport import CountingTransport, Handle, Transport
 from orchestrator.models.box import Box, shape_of, whole
 from orchestrator.models.layer import LABELS
 from orchestrator.models.model import Recipe
 from orchestrator.models.randomness import Draw
 from orchestrator.models.ranges import Ranges, shift
 from orchestrator.observe.timeline import Interval, RankTimes
-from orchestrator.program.ledger import Edge, ring_bytes
+from orchestrator.program.ledger import GRADIENT, Edge, ring_bytes
 from orchestrator.program.ops import (
     COMPUTE,
     RECEIVE,
@@ -121,6 +121,10 @@ class Unread:
         return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops, loading)
 
 
+class LossNotFinite(RuntimeError):
+    """The loss of a step is infinite or not a number, and no gradient has been made of it."""
+
+
 class RankInterpreter:
     """Runs the ops of one rank, step after step.
 
@@ -139,7 +143,8 @@ class RankInterpreter:
         device: Device,
         value: Callable[[Slot], Tensor],
     ) -> None:
-        self.program, self.rank, self.transport = program, rank, transport
+        self.program, self.rank = program, rank
+        self.transport = CountingTransport(transport, rank)
         self.feed, self.recipe, self.device = feed, recipe, device
         self.replica, self.local_rank = divmod(rank, program.ranks_per_replica)
         self.ops = tuple(program.rank_ops(rank))
@@ -296,6 +301,8 @@ class RankInterpreter:
         elif op.kind == W:
             runner.backward_weight(chunk)
         else:
+            if self.program.segments[segment].has_loss:
+                self._check_loss()
             gradients = self._output_gradients(segment, chunk)
             backward = runner.backward if op.kind == B else runner.backward_input
             imports = self.program.segments[segment].imports
@@ -319,6 +326,14 @@ class RankInterpreter:
             self.loss += outputs.pop(len(part.layers) - 1).double()
         for layer in segment.exports:
             self.outputs[number, layer, chunk] = outputs[layer]
+
+    def _check_loss(self) -> None:
+        """Before a gradient is made of it: so nothing of it has left this rank.
+
+        A GPU is waited for here, once a microbatch on the ranks that have a loss.
+        """
+        if not torch.isfinite(self.loss):
+            raise LossNotFinite(f"step {self.number + 1}: the loss is {float(self.loss)}")
 
     def _samples(self, segment: int, chunk: int, batch: Ranges) -> Tensor:
         """Places in the step's global batch of a part's examples."""
@@ -531,7 +546,8 @@ class RankInterpreter:
         return self.transport.collective(op.kind, tensor.detach(), op.peers)
 
     def _count(self, op: Op, tensor: Tensor) -> None:
-        """The ledger's other side: what is really handed to the transport."""
+        """Bytes sent: a message's own, and a collective's ring equivalent for its buffer. The
+        buffers themselves are counted by the transport that they are handed to."""
         layer = self.program.reader(op.id)
         if op.lane == SEND:
             direction = "forward" if op.kind == SEND_F else "backward"
@@ -541,7 +557,7 @@ class RankInterpreter:
         place = op.peers.index(self.rank)
         following = op.peers[(place + 1) % len(op.peers)]
         values = ring_bytes(op.kind, tensor.numel(), len(op.peers), place)
-        self.sent[Edge(self.rank, following, layer, "gradient")] += values * tensor.element_size()
+        self.sent[Edge(self.rank, following, layer, GRADIENT)] += values * tensor.element_size()
 
 
 def _numel(shape: tuple[int, ...]) -> int:

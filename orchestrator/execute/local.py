@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.device import Cpu, Device
-from orchestrator.execute.interpreter import Feed, RankInterpreter
+from orchestrator.execute.finite import Diverged, Divergence, earliest, first_non_finite
+from orchestrator.execute.interpreter import Feed, LossNotFinite, RankInterpreter
 from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.transport import Handle, LocalWorld
 from orchestrator.models.model import Recipe
 from orchestrator.observe.timeline import StepTimes, join
-from orchestrator.program.ledger import Edge
+from orchestrator.program.ledger import Buffer, Edge
 from orchestrator.program.ops import Program
 
 
@@ -54,7 +55,11 @@ class LocalExecutor:
         ]
 
     def step(self, step: int) -> float:
-        """Run one training step; returns its loss, the mean over the global batch."""
+        """Run one training step; returns its loss, the mean over the global batch.
+
+        Raises:
+            Diverged: the loss is not finite. No weight has been changed with it.
+        """
         running: dict[int, Iterator[Handle]] = {r.rank: r.step(step) for r in self.ranks}
         waiting: dict[int, Handle | None] = dict.fromkeys(running)
         while running:
@@ -64,7 +69,11 @@ class LocalExecutor:
                 if handle is not None and not handle.done():
                     continue
                 moved = True
-                waiting[rank] = next(running[rank], None)
+                try:
+                    waiting[rank] = next(running[rank], None)
+                except LossNotFinite as error:
+                    found = earliest(map(first_non_finite, self.ranks))
+                    raise Diverged(Divergence(rank, step, True, found)) from error
                 if waiting[rank] is None:
                     del running[rank]
             if not moved:
@@ -80,10 +89,17 @@ class LocalExecutor:
         return join(self.program, [rank.unread().read() for rank in self.ranks], {})
 
     def sent(self) -> Counter[Edge]:
-        """Bytes handed to the transport so far, all ranks."""
+        """Bytes sent so far, all ranks; of collectives the ring equivalent."""
         total: Counter[Edge] = Counter()
         for rank in self.ranks:
             total.update(rank.sent)
+        return total
+
+    def handed(self) -> Counter[Buffer]:
+        """Buffers handed to collectives so far, all ranks."""
+        total: Counter[Buffer] = Counter()
+        for rank in self.ranks:
+            total.update(rank.transport.buffers)
         return total
 
     def parameters(self) -> dict[str, Tensor]:

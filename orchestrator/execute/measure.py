@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orchestrator.execute.distributed import connect
+from orchestrator.execute.distributed import connect, waits_for_all
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.measure_transfers import (
     MESSAGE_BYTES,
@@ -103,15 +103,11 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
 
     context.emit("node", context.node)
     keep_freed_memory()  # as a run's workers do
-    meter = Meter(context, job, connect(job.link, context.rank, None))
+    meter = Meter(context, job, connect(job.link, context.rank, None, context.timeout_s))
     tell("warming up")
     begun = time.perf_counter()
     meter.warm_up()
-    while True:
-        goes_on = torch.tensor(meter.rounds < 2 or time.perf_counter() - begun < job.seconds)
-        dist.broadcast(goes_on, 0)  # rank 0's clock counts
-        if not goes_on:
-            break
+    while meter.all_go_on(meter.rounds < 2 or time.perf_counter() - begun < job.seconds):
         tell(f"round {meter.rounds + 1}: layers, optimizer, memory")
         meter.round()
         tell(f"round {meter.rounds}: messages and all-reduces")
@@ -154,16 +150,32 @@ class Meter:
         while the others wait; on which, goes round."""
         self.rounds += 1
         for job, once in enumerate(self._jobs):
-            dist.barrier()
+            self._barrier()
             self._together[job].append(once())
-            dist.barrier()  # nobody is still at work
+            self._barrier()  # nobody is still at work
             if self.world_size > 1 and self.rounds % self.world_size == self.rank:
                 self._pairs[job].append((self._together[job][-1], once()))
+
+    def all_go_on(self, goes_on: bool) -> bool:
+        """What rank 0 says: its clock counts."""
+        answer = torch.tensor(goes_on)
+        with waits_for_all(self.rank, self.world_size, "to begin another round"):
+            dist.broadcast(answer, 0)
+        return bool(answer)
+
+    def _barrier(self) -> None:
+        with waits_for_all(self.rank, self.world_size, f"in round {self.rounds} of computations"):
+            dist.barrier()
 
     def communicate(self) -> None:
         """Every message and all-reduce some times, and computation between and under transfers."""
         if self.world_size == 1:
             return
+        what = f"in round {self.rounds} of messages and all-reduces"
+        with waits_for_all(self.rank, self.world_size, what):
+            self._communicate()
+
+    def _communicate(self) -> None:
         for peer in range(1, self.world_size):
             for size in MESSAGE_BYTES:
                 times = time_messages(self.rank, peer, size, self.transport)

@@ -79,6 +79,7 @@ class _Job:
     threads: int | None
     folder: str
     model_folders: tuple[str, ...]  # of users' model files, for what their functions import
+    timeout_s: float
 
 
 def launch(
@@ -141,11 +142,12 @@ def launch(
             threads=threads_per_worker,
             folder=os.getcwd(),
             model_folders=tuple({str(file.path.parent) for file in model_files()}),
+            timeout_s=timeout_s,
         )
         with tempfile.TemporaryDirectory(
             prefix="orchestrator-train-", ignore_cleanup_errors=True
         ) as storage:
-            fit = _Fit(job, world_size, timeout_s, storage)
+            fit = _Fit(job, world_size, storage)
             try:
                 on_event(DRIVER, "tell", lines.tell)
                 watch = _Watch(lines, fit, world_size, on_event)
@@ -174,21 +176,20 @@ def _pickled(value: object) -> bytes:
 class _Fit(threading.Thread):
     """`TorchTrainer.fit` in a thread, since it installs signal handlers in the main one."""
 
-    def __init__(self, job: _Job, world_size: int, timeout_s: float, storage: str) -> None:
+    def __init__(self, job: _Job, world_size: int, storage: str) -> None:
         super().__init__(daemon=True, name="ray-train-fit")
-        self._job, self._world_size = job, world_size
-        self._timeout_s, self._storage = timeout_s, storage
+        self._job, self._world_size, self._storage = job, world_size, storage
         self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            _trainer(self._job, self._world_size, self._timeout_s, self._storage).fit()
+            _trainer(self._job, self._world_size, self._storage).fit()
         except Exception as error:
             self.error = error
 
 
-def _trainer(job: _Job, world_size: int, timeout_s: float, storage: str) -> Any:
+def _trainer(job: _Job, world_size: int, storage: str) -> Any:
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import RunConfig, ScalingConfig
 
@@ -198,7 +199,7 @@ def _trainer(job: _Job, world_size: int, timeout_s: float, storage: str) -> Any:
     return _light_trainer_class()(
         train_function,
         torch_config=TorchConfig(
-            backend="nccl" if job.use_gpu else "gloo", timeout_s=max(1, round(timeout_s))
+            backend="nccl" if job.use_gpu else "gloo", timeout_s=max(1, round(job.timeout_s))
         ),
         scaling_config=ScalingConfig(
             num_workers=world_size,
@@ -385,6 +386,8 @@ def _run_worker(job: _Job) -> None:
                 emit=line.emit,
                 stop_requested=line.stop_requested,
                 listen=line.listen,
+                timeout_s=job.timeout_s,
+                driven=True,
             ),
             argument,
         )
@@ -552,15 +555,16 @@ def _check_resources(world_size: int, use_gpu: bool | None, tell: Callable[[str]
             f"the run needs {world_size} workers ({what} each); the cluster holds {ever} in all "
             f"and has {now} free now",
             remedy="join another node with `ray start --address=HEAD:6379`, start the head with "
-            f"`ray start --head --num-cpus={world_size}` to let workers share cores, take a plan "
-            "with fewer ranks, or `--launcher local`",
+            f"`ray start --head --num-cpus={world_size}` to let workers share cores, or take "
+            "fewer ranks; a run can also do with `--launcher local`",
         )
     if now < world_size:
         raise InputError(
             f"the run needs {world_size} workers ({what} each); the cluster holds {ever} in all "
             f"but has {now} free now",
             remedy="wait until other jobs end (`ray status` shows them), join another node with "
-            "`ray start --address=HEAD:6379`, take a plan with fewer ranks, or `--launcher local`",
+            "`ray start --address=HEAD:6379`, or take fewer ranks; a run can also do with "
+            "`--launcher local`",
         )
     return use_gpu
 

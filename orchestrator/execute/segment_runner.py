@@ -10,7 +10,7 @@ A chunk's forward keeps what its backward needs, under the chunk's number. Three
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -134,6 +134,14 @@ class SegmentRunner:
             for i, g in enumerate(gradients):
                 found[owed.weights.start + i] = g
         self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
+
+    def again(self, saved: Saved) -> Iterator[Tensor]:
+        """The output of one layer after the other, as the forward that left ``saved`` had it."""
+        values = {-1 - n: x for n, x in enumerate(saved.imports)}
+        for number in range(len(self.part.layers)):
+            with torch.no_grad():
+                self._through(values, slice(number, number + 1), saved.draw)
+            yield values[number]
 
     def _build(self, saved: Saved) -> None:
         """Run the forward and keep its graphs."""

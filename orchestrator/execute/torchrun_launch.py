@@ -63,7 +63,9 @@ def run_under_torchrun(
                 device=device,
                 emit=lambda kind, payload: on_event(rank, kind, payload),
                 stop_requested=lambda: False,
-                listen=lambda hear: None,
+                listen=lambda kind, hear: None,
+                timeout_s=timeout_s,
+                driven=False,
             ),
             argument,
         )

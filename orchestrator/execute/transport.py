@@ -7,7 +7,7 @@ ranks transfers are first in, first out and carry no tag.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.device import Mark
+from orchestrator.program.ledger import Buffer
 from orchestrator.program.ops import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 
 
@@ -46,6 +47,29 @@ class Transport(Protocol):
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
         """ALL_REDUCE in place; REDUCE_SCATTER leaves this rank's shard summed in its place of
         ``tensor``; ALL_GATHER fills ``tensor`` from every rank's shard."""
+
+
+class CountingTransport:
+    """One rank's transport, and what it was handed for collectives.
+
+    Stands between the rank and its transport: what is counted is the tensor that goes through,
+    not what the program says of it.
+    """
+
+    def __init__(self, transport: Transport, rank: int) -> None:
+        self.transport, self.rank = transport, rank
+        self.buffers: Counter[Buffer] = Counter()
+
+    def send(self, tensor: Tensor, peer: int) -> Handle:
+        return self.transport.send(tensor, peer)
+
+    def receive(self, tensor: Tensor, peer: int) -> Handle:
+        return self.transport.receive(tensor, peer)
+
+    def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
+        size = tensor.numel() * tensor.element_size()
+        self.buffers[Buffer(self.rank, kind, group, size)] += 1
+        return self.transport.collective(kind, tensor, group)
 
 
 @dataclass(eq=False)

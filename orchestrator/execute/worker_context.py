@@ -57,9 +57,11 @@ class WorkerContext:
         emit: sends (kind, payload) to the driver; in order, never waits for the network.
             The payload is pickled in the call, so it may be changed afterwards.
         stop_requested: true once the driver has asked the workers to end early; costs nothing.
-        listen: give it a function, to be called with what the driver tells this rank from then on,
-            in a thread of its own; what it told before is lost. Where no driver tells anything
-            the function is never called.
+        listen: give it a type and a function, to be called with what the driver tells this rank of
+            that type from then on, in a thread of its own; what it told before is lost. Where no
+            driver tells anything the function is never called.
+        timeout_s: how long a rank waits for a peer, in seconds.
+        driven: whether a driver hears what is emitted, and ends this rank if it has to.
     """
 
     rank: int
@@ -70,7 +72,9 @@ class WorkerContext:
     device: str
     emit: Callable[[str, object], None]
     stop_requested: Callable[[], bool]
-    listen: Callable[[Callable[[Any], None]], None]
+    listen: Callable[[type[Any], Callable[[Any], None]], None]
+    timeout_s: float
+    driven: bool
 
 
 class WorkerFailed(RuntimeError):
@@ -213,7 +217,7 @@ class DriverLine:
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._ended = False
-        self._hear: Callable[[Any], None] = lambda payload: None
+        self._hear: dict[type[Any], Callable[[Any], None]] = {}
         self._sender = threading.Thread(target=self._send, daemon=True, name="driver-line-out")
         self._reader = threading.Thread(target=self._read, daemon=True, name="driver-line-in")
         self._put(hello)
@@ -228,9 +232,9 @@ class DriverLine:
         """Whether the driver has asked to end early."""
         return self._stop.is_set()
 
-    def listen(self, hear: Callable[[Any], None]) -> None:
-        """Calls `hear` with what the driver tells; see `WorkerContext.listen`."""
-        self._hear = hear
+    def listen(self, kind: type[Any], hear: Callable[[Any], None]) -> None:
+        """Calls `hear` with what the driver tells of a type; see `WorkerContext.listen`."""
+        self._hear[kind] = hear
 
     def end(self, last: Failure | WorkerDone, patience_s: float = 60.0) -> None:
         """Sends what is queued and the last message; returns when the driver has it all."""
@@ -259,10 +263,15 @@ class DriverLine:
                 if order == _STOP:
                     self._stop.set()
                 else:
-                    self._hear(pickle.loads(order))
+                    told = pickle.loads(order)
+                    self._hear.get(type(told), _not_heard)(told)
         except (EOFError, OSError):
             if not self._ended:  # the driver is gone, and with it all who would read our results
                 os._exit(ABORTED_EXIT_CODE)
+
+
+def _not_heard(told: object) -> None:
+    """Nobody listens for it."""
 
 
 class WorkerLines:

@@ -9,7 +9,8 @@ Where a plan cuts a group over ranks, by examples or by rows of an image, the la
     apply     reads the moments of all parts, puts them together (Chan, Golub, LeVeque 1979), and
               normalises
 
-What is exchanged in between, forward and backward, are six values a channel, group and pair of ranks.
+What is exchanged in between are three values a channel, group and pair of ranks,
+and their gradients.
 """
 
 from __future__ import annotations
@@ -271,5 +272,5 @@ def _sizes(draw: Draw, group: int) -> list[int]:
     """How many of the examples belong to each group, in order."""
     import torch
 
-    numbers = draw.samples // group
-    return torch.unique_consecutive(numbers, return_counts=True)[1].tolist()
+    counts = torch.unique_consecutive(draw.samples // group, return_counts=True)[1]
+    return [int(n) for n in counts]

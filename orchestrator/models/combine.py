@@ -126,9 +126,7 @@ class Multiply(Layer):
         before, after = part.bytes(examples, itemsize)
         a, b = part.sized.inputs
         # the gradient of a factor is a product of the image's size before it is added up
-        return LayerMemory(
-            before, after, keeps_input=True, backward_extra=after if a != b else 0
-        )
+        return LayerMemory(before, after, keeps_input=True, backward_extra=after if a != b else 0)
 
     def compute(
         self,

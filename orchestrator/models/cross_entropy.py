@@ -133,9 +133,7 @@ class ScoreParts(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(
-            before, after, kept=before, forward_extra=before, backward_extra=before
-        )
+        return LayerMemory(before, after, kept=before, forward_extra=before, backward_extra=before)
 
     def compute(
         self,
@@ -184,4 +182,5 @@ class JoinedCrossEntropy(Layer):
         largest, total, label = inputs[0].unflatten(-1, (-1, NUMBERS)).unbind(-1)
         overall = largest.amax(-1, keepdim=True)
         scaled = (total * (largest - overall).exp()).sum(-1)
-        return (scaled.log() + overall[..., 0] - label.sum(-1)).sum()
+        losses: Tensor = scaled.log() + overall[..., 0] - label.sum(-1)
+        return losses.sum()

@@ -76,7 +76,7 @@ class Accountant:
             ids = program.order[rank]
             self.compute[rank] = [i for i in ids if is_compute[i]]
             self.transfers[rank] = [i for i in ids if not is_compute[i]]
-        self.sent, self.total_bytes = sent(program)
+        self.sent, self.total_bytes, self.ring_equivalent = sent(program)
 
     def account(self, times: StepTimes) -> Account:
         """Shares of every rank in one step, each between its own begin and finish.
@@ -198,10 +198,11 @@ def summarise(
     peaks: dict[int, int],
     mean: Shares | None = None,
 ) -> dict[str, Any]:
-    """CONTRACT's timing names, as totals and by rank, of the step with the median time.
+    """The times and bytes of a summary, as totals and by rank, of the step with the median time.
 
     Times of the totals are means over the ranks, so they add up to the step time; bytes are sums,
-    memory is the largest.
+    memory is the largest. ``ring_equivalent_bytes`` is the part of the bytes sent that stands for
+    collectives (see :mod:`orchestrator.program.ledger`).
 
     Args:
         mean: over all ranks, where more are known than those listed.
@@ -224,4 +225,4 @@ def summarise(
         {"rank": r, **row(shares, accountant.sent[r], peaks.get(r, 0))}
         for r, shares in median.ranks.items()
     ]
-    return {**total, "ranks": ranks}
+    return {**total, "ring_equivalent_bytes": accountant.ring_equivalent, "ranks": ranks}

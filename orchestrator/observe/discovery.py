@@ -72,7 +72,7 @@ class Discovery:
         return [Target(rank, url) for rank, url in sorted(self._urls.items())]
 
     def describe(self) -> dict[str, Any]:
-        """CONTRACT's ``metrics.json``, and where the driver's own page is."""
+        """``metrics.json``: where every rank serves, and where the driver's own page is."""
         return {
             "discovery_url": self.url,
             "metrics_url": self._server.url + METRICS,

@@ -2,7 +2,7 @@
 
     folder         found by uid, then by title      or created
     data source    found by name; changed if its url is another      or created
-    dashboards     found by uid, and overwritten      or created
+    dashboards     found by uid; overwritten if they are others      or created
 
 grafana-api sends the requests. Its errors are not used: it raises bare ``requests`` exceptions,
 ``TypeError`` for some error pages and ``JSONDecodeError`` for an empty answer. A hook looks at
@@ -228,6 +228,9 @@ class Grafana:
         face, title = self._face.dashboard, dashboard["title"]
         doing = f"push the dashboard {title}"
         before = self._find(doing, face.get_dashboard, dashboard["uid"])
+        if before is not None and _is_there(before, dashboard, folder):
+            seen_at = self._page(before["meta"].get("url", ""))
+            return Change("dashboard", title, UNCHANGED, seen_at)
         message = {
             "dashboard": {**dashboard, "id": None},
             "folderId": folder.get("id"),  # up to Grafana 8
@@ -237,9 +240,12 @@ class Grafana:
         }
         answer = self._must(doing, face.update_dashboard, message)
         change = CREATED if before is None else UPDATED
+        return Change("dashboard", title, change, self._page(answer.get("url", "")))
+
+    def _page(self, path: str) -> str:
+        """A page's address; Grafana tells it from the host on."""
         parts = urlsplit(self.url)
-        url = f"{parts.scheme}://{parts.netloc}{answer.get('url', '')}"
-        return Change("dashboard", title, change, url)
+        return f"{parts.scheme}://{parts.netloc}{path}"
 
     # -- questions and answers ---------------------------------------------------------------------
 
@@ -334,6 +340,20 @@ class Grafana:
         return InputError(
             f"cannot {doing}: {_named(error.status)}{error.message}", self.url, remedy
         )
+
+
+def _is_there(found: Json, dashboard: Json, folder: Json) -> bool:
+    """Whether Grafana has this very dashboard in this folder: a push would only add a version.
+
+    Grafana adds keys of its own, such as ``id`` and ``version``, beside those that were pushed.
+    """
+    meta, stored = found.get("meta"), found.get("dashboard")
+    if not isinstance(meta, dict) or not isinstance(stored, dict):
+        return False
+    by = ("folderUid", "uid") if meta.get("folderUid") else ("folderId", "id")  # up to Grafana 7
+    return bool(meta.get(by[0]) == folder.get(by[1])) and all(
+        key in stored and stored[key] == value for key, value in dashboard.items()
+    )
 
 
 def _named(status: int) -> str:

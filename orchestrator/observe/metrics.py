@@ -18,7 +18,8 @@ bubble + loading + other = the sum of its step times; a page shows whole steps o
 at any moment. ``orchestrator_accuracy{k}`` comes with the first evaluation.
 
 Which series there are follows from the plan alone: no label value grows with the length of a run.
-Counters of a simulation hold one steady step; divide by the number of steps to compare.
+Counters of a simulation hold one steady step; divide by the number of steps to compare. The run's
+``orchestrator_world_size`` counts all ranks, those of folded replicas, too, which have no series.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ RANK_COUNTERS = (
     Family("other", "orchestrator_other_seconds_total",
            "The rest of the step: the host's own time between its ops."),
     Family("sent", "orchestrator_sent_bytes_total",
-           "Bytes that the rank handed to its transport, as it counted them.",
+           "Bytes sent: of messages as the rank counted them, of a collective the ring equivalent "
+           "of the buffer that it was handed.",
            ("op", "peer", "layer")),
 )  # fmt: skip
 
@@ -164,6 +166,7 @@ class RunTotals:
     Args:
         restarts: how often the run has gone on in its folder by now; the launch restarts nothing.
         checkpoint_s: how long the last checkpoint took, from its first piece to the whole file.
+        world_size: how many ranks there are, those of folded replicas included.
     """
 
     steps: int = 0
@@ -173,6 +176,7 @@ class RunTotals:
     learning_rate: float | None = None
     checkpoint_s: float | None = None
     info: Info | None = None
+    world_size: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add_step(self, images: int, loss: float | None, learning_rate: float | None) -> None:
@@ -248,6 +252,8 @@ class Page(Collector):
                  run.learning_rate),
                 ("orchestrator_checkpoint_seconds", "How long the last checkpoint took to write.",
                  run.checkpoint_s),
+                ("orchestrator_world_size", "Ranks in all; some may have no series.",
+                 run.world_size),
             )  # fmt: skip
             info = run.info
         for name, text, total in counters:

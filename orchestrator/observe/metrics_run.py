@@ -48,7 +48,7 @@ class RunMetrics:
     ) -> None:
         self.labels, self.options = labels, options
         self.parts = Parts(program)
-        self.run = RunTotals()
+        self.run = RunTotals(world_size=program.world_size)
         self.peaks: dict[int, int] = {}
         self.ranks = {rank: self._totals(program, rank) for rank in program.ranks}
         together = list(self.ranks.values())

@@ -61,7 +61,7 @@ class PageServer:
                 f"cannot serve metrics at {host}, port {port}: {why}",
                 "--metrics-port, --metrics-host",
                 "another port (0 for any that is free), an address of this machine, 0.0.0.0 for "
-                "all of them, or --no-metrics",
+                "all of them; a run can also do with --no-metrics",
             ) from error
         self._server.set_app(answer)
         name = (known_as or socket.gethostname()) if host in EVERY_INTERFACE else host

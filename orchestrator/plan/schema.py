@@ -264,7 +264,8 @@ class Training(_Part):
     precision: Precision | None = Field(
         default=None,
         description="Number format of weights, activations and gradients, and of what is computed "
-        "from them; tfloat32: products in it, of float32 values.",
+        "from them; tfloat32: products in it, of float32 values. A run trains in float32 or "
+        "float64; the others are for `simulate` and `show`.",
         examples=["float32"],
     )
     dtype: Precision | None = Field(

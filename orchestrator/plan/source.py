@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from orchestrator.errors import InputError
+from orchestrator.files import DESCRIPTORS, NotRegular, open_regular
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, dotted, found, input_error, nearest, printable
 from orchestrator.plan.shipped import shipped, shipped_names
 from orchestrator.plan.strict_yaml import Document, read_document
 
 LARGEST_FILE = 2**20
+_STDIN = "/dev/stdin"
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class FileKind:
         folder: where the shipped ones lie.
         example: a shipped one.
         override: an example of ``KEY=VALUE``.
+        prefix: of its keys on the command line.
     """
 
     noun: str
     folder: str
     example: str
     override: str
+    prefix: str = ""
 
 
 def read_values(
@@ -72,10 +76,13 @@ def _not_a_mapping(document: Document, label: str, kind: FileKind) -> InputError
 def find_file(source: str | FilePath, kind: FileKind) -> FilePath:
     """The file of a path, or of a shipped name with or without its suffix and folder.
 
+    Args:
+        source: ``-`` is standard input.
+
     Raises:
         InputError: there is none.
     """
-    path = FilePath(source)
+    path = FilePath(_STDIN if source == "-" else source)
     try:
         if path.is_file() or (path.exists() and not path.is_dir()):
             return path
@@ -111,6 +118,11 @@ def label_of(path: FilePath) -> str:
     return text if text.isprintable() else printable(text)
 
 
+def folder_of(path: FilePath) -> FilePath:
+    """Where paths in a file start: its folder; for standard input the working folder."""
+    return FilePath() if str(path).startswith(DESCRIPTORS) else path.parent
+
+
 def _reason(error: OSError | ValueError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
@@ -119,12 +131,16 @@ def read_text(path: FilePath, kind: FileKind) -> str:
     """A file's text.
 
     Raises:
-        InputError: it cannot be read, is too large or is not UTF-8.
+        InputError: it cannot be read, is no file, is too large or is not UTF-8.
     """
     label = label_of(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(LARGEST_FILE + 1)
+    except NotRegular as error:
+        raise InputError(
+            f"cannot read it: {_reason(error)}", label, f"name a {kind.noun} file"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read it: {_reason(error)}", label, "check the path and rights"
@@ -146,12 +162,14 @@ def read_text(path: FilePath, kind: FileKind) -> str:
 
 def _override(document: Document, set_by: dict[Path, str], override: str, kind: FileKind) -> None:
     """Puts one ``KEY=VALUE`` into the document's values; whether the key exists is seen later."""
-    option = f"--set {printable(override)}"
+    option = f"--set {kind.prefix}{printable(override)}"
     key, equals, text = override.partition("=")
     # Layer ranges such as fc6..fc8 are keys too, so two dots in a row separate nothing.
     parts = re.split(r"(?<!\.)\.(?!\.)", key.strip())
     if not equals or not all(parts):
-        raise InputError("allowed: KEY=VALUE", option, f"write it as --set {kind.override}")
+        raise InputError(
+            "allowed: KEY=VALUE", option, f"write it as --set {kind.prefix}{kind.override}"
+        )
     try:
         value = read_document(text, option)
     except InputError as error:  # the option is its place; a line in it says nothing
@@ -161,7 +179,7 @@ def _override(document: Document, set_by: dict[Path, str], override: str, kind: 
     holder = document.value
     path: Path = ()
     for i, part in enumerate(parts):
-        step = _step(holder, path, part, option)
+        step = _step(holder, path, part, option, kind)
         path = (*path, step)
         if i == len(parts) - 1:
             holder[step] = value.value  # type: ignore[index]  # _step saw that it has the key
@@ -180,11 +198,11 @@ def _forget(places: MutableMapping[Path, int] | MutableMapping[Path, str], path:
         del places[old]
 
 
-def _step(holder: object, path: Path, part: str, option: str) -> str | int:
+def _step(holder: object, path: Path, part: str, option: str, kind: FileKind) -> str | int:
     """The key or index by which ``part`` is found in ``holder``."""
     if isinstance(holder, dict):
         return part
-    whole = f"set it as a whole: --set '{'.'.join(map(str, path))}=...'"
+    whole = f"set it as a whole: --set '{kind.prefix}{'.'.join(map(str, path))}=...'"
     if isinstance(holder, list):
         if part.isascii() and part.isdigit() and len(part) < 8 and int(part) < len(holder):
             return int(part)

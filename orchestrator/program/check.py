@@ -92,8 +92,11 @@ def _meetings(program: Program) -> tuple[list[int], int] | Deadlock:
     columns = program.columns
     sends: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     receives: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    collectives: defaultdict[tuple[int, ...], defaultdict[int, list[int]]]
+    collectives: defaultdict[int, defaultdict[int, list[int]]]
     collectives = defaultdict(lambda: defaultdict(list))
+    # Groups may be as large as the world: equal ones get one number, each object compared once.
+    number_of: dict[tuple[int, ...], int] = {}
+    numbers: dict[int, int] = {}
     for i in (i for ids in program.order for i in ids):
         lane, rank, peers = LANE_OF[columns.kind[i]], columns.rank[i], columns.peers[i]
         if lane == SEND:
@@ -101,7 +104,9 @@ def _meetings(program: Program) -> tuple[list[int], int] | Deadlock:
         elif lane == RECEIVE:
             receives[peers[0], rank].append(i)
         elif lane == REDUCE:
-            collectives[peers][rank].append(i)
+            if id(peers) not in numbers:
+                numbers[id(peers)] = number_of.setdefault(peers, len(number_of))
+            collectives[numbers[id(peers)]][rank].append(i)
     event_of = list(range(len(columns)))
     for pair in sends.keys() | receives.keys():
         for a, b in zip_longest(sends[pair], receives[pair]):
@@ -112,7 +117,9 @@ def _meetings(program: Program) -> tuple[list[int], int] | Deadlock:
                     tuple(i for i in (a, b) if i is not None),
                 )
             event_of[b] = a
-    for group, by_rank in collectives.items():
+    groups = list(number_of)
+    for number, by_rank in collectives.items():
+        group = groups[number]
         listed = [r for r in group if r in program.ranks]
         rows = [by_rank[r] for r in listed]
         if len({len(row) for row in rows}) != 1:
@@ -123,8 +130,8 @@ def _meetings(program: Program) -> tuple[list[int], int] | Deadlock:
                 return Deadlock(f"different collectives meet over ranks {group}", ids)
             for i in ids:
                 event_of[i] = ids[0]
-    numbers = {event: n for n, event in enumerate(sorted(set(event_of)))}
-    return [numbers[event] for event in event_of], len(numbers)
+    position = {event: n for n, event in enumerate(sorted(set(event_of)))}
+    return [position[event] for event in event_of], len(position)
 
 
 def _edges(program: Program) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import NoReturn
 
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
@@ -41,8 +42,17 @@ from orchestrator.program.schedule import (
     Action,
     linearise,
 )
-from orchestrator.program.segments import Boundary, Bucket, Cut, Segment, SegmentPart, cut
+from orchestrator.program.segments import (
+    Boundary,
+    Bucket,
+    Cut,
+    Segment,
+    SegmentPart,
+    TooManyMessages,
+    cut,
+)
 
+MOST_OPS = 2**20  # takes some 10 s and 0.7 GB
 ITEMSIZE = {"float64": 8, "float32": 4, "tfloat32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -58,15 +68,22 @@ def compile_plan(
             the simulator; workers need their own.
 
     Raises:
-        InputError: what the plan asks for cannot be done, with the line of the plan.
+        InputError: what the plan asks for cannot be done, with the line of the plan; or it would
+            have more than ``MOST_OPS`` ops.
     """
+    listed = 1 if fold else plan.replicas
+    _check_count(plan, listed, sum(len(e.ranks) for e in plan.placement) * plan.n_microbatches)
     placement = place(plan, model)
     order = _global_order(plan, placement)
-    pieces = cut(placement, ITEMSIZE[dtype], plan.replicas)
+    try:
+        pieces = cut(placement, ITEMSIZE[dtype], plan.replicas, MOST_OPS // listed)
+    except TooManyMessages as error:
+        _refuse_count(plan, listed, error.args[0])
+    _check_count(plan, listed, _ops_at_least(pieces))
     emitter = _Emitter(
         pieces,
         replicas=plan.replicas,
-        listed=1 if fold else plan.replicas,
+        listed=listed,
         ranks_per_replica=plan.ranks_per_replica,
         itemsize=ITEMSIZE[dtype],
         sharded=plan.optimizer_sharding == "zero1",
@@ -97,17 +114,42 @@ def compile_plan(
     )
 
 
+def _ops_at_least(cut: Cut) -> int:
+    """Ops of a replica: a forward and a backward of every chunk, and its messages both ways."""
+    computed = sum(2 * len(segment.parts) * segment.chunks for segment in cut.segments)
+    sent = 0
+    for boundary in cut.boundaries[1:]:
+        chunks = 1 if boundary.parameter else cut.segments[boundary.consumer].chunks
+        for messages in (boundary.messages, boundary.gradients):
+            crossing = sum(m.source != m.target for turn in messages for m in turn)
+            sent += 2 * crossing * chunks // boundary.turns
+    return computed + sent
+
+
+def _check_count(plan: Plan, listed: int, ops: int) -> None:
+    """Refuse early what would take minutes and gigabytes to write down."""
+    if ops * listed > MOST_OPS:
+        _refuse_count(plan, listed, ops)
+
+
+def _refuse_count(plan: Plan, listed: int, ops: int) -> NoReturn:
+    key = "n_microbatches" if plan.n_microbatches >= listed else "replicas"
+    raise InputError(
+        f"a step of this plan has at least {ops * listed:,} ops (listed replicas: {listed:,}, "
+        f"microbatches of each: {plan.n_microbatches:,}); allowed: {MOST_OPS:,}",
+        plan.place((key,)),
+        "fewer microbatches, ranks or replicas",
+    )
+
+
 def _global_order(plan: Plan, placement: Placement) -> list[Action]:
     """All actions in one legal order, after checking that the schedule fits the stages."""
     stages, microbatches = placement.stages, plan.n_microbatches
     count = len(stages)
-    if plan.schedule == "GPipe":
-        # breadth first is legal whatever ranks the stages share
-        forward = [Action(F, s, m) for s in range(count) for m in range(microbatches)]
-        return forward + [
-            Action(B, s, m) for s in reversed(range(count)) for m in range(microbatches)
-        ]
     groups = len(set(stages))
+    if plan.schedule == "GPipe":
+        # One group of all stages: breadth first is legal whatever ranks they share.
+        return linearise(BUILDERS["GPipe"](1, count, microbatches), count)
     if plan.schedule == "1F1B":
         shape, expected = "every stage on ranks of its own", stages
         groups = count
@@ -446,13 +488,13 @@ class _Emitter:
 
     def step(self, s: int, reduced: list[tuple[int, list[int]]]) -> None:
         """The update of one segment's parameters on every rank that holds them."""
-        bucket_of = {r: b for b in self.buckets[s] for r in b.ranks}
-        groups = {b: self.group(b) for b in self.buckets[s]}
+        groups = [self.group(bucket) for bucket in self.buckets[s]]
+        number_of = {r: n for n, bucket in enumerate(self.buckets[s]) for r in bucket.ranks}
         gathers = []
         chunk = self.made[s][1]
         for rank, needs in reduced:
-            bucket = bucket_of[rank % self.ranks_per_replica]
-            group = groups[bucket]
+            number = number_of[rank % self.ranks_per_replica]
+            bucket, group = self.buckets[s][number], groups[number]
             sharded = self.sharded and len(group) > 1
             padded = self.padded(bucket, len(group))
             values = padded // len(group) if sharded else bucket.parameters

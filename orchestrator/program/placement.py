@@ -399,9 +399,7 @@ class _Cutter:
                 found[rank] = Part(batch, out, (tuple(reads), *others), rows, batches)
         return gather, dict(sorted(found.items()))
 
-    def applying(
-        self, sized: SizedLayer, gather: SizedLayer, statistics: Statistics
-    ) -> SizedLayer:
+    def applying(self, sized: SizedLayer, gather: SizedLayer, statistics: Statistics) -> SizedLayer:
         """The half that puts together what was gathered."""
         layer = statistics.apply
         values = dict(zip(sized.sources, sized.inputs, strict=True))
@@ -518,7 +516,12 @@ class _Cutter:
         self, sized: SizedLayer, axis: Axis, total: int, at: dict[Axis, int], *, strict: bool
     ) -> Ranges:
         """What a rank has of ``total`` things; with ``strict`` they must divide exactly."""
-        shares = self.entry.shares_of(axis) or (1,) * dict(self.axes)[axis]
+        shares = self.entry.shares_of(axis)
+        if shares is None:  # equal ones, maybe very many
+            count, place = dict(self.axes)[axis], at[axis]
+            if strict and total % count:
+                self._refuse(sized, axis, total, (1,) * count)
+            return ((total * place // count, total * (place + 1) // count),)
         whole = sum(shares)
         if strict and total % whole and any(total * share % whole for share in shares):
             self._refuse(sized, axis, total, shares)

@@ -15,6 +15,7 @@ Qi et al. 2023 (ZB-H1 idea) and 2024 (ZB-V).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -112,24 +113,25 @@ def zero_bubble_v(groups: int, stages: int, microbatches: int) -> Timetable:
     """
     started = [0] * groups
     held = [0] * groups  # stage-microbatches admitted and not yet finished by their W
-    waiting: list[list[Action]] = [[] for _ in range(groups)]
+    waiting: list[deque[Action]] = [deque() for _ in range(groups)]
     for m in range(microbatches):
         for s in range(groups, stages):
             waiting[stages - 1 - s].append(Action("F", s, m))
-    inputs: list[list[Action]] = [
-        [Action("I", s, m) for m in range(microbatches) for s in (stages - 1 - g, g)]
+    # Of a group's two stages, the later first. Input halves of a stage get ready in order.
+    inputs: list[list[deque[Action]]] = [
+        [deque(Action("I", s, m) for m in range(microbatches)) for s in (stages - 1 - g, g)]
         for g in range(groups)
     ]
-    weights: list[list[Action]] = [[] for _ in range(groups)]
+    weights: list[deque[Action]] = [deque() for _ in range(groups)]
 
     def choose(group: int, ready: Callable[[Action], bool]) -> Action | None:
-        for action in inputs[group]:
-            if ready(action):
-                inputs[group].remove(action)
-                weights[group].append(action._replace(kind="W"))
-                return action
+        possible = [row for row in inputs[group] if row and ready(row[0])]
+        if possible:
+            action = min(possible, key=lambda row: row[0].microbatch).popleft()
+            weights[group].append(action._replace(kind="W"))
+            return action
         if waiting[group] and ready(waiting[group][0]):
-            return waiting[group].pop(0)
+            return waiting[group].popleft()
         first = Action("F", group, started[group])
         if started[group] < microbatches and held[group] + 2 <= 2 * groups and ready(first):
             started[group] += 1
@@ -137,7 +139,7 @@ def zero_bubble_v(groups: int, stages: int, microbatches: int) -> Timetable:
             return first
         if weights[group]:
             held[group] -= 1
-            return weights[group].pop(0)
+            return weights[group].popleft()
         return None
 
     return _play(groups, stages, 3 * stages * microbatches, choose)

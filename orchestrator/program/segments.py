@@ -16,12 +16,12 @@ segment n. Boundary 0 stands for the model's input, which every rank loads for i
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from orchestrator.errors import InputError
@@ -235,8 +235,15 @@ class Cut:
     buckets: tuple[tuple[Bucket, ...], ...]
 
 
-def cut(placement: Placement, itemsize: int, replicas: int) -> Cut:
-    """Cut the placed layers into segments, and find what crosses between them."""
+def cut(placement: Placement, itemsize: int, replicas: int, most: int) -> Cut:
+    """Cut the placed layers into segments, and find what crosses between them.
+
+    Args:
+        most: messages in all.
+
+    Raises:
+        TooManyMessages: there would be more.
+    """
     layers, examples = placement.layers, placement.microbatch * placement.n_microbatches
     parts = [_layer_parts(layer) for layer in layers]
     starts = [*_starts(layers, parts, itemsize, replicas), len(layers)]
@@ -279,10 +286,12 @@ def cut(placement: Placement, itemsize: int, replicas: int) -> Cut:
         )
     boundaries = [Boundary(0, -1, 0, 0, 0, segments[0].reader, 1, (), (), summed=False)]
     for number, crossing in enumerate(crossings, 1):
-        boundaries.append(_boundary(number, crossing, segments, layers, starts))
+        boundary = _boundary(number, crossing, segments, layers, starts, most)
+        most -= sum(map(len, boundary.messages))
+        boundaries.append(boundary)
     for layer in layers:
         for name in sorted(layer.sized.tied):
-            boundaries.append(_tie(len(boundaries), layer.sized, name, segments))
+            boundaries.append(_tie(len(boundaries), layer.sized, name, segments, most))
     return Cut(tuple(segments), tuple(boundaries), _buckets(segments))
 
 
@@ -490,6 +499,10 @@ def _alike(before: PlacedLayer, after: PlacedLayer) -> bool:
     )
 
 
+class TooManyMessages(Exception):
+    """More lie between two segments than fit into memory; the argument says how many at least."""
+
+
 def _differs(before: PlacedLayer, after: PlacedLayer, number: int) -> bool:
     """Whether a value must be exchanged or regrouped between its layer and input ``number`` of
     another."""
@@ -512,6 +525,7 @@ def _boundary(
     segments: Sequence[Segment],
     layers: Sequence[PlacedLayer],
     starts: Sequence[int],
+    most: int,
 ) -> Boundary:
     before, after = segments[crossing.producer], segments[crossing.consumer]
     position = crossing.source - starts[crossing.producer]
@@ -528,12 +542,14 @@ def _boundary(
         for turn in range(turns)
     ]
     messages = [
-        tuple(_messages(turn, has, now, _copies(before), {})) for turn, now in enumerate(wanted)
+        tuple(_messages(turn, has, now, _copies(before), {}, most))
+        for turn, now in enumerate(wanted)
     ]
     gradients = messages
     if before.replicated or after.replicated:
         gradients = [
-            tuple(_messages(turn, has, now, {}, _copies(after))) for turn, now in enumerate(wanted)
+            tuple(_messages(turn, has, now, {}, _copies(after), most))
+            for turn, now in enumerate(wanted)
         ]
     return Boundary(
         index, crossing.producer, crossing.consumer, position, crossing.number,
@@ -563,6 +579,7 @@ def _messages(
     wanted: dict[int, Box],
     sources: dict[int, tuple[int, ...]],
     targets: dict[int, tuple[int, ...]],
+    most: int,
 ) -> list[Message]:
     """Every box that a rank of the producer has and a rank of the consumer needs in this turn.
 
@@ -571,36 +588,46 @@ def _messages(
     Args:
         has, wanted: by rank, examples and box.
         sources, targets: ranks that compute the same, of which one is enough.
+        most: messages in all.
+
+    Raises:
+        TooManyMessages: there would be more.
     """
-    ranks = sorted(wanted)
-    needs: dict[Box, int] = {}  # numbered: ranks that need the same share one
-    need_of = {rank: needs.setdefault(box, len(needs)) for rank, box in wanted.items()}
-    found = []
+    needs: dict[Box, list[int]] = {}  # ranks that need the same share one
+    for rank, box in wanted.items():
+        needs.setdefault(box, []).append(rank)
+    boxes = sorted(needs, key=lambda box: box[0][0][0])  # by first example
+    starts = [box[0][0][0] for box in boxes]
+    ends = list(accumulate([box[0][-1][1] for box in boxes], max))  # up to each of them
+    found: list[Message] = []
     for source, mine in has.items():
         low, high = mine[0][0][0], mine[0][-1][1]
-        pieces = {}
-        for box, need in needs.items():
-            if box[0][-1][1] <= low or high <= box[0][0][0]:
-                continue  # most, where many ranks split the batch
-            taken, given, number = [], [], 1
-            for a, b in zip(mine, box, strict=True):
-                overlap = _overlap(a, b)
-                number *= overlap.number
-                if not number:
-                    break
-                taken.append(overlap.taken)
-                given.append(overlap.given)
-            if number:
-                pieces[need] = tuple(taken), tuple(given), number
+        pieces: dict[int, tuple[Box, Box, int]] = {}  # by target
+        for box in boxes[bisect_right(ends, low) : bisect_left(starts, high)]:
+            piece = _piece(mine, box)
+            if piece is not None:
+                pieces.update(dict.fromkeys(needs[box], piece))
+        if len(found) + len(pieces) > most:
+            raise TooManyMessages(len(found) + len(pieces))
+        ranks = sorted(pieces)
         behind = bisect_right(ranks, source)
         for target in ranks[behind:] + ranks[:behind]:
-            if (
-                need_of[target] in pieces
-                and _chosen(source, target, sources)
-                and _chosen(target, source, targets)
-            ):
-                found.append(Message(turn, source, target, *pieces[need_of[target]]))
+            if _chosen(source, target, sources) and _chosen(target, source, targets):
+                found.append(Message(turn, source, target, *pieces[target]))
     return found
+
+
+def _piece(has: Box, wants: Box) -> tuple[Box, Box, int] | None:
+    """Where what both boxes hold lies in the one and in the other, and how many values it is."""
+    taken, given, number = [], [], 1
+    for a, b in zip(has, wants, strict=True):
+        overlap = _overlap(a, b)
+        if not overlap.number:
+            return None
+        taken.append(overlap.taken)
+        given.append(overlap.given)
+        number *= overlap.number
+    return tuple(taken), tuple(given), number
 
 
 class _Overlap(NamedTuple):
@@ -621,7 +648,9 @@ def _overlap(has: Ranges, wants: Ranges) -> _Overlap:
 # -- parameters -----------------------------------------------------------------------------------
 
 
-def _tie(index: int, borrower: SizedLayer, name: str, segments: Sequence[Segment]) -> Boundary:
+def _tie(
+    index: int, borrower: SizedLayer, name: str, segments: Sequence[Segment], most: int
+) -> Boundary:
     """The boundary over which a layer borrows another's parameter."""
     parameter = borrower.spec(name).tied_to
     owner, _, of_owner = parameter.rpartition(".")
@@ -633,9 +662,9 @@ def _tie(index: int, borrower: SizedLayer, name: str, segments: Sequence[Segment
     for rank, box in has.items():
         alike[box].append(rank)
     same = {rank: tuple(alike[box]) for rank, box in has.items()}
-    messages = _messages(0, has, wanted, same, {})
+    messages = _messages(0, has, wanted, same, {}, most)
     owners = {} if producer.replicated else same
-    gradients = _messages(0, has, wanted, owners, _copies(consumer))
+    gradients = _messages(0, has, wanted, owners, _copies(consumer), most)
     return Boundary(
         index, producer.index, consumer.index, 0, 0, borrower.name, 1,
         (tuple(messages),), (tuple(gradients),), summed=False, parameter=parameter,

@@ -43,7 +43,7 @@ from orchestrator.simulate.nccl import Nccl
 
 GIB, GIGA, TERA, MICRO, HOUR = 2**30, 1e9, 1e12, 1e-6, 3600.0
 MOST_SLOWDOWN = 0.99  # what stands still for good would never end
-_FILE = FileKind("cluster", "cluster", "gtx580x2", "nodes=2")
+_FILE = FileKind("cluster", "cluster", "gtx580x2", "nodes=2", prefix="cluster.")
 _FORMAT = Format("cluster", ClusterFile, REMEDIES)
 
 
@@ -204,8 +204,8 @@ class Cluster:
                 f"the plan needs {world_size} ranks, cluster {self.name} has {self.nodes} x "
                 f"{self.devices_per_node} = {self.device_count} devices",
                 place,
-                f"another cluster, or one of {nodes} nodes (--set nodes={nodes}), where its "
-                "network follows; or fewer ranks or replicas in the plan",
+                f"another cluster, or one of {nodes} nodes (--set cluster.nodes={nodes}), where "
+                "its network follows; or fewer ranks or replicas in the plan",
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from orchestrator.simulate.calibration import Calibration
 from orchestrator.simulate.cluster import GIB, Cluster
 
@@ -21,12 +23,12 @@ def cluster_yaml(cluster: Cluster, source: str) -> str:
         f"# {cluster.summary}",
         "schema_version: 1",
         f"name: {cluster.name}",
-        f'summary: "{cluster.summary}"',
-        f'source: "{source}"',
+        f"summary: {_quoted(cluster.summary)}",
+        f"source: {_quoted(source)}",
         f"nodes: {cluster.nodes}",
         f"devices_per_node: {cluster.devices_per_node}",
         "device:",
-        f'  name: "{device.name}"',
+        f"  name: {_quoted(device.name)}",
         f"  memory_GiB: {device.memory_bytes / GIB:.4g}",
         f"  memory_GBps: {device.memory_bandwidth / 1e9:.4g}",
         f"  tflops: {{{flops}}}",
@@ -41,13 +43,17 @@ def cluster_yaml(cluster: Cluster, source: str) -> str:
     return "\n".join([*lines, *_tables(calibration)]) + "\n"
 
 
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # JSON's strings are YAML's
+
+
 def _tables(c: Calibration) -> list[str]:
     versions = ", ".join(f'{name}: "{version}"' for name, version in c.versions.items())
     lines = [
         "calibration:",
         f"  date: {c.date}",
-        f'  hardware: "{c.hardware}"',
-        f"  model: {c.model}",
+        f"  hardware: {_quoted(c.hardware)}",
+        f"  model: {_quoted(c.model)}",
         f"  versions: {{{versions}}}",
         f"  threads: {c.threads}",
         f"  neighbours: {c.neighbours}   # ranks that disturb each other; 0: those of a node",

@@ -79,7 +79,11 @@ def error_ratios(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> d
 def compare(
     items: Sequence[Item], cluster: Cluster | None, sweep: Sweep | None = None
 ) -> dict[str, Any]:
-    """CONTRACT's JSON of ``compare``: ranking, winner, why, errors where both are known.
+    """The JSON of ``compare``: rankings, winner, why, errors where both are known.
+
+    Images a second rank plans of one network only: a smaller network does more of them whatever
+    its plan. So ``networks`` has a ranking for each; ``ranking`` and ``winner`` are those of the
+    only one, else empty and None, and ``because`` says so.
 
     Args:
         sweep: what it has simulated already is used, and what is simulated here stays in it.
@@ -91,6 +95,7 @@ def compare(
         predicted = item.prediction.summary if item.prediction else None
         row: dict[str, Any] = {
             "name": item.name,
+            "model": item.model.name,
             "predicted": _timing(predicted),
             "measured": _timing(item.measured),
             "error_ratio": None,
@@ -103,18 +108,46 @@ def compare(
             row["worst_layers"] = worst_layers(item)
             errors.append(abs(row["error_ratio"]))
         rows.append(row)
-    ranking = sorted(items, key=lambda item: -item.rate)
+    networks: list[dict[str, Any]] = [
+        {
+            "model": group[0].model.name,
+            "parameters": group[0].model.parameters,
+            "ranking": [item.name for item in group],
+            "winner": group[0].name if len(group) > 1 else None,
+            "because": because(group, sweep),
+        }
+        for group in by_network(items)
+    ]
+    alone = networks[0] if len(networks) == 1 else None
     both = [item for item in items if item.prediction and item.measured]
     return {
         "cluster": cluster.name if cluster else None,
         "items": rows,
-        "ranking": [item.name for item in ranking],
-        "winner": ranking[0].name,
-        "because": because(ranking, sweep),
+        "networks": networks,
+        "ranking": alone["ranking"] if alone else [],
+        "winner": alone["ranking"][0] if alone else None,
+        "because": alone["because"] if alone else [_not_ranked(networks)],
         "mean_absolute_error_ratio": sum(errors) / len(errors) if errors else None,
         "worst_error_ratio": max(errors) if errors else None,
-        "kendall_tau": kendall_tau(both) if len(both) > 1 else None,
+        "kendall_tau": kendall_tau(both),
     }
+
+
+def by_network(items: Sequence[Item]) -> list[list[Item]]:
+    """The items of each network, most images a second first; networks in the order given."""
+    groups: defaultdict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        # By what its layers say: a run's own copy of a model file makes other classes.
+        groups[repr(item.model.layers)].append(item)
+    return [sorted(group, key=lambda item: -item.rate) for group in groups.values()]
+
+
+def _not_ranked(networks: Sequence[Mapping[str, Any]]) -> str:
+    names = [f"{network['model']} ({network['parameters']:,} parameters)" for network in networks]
+    return (
+        f"{', '.join(names[:-1])} and {names[-1]} are different networks, which images a second do "
+        "not rank"
+    )
 
 
 def _assumed(item: Item, cluster: Cluster | None) -> tuple[str, ...]:
@@ -130,16 +163,19 @@ def _timing(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: summary.get(name) for name in (*QUANTITIES, "ranks")}
 
 
-def kendall_tau(items: Sequence[Item]) -> float:
-    """Rank correlation of predicted and measured step times: 1 if every pair is in order."""
+def kendall_tau(items: Sequence[Item]) -> float | None:
+    """Rank correlation of predicted and measured step times: 1 if every pair is in order.
+
+    Pairs are of one network; None if there is no pair.
+    """
     score = pairs = 0
-    for a, b in combinations(items, 2):
+    for a, b in (pair for group in by_network(items) for pair in combinations(group, 2)):
         assert a.prediction and b.prediction and a.measured and b.measured  # noqa: PT018
         predicted = a.prediction.summary["step_time_s"] - b.prediction.summary["step_time_s"]
         measured = a.measured["step_time_s"] - b.measured["step_time_s"]
         pairs += 1
         score += (predicted * measured > 0) - (predicted * measured < 0)
-    return score / pairs
+    return score / pairs if pairs else None
 
 
 def paired_ops(item: Item) -> Iterator[tuple[int, float, float]]:

@@ -15,10 +15,11 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
-from orchestrator.models.layer import LayerPart
+from orchestrator.models.layer import LayerPart, Pass
+from orchestrator.plan import shipped_names
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import SegmentPart
-from orchestrator.simulate.calibration import BytesTime, LayerTime, Pass, shape_key
+from orchestrator.simulate.calibration import BytesTime, LayerTime, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Topology
@@ -62,10 +63,7 @@ class CostModel:
         }
         self._check_calibration()
         self._behind = [
-            [
-                b for b in program.boundaries[1:]
-                if b.producer == segment.index and not b.parameter
-            ]
+            [b for b in program.boundaries[1:] if b.producer == segment.index and not b.parameter]
             for segment in program.segments
         ]
 
@@ -78,8 +76,9 @@ class CostModel:
         c, program = self.calibration, self.program
         if c is None:
             return
+        plan = program.name if program.name in shipped_names("partitions") else "PLAN"
         remedy = (
-            f"measure again: orchestrator calibrate --plan {program.name} --out ...; or --set "
+            f"measure again: orchestrator calibrate --plan {plan} --out ...; or --set "
             "cluster.calibration=null for the file's peaks and efficiencies"
         )
         release = c.versions.get("orchestrator", __version__)

@@ -116,10 +116,7 @@ class _Exchanges:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.behind = [
-            [
-                b for b in program.boundaries[1:]
-                if b.producer == segment.index and not b.parameter
-            ]
+            [b for b in program.boundaries[1:] if b.producer == segment.index and not b.parameter]
             for segment in program.segments
         ]
         self._arriving: dict[tuple[int, int, str], dict[int, list[Message]]] = {}

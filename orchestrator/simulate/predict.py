@@ -15,13 +15,13 @@ from orchestrator.program import Program, compile_plan
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
+from orchestrator.simulate.epoch import DataSet, usual_data
 from orchestrator.simulate.images import host_copies
 from orchestrator.simulate.memory import RankMemory, peak_memory
 from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import DRAWS
 from orchestrator.simulate.replicas import classes, smallest_device
 
-IMAGENET_2012 = 1_281_167  # training images
 # Ranks leave a step at different times and run on into the next, so the first step, which all enter
 # together, is not like the others; the second one is.
 STEADY = 2
@@ -32,7 +32,8 @@ class Prediction:
     """One simulated step.
 
     Args:
-        summary: CONTRACT's timing names, totals and by rank.
+        summary: times and bytes under the names that a run's summary has, totals and by rank; the
+            epoch, what it costs, and whether the plan fits.
         notes: what the cost model had to assume.
     """
 
@@ -51,6 +52,7 @@ def simulate(
     steps: int = STEADY,
     *,
     data: str = "digits",
+    epoch_of: DataSet | None = None,
     jitter: float = 0.0,
     seed: int = 0,
 ) -> Prediction:
@@ -59,6 +61,7 @@ def simulate(
     Args:
         steps: how many; the last one is what is told of.
         data: what ``run --data`` names; counts where loading takes time from computing.
+        epoch_of: the data set of an epoch; None for the one that the network's shape tells.
         jitter: standard deviation of every computation's time over its mean.
         seed: of the jitter; the same one gives the same times.
 
@@ -70,7 +73,9 @@ def simulate(
     cluster.check_room(plan.world_size, plan.place(("placement",)))
     dtype = plan.training.precision or "float32"
     program = compile_plan(plan, model, dtype=dtype, fold=True)
-    return simulate_program(program, cluster, begun, steps, data=data, jitter=jitter, seed=seed)
+    return simulate_program(
+        program, cluster, begun, steps, data=data, epoch_of=epoch_of, jitter=jitter, seed=seed
+    )
 
 
 def simulate_program(
@@ -80,6 +85,7 @@ def simulate_program(
     steps: int = STEADY,
     *,
     data: str = "digits",
+    epoch_of: DataSet | None = None,
     jitter: float = 0.0,
     seed: int = 0,
 ) -> Prediction:
@@ -122,31 +128,46 @@ def simulate_program(
     memory = tuple(peak_memory(program))
     peaks = {m.rank: m.peak_bytes for m in memory}
     summary = summarise(accountant, [account], peaks, mean)
-    summary |= _prices(program, cluster, summary["step_time_s"]) | of_replicas
+    summary |= _prices(
+        program, cluster, summary["step_time_s"], epoch_of or usual_data(program.model)
+    )
+    summary |= of_replicas
     summary["fits"] = all(
         m.peak_bytes <= smallest_device(program, cluster, m.rank).usable_bytes for m in memory
     )
     summary["simulate_wall_s"] = time.perf_counter() - begun
-    return Prediction(program, times, account, memory, summary, tuple(costs.notes))
+    notes = [*costs.notes]
+    loading = cluster.calibration.load_s if cluster.calibration else {}
+    if loading and data not in loading:
+        notes.append(f"loading {data} was not measured on {cluster.name} and counts nothing")
+    return Prediction(program, times, account, memory, summary, tuple(notes))
 
 
-def _prices(program: Program, cluster: Cluster, step_s: float) -> dict[str, Any]:
-    """An epoch of ImageNet 2012: time, money, energy. Unknown prices give None."""
-    steps = IMAGENET_2012 // program.global_batch
-    epoch = steps * step_s
+def _prices(program: Program, cluster: Cluster, step_s: float, data: DataSet) -> dict[str, Any]:
+    """An epoch: time, money, energy. None where there is no epoch, or the price is not known."""
+    epoch = data.epoch(program.global_batch)
+    seconds = None if epoch.steps is None else epoch.steps * step_s
     devices = (
         [cluster.device(r) for r in range(program.world_size)]
         if len(cluster.kinds) > 1
         else [cluster.device(0)]
     )
     count = program.world_size / len(devices)
-    powers = [d.power_w for d in devices if d.power_w is not None]
-    dollars = [d.dollars_per_hour for d in devices if d.dollars_per_hour is not None]
-    whole = len(devices)
+
+    def of_epoch(rates: list[float | None]) -> float | None:
+        """What all devices use, from what each does in a second."""
+        known = [rate for rate in rates if rate is not None]
+        if seconds is None or len(known) < len(rates):
+            return None
+        return sum(known) * count * seconds
+
+    dollars = of_epoch([d.dollars_per_hour for d in devices])
+    joules = of_epoch([d.power_w for d in devices])
     return {
-        "epoch_time_s": epoch,
-        "dollars_per_epoch": sum(dollars) * count * epoch / 3600 if len(dollars) == whole else None,
-        "kWh_per_epoch": sum(powers) * count * epoch / 3.6e6 if len(powers) == whole else None,
+        "epoch": epoch.described(),
+        "epoch_time_s": seconds,
+        "dollars_per_epoch": None if dollars is None else dollars / 3600,
+        "kWh_per_epoch": None if joules is None else joules / 3.6e6,
         "goodput_ratio": goodput(cluster, program.world_size),
     }
 
@@ -166,7 +187,7 @@ def goodput(cluster: Cluster, ranks: int) -> float | None:
     delta, restart = cluster.reliability.checkpoint_s, cluster.reliability.restart_s
     tau = daly_interval(delta, mtbf)
     exponent = (tau + delta) / mtbf
-    if exponent > 50:
+    if exponent > 50 or restart / mtbf > 50:
         return 0.0
     return tau / (mtbf * expm1(exponent)) * exp(-restart / mtbf)
 

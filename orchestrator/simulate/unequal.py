@@ -94,7 +94,7 @@ class Unequal:
     classes: int
 
     def summary(self) -> dict[str, Any]:
-        """``replicas`` of CONTRACT's summary: what the totals do not tell."""
+        """``replicas`` of the summary: what the totals do not tell."""
         slowest = self.slowest_account
         return {
             "replicas": {

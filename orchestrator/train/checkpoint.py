@@ -11,7 +11,6 @@ the same rate goes on with the same bits, and one with another rate rescales the
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor
 from orchestrator.errors import InputError
 from orchestrator.execute.interpreter import RankInterpreter
 from orchestrator.execute.parameters import SegmentParameters, Slot
+from orchestrator.files import open_regular, replacing
 from orchestrator.models.model import Model
 
 SCHEMA = 1
@@ -136,13 +136,12 @@ class State:
                 got = self.filled[kind, name]
                 assert got == whole.numel(), f"{kind} of {name}: {got} of {whole.numel()} values"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        torch.save(
-            {"schema": SCHEMA, "model": self.model, "step": self.step, "seed": self.seed,
-             "lr": self.lr, "weights": self.weights, "velocities": self.velocities},
-            temporary,
-        )  # fmt: skip
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            torch.save(
+                {"schema": SCHEMA, "model": self.model, "step": self.step, "seed": self.seed,
+                 "lr": self.lr, "weights": self.weights, "velocities": self.velocities},
+                file,
+            )  # fmt: skip
 
 
 def newest(folder: Path) -> Path:
@@ -171,7 +170,7 @@ def load(path: Path, model: Model) -> State:
     """
     remedy = "resume from a run folder, or from a file of its checkpoints/"
     try:
-        path.open("rb").close()
+        open_regular(path).close()
     except OSError as error:
         raise InputError(f"cannot read it: {error.strerror}", str(path), remedy) from error
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ import torch
 
 import orchestrator
 from orchestrator.errors import InputError
+from orchestrator.execute.finite import Diverged, Divergence, bad_parameters, earliest
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.local import LocalExecutor
 from orchestrator.execute.parameters import TORCH_DTYPE
@@ -27,8 +27,9 @@ from orchestrator.observe.metrics_parts import Part
 from orchestrator.observe.metrics_run import RunMetrics
 from orchestrator.plan import Plan
 from orchestrator.program import Program, find_deadlock, grid
-from orchestrator.program.ledger import Edge, edges
+from orchestrator.program.ledger import Buffer, Edge, differences
 from orchestrator.train import checkpoint
+from orchestrator.train.divergence import DIVERGED, EXAMINED, Examine, Inquiry
 from orchestrator.train.run_folder import SCHEMA_VERSION, RunFolder
 from orchestrator.train.worker import Job, LateFeed, StepReport, data_feed, ended, report, train
 
@@ -52,8 +53,8 @@ class Outcome:
 
     Args:
         summary: what ``summary.json`` holds.
-        problems: one line each; empty if every loss is a number and the bytes that the workers
-            counted are those that the plan predicts.
+        problems: one line each; empty if the messages and buffers that the workers counted are
+            those of the program.
         measured: the last steps, as ``trace.json`` shows them.
     """
 
@@ -83,12 +84,16 @@ class Collector:
     states: dict[int, checkpoint.State] = field(default_factory=dict)
     given: Counter[int] = field(default_factory=Counter)
     sent: Counter[Edge] = field(default_factory=Counter)
+    handed: Counter[Buffer] = field(default_factory=Counter)
     peaks: dict[int, int] = field(default_factory=dict)
     devices: dict[int, tuple[str, str]] = field(default_factory=dict)  # backend and name
-    tell: Callable[[int, Part], None] | None = None  # hands a worker its part of a step
+    tell: Callable[[int, object], None] | None = None  # hands a worker something
     writing: dict[int, float] = field(default_factory=dict)  # by step, since when a checkpoint is
     started: float = field(default_factory=time.perf_counter)
     zero: float | None = None  # when the first step began, on rank 0's clock
+
+    def __post_init__(self) -> None:
+        self.inquiry = Inquiry(self.job.program.world_size, self._ask)
 
     def event(self, rank: int, kind: str, payload: Any) -> None:
         """One message of a worker, or of the launcher (rank -1)."""
@@ -100,7 +105,12 @@ class Collector:
             self._step(rank, payload)
         elif kind == "checkpoint":
             self._checkpoint(*payload)
+        elif kind == DIVERGED:
+            self.inquiry.add(payload)
+        elif kind == EXAMINED:
+            self.inquiry.examined(rank, payload)
         elif kind == "end":
+            self.inquiry.examined(rank, None)
             self.peaks[rank] = payload
             if self.metrics is not None:
                 self.metrics.peaks[rank] = payload
@@ -110,6 +120,17 @@ class Collector:
             self._device(rank, *payload)
         elif kind == "metrics" and self.metrics is not None:
             self.metrics.register(rank, payload)
+        verdict = self.inquiry.verdict(self._ended)
+        if verdict is not None:
+            raise Diverged(verdict)
+
+    def _ask(self, rank: int, question: Examine) -> None:
+        if self.tell is not None:
+            self.tell(rank, question)
+
+    def _ended(self, steps: int) -> bool:
+        """Whether so many steps have been reported by all ranks."""
+        return steps == self.job.start or steps - 1 in self.losses
 
     def _device(self, rank: int, backend: str, name: str) -> None:
         self.devices[rank] = (backend, name)
@@ -125,6 +146,7 @@ class Collector:
         reports = self.waiting[step]
         reports[rank] = report
         self.sent.update(report.sent)
+        self.handed.update(report.handed)
         program = self.job.program
         if len(reports) < program.world_size:
             return
@@ -142,7 +164,7 @@ class Collector:
         self.timelines = [*self.timelines[1 - KEPT_TIMELINES :], times]
         mean = account.mean
         rate = program.global_batch / account.step_time_s
-        row = {"step": step, "loss": _number(loss), "lr": self.job.recipe.lr, "images_per_s": rate}
+        row = {"step": step, "loss": loss, "lr": self.job.recipe.lr, "images_per_s": rate}
         self.folder.add_step({**row, **asdict(mean)})
         if self.metrics is not None:
             sent = {r: reports[r].sent for r in ranks}
@@ -180,28 +202,10 @@ class Collector:
         """The last steps as a trace shows them."""
         return trace.Source("measured", self.job.program, self.timelines[-TRACED:])
 
-    def problems(self) -> tuple[str, ...]:
-        """What is wrong with a run that came to its end."""
-        lost = [step for step in sorted(self.losses) if not math.isfinite(self.losses[step])]
-        rate = self.job.recipe.lr
-        diverged = (
-            f"the loss is not a finite number from step {lost[0] + 1} on; try a lower rate than "
-            f"{rate:g}, such as --set training.lr={rate / 10:g}"
-            if lost
-            else ""
-        )
-        return (*([diverged] if diverged else []), *self.ledger_problems())
-
-    def ledger_problems(self) -> tuple[str, ...]:
-        """Edges whose counted bytes are not the predicted ones."""
+    def ledger_problems(self) -> list[str]:
+        """Messages and buffers whose counts are not the program's, a line each."""
         steps = self.job.stop - self.job.start
-        predicted = edges(self.job.program)
-        return tuple(
-            f"bytes differ: rank {e.from_rank} -> {e.to_rank} before {e.layer} ({e.direction}): "
-            f"predicted {predicted[e] * steps:,}, counted {self.sent[e]:,}"
-            for e in sorted(predicted.keys() | self.sent.keys())
-            if predicted[e] * steps != self.sent[e]
-        )
+        return differences(self.job.program, steps, self.sent, self.handed)
 
     def write_down(self, plan: Plan, launcher: str, *, interrupted: bool) -> dict[str, Any]:
         """Put what a run leaves into its folder; returns the summary."""
@@ -214,7 +218,7 @@ class Collector:
         return summary
 
     def _summary(self, plan: Plan, launcher: str, *, interrupted: bool) -> dict[str, Any]:
-        """CONTRACT's ``summary.json``."""
+        """What ``summary.json`` holds: the run, its losses, where the time of a step goes."""
         program = self.job.program
         # the first step sets up caches and connections
         steady = self.accounts[1:] or self.accounts
@@ -235,8 +239,8 @@ class Collector:
             "steps": len(losses),
             "interrupted": interrupted,
             "restarts": self.folder.restarts,
-            "loss_first": _number(losses[0]) if losses else None,
-            "loss_last": _number(losses[-1]) if losses else None,
+            "loss_first": losses[0] if losses else None,
+            "loss_last": losses[-1] if losses else None,
             "wall_s": time.perf_counter() - self.started,
             "ledger_exact": None if interrupted else not self.ledger_problems(),
             **timing,
@@ -246,11 +250,6 @@ class Collector:
                 "python": platform.python_version(),
             },
         }
-
-
-def _number(loss: float) -> float | None:
-    """A loss for a JSON file, which knows no infinity and no NaN."""
-    return loss if math.isfinite(loss) else None
 
 
 def recipe_of(plan: Plan, model: Model) -> Recipe:
@@ -288,9 +287,9 @@ def run(
             it serves.
 
     Raises:
-        InputError, WorkerFailed: as the launch raises them; KeyboardInterrupt: the workers are
-            gone and the folder tells how far the run came. Of bad input that is found before a
-            step has ended, no folder is left.
+        InputError, WorkerFailed: as the launch raises them; Diverged: a loss, or parameters that
+            were to be saved, are not finite; KeyboardInterrupt. The workers are gone and the
+            folder tells how far the run came. Where no step has ended, no folder is left.
     """
     ray = version("ray") if launcher == "ray" else ""
     collector = Collector(job, folder, observer, Accountant(program), metrics, ray)
@@ -315,7 +314,7 @@ def run(
     if metrics is not None:
         metrics.take_over()
     summary = collector.write_down(plan, launcher, interrupted=False)
-    return Outcome(folder.path, summary, collector.problems(), collector.measured())
+    return Outcome(folder.path, summary, tuple(collector.ledger_problems()), collector.measured())
 
 
 def _launcher(
@@ -358,6 +357,9 @@ def _run_locally(job: Job, collector: Collector) -> None:
             for rank in executor.ranks:
                 emit(rank.rank, "step", report(ended(rank)))
             if job.checkpoint_after(step):
+                found = earliest(map(bad_parameters, executor.ranks))
+                if found is not None:
+                    raise Diverged(Divergence(found.rank, step + 1, False, found))
                 for rank in executor.ranks:
                     for piece in checkpoint.pieces(rank):
                         emit(rank.rank, "checkpoint", (step + 1, piece))

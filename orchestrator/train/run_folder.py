@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
+from orchestrator.files import replacing
 from orchestrator.models.model_file import model_sources
 from orchestrator.plan import Plan
 
@@ -61,13 +62,17 @@ class RunFolder:
     def _open(self, plan: Plan, keep_before: int | None) -> None:
         path = self.path
         if keep_before is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            resumable = any(path.glob("checkpoints/step-*.pt"))
             raise InputError(
                 f"{path} exists and is not an empty folder; a run does not write over another",
                 "--out",
-                f"another folder, or --resume {path} to go on with it",
+                "another folder" + f", or --resume {path} to go on with it" * resumable,
             )
         if keep_before is not None:
             names = ("plan.yaml", "steps.jsonl", "metrics.json", _RESTARTS)
+            for file in (path / name for name in names):
+                if file.exists() and not file.is_file():  # a pipe would never end
+                    raise InputError("not a file", str(file), "name the folder of a run")
             self._before = {
                 name: (path / name).read_text(encoding="utf-8") if (path / name).exists() else None
                 for name in names
@@ -103,13 +108,8 @@ class RunFolder:
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """A file to write to, which becomes ``name`` once it is whole."""
-        target = self.path / name
-        temporary = target.with_name(f".{name}.part")
-        try:
-            yield temporary
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.path / name) as file:
+            yield file
 
     def write_json(self, name: str, data: Any) -> None:
         """Put a whole JSON file in place."""

@@ -17,7 +17,7 @@ from orchestrator.errors import InputError
 from orchestrator.execute.device import Cpu, Cuda
 from orchestrator.execute.distributed import clock_offsets, connect
 from orchestrator.execute.host_memory import keep_freed_memory
-from orchestrator.execute.interpreter import RankInterpreter, Unread
+from orchestrator.execute.interpreter import LossNotFinite, RankInterpreter, Unread
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.worker_context import WorkerContext
@@ -25,12 +25,12 @@ from orchestrator.models.layer import INPUT, LABELS
 from orchestrator.models.model import Recipe
 from orchestrator.observe.metrics import Page, RankTotals, RunLabels, stage_of
 from orchestrator.observe.metrics_options import LOOPBACK, is_loopback, worker_host
-from orchestrator.observe.metrics_parts import Parts
+from orchestrator.observe.metrics_parts import Part, Parts
 from orchestrator.observe.metrics_server import METRICS, PageServer, application
 from orchestrator.observe.timeline import RankTimes
-from orchestrator.program.ledger import Edge
+from orchestrator.program.ledger import Buffer, Edge
 from orchestrator.program.ops import Program
-from orchestrator.train import checkpoint
+from orchestrator.train import checkpoint, divergence
 from orchestrator.train.data import SampleOrder, open_dataset
 from orchestrator.train.feed import DataFeed
 
@@ -74,25 +74,31 @@ class StepReport:
 
     Args:
         loss: this rank's part of the mean loss.
-        sent: the bytes that it handed to its transport.
+        sent: the bytes that it sent, of collectives the ring equivalent.
+        handed: the buffers that it handed to collectives.
     """
 
     loss: float
     times: RankTimes
     sent: Counter[Edge]
+    handed: Counter[Buffer]
 
 
 def train(context: WorkerContext, job: Job) -> None:
     """Run one rank of a job.
 
-    Emits ``offsets`` (rank 0), ``device``, ``metrics``, ``step``, ``checkpoint`` and ``end``.
+    Emits ``offsets`` (rank 0), ``device``, ``metrics``, ``step``, ``checkpoint`` and ``end``; and
+    ``diverged`` and ``examined`` where a loss or a parameter is not finite.
+
+    Raises:
+        Diverged: so it is, and nobody else ends this rank.
     """
     program, recipe = job.program, job.recipe
     device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
     if device is None:
         keep_freed_memory()
-    transport = connect(program, context.rank, device)
-    offsets = clock_offsets(context.rank, context.world_size)
+    transport = connect(program, context.rank, device, context.timeout_s)
+    offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:
         context.emit("offsets", offsets)
     meter = MemoryMeter(device)
@@ -111,6 +117,7 @@ def train(context: WorkerContext, job: Job) -> None:
         wholes.clear()
         if job.resume is not None:
             checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
+        divergence.answer(context, interpreter)
         gc.collect()
         with data_feed(job, [interpreter]) as feed.real:
             context.emit("ready", None)
@@ -125,8 +132,16 @@ def train_steps(
     unread: Ended | None = None
     for step in range(job.start, job.stop):
         watched = meter.watching(interpreter.state_bytes()) if step == job.start else nullcontext()
-        with watched:
-            drive(interpreter, step)
+        try:
+            with watched:
+                drive(interpreter, step)
+        except LossNotFinite:
+            if unread is not None:
+                context.emit("step", report(unread))
+            divergence.stop_at_loss(context, interpreter, step)
+        except RuntimeError as error:
+            divergence.explain(context, interpreter, error)
+            raise
         if unread is not None:
             context.emit("step", report(unread))
         unread = ended(interpreter)
@@ -135,6 +150,7 @@ def train_steps(
             context.emit("step", report(unread))  # reading waits for a GPU, not for a CPU
             unread = None
         if saves:
+            divergence.check_saved(context, interpreter, step + 1)
             for piece in checkpoint.pieces(interpreter):
                 context.emit("checkpoint", (step + 1, piece))
             context.emit("checkpoint", (step + 1, None))
@@ -165,24 +181,26 @@ def serving_metrics(context: WorkerContext, job: Job, meter: MemoryMeter) -> Ite
         yield
         return
     with server:
-        context.listen(totals.add)
+        context.listen(Part, totals.add)
         context.emit("metrics", server.url + METRICS)
         yield
 
 
-Ended = tuple[Unread, "Counter[Edge]"]
+Ended = tuple[Unread, "Counter[Edge]", "Counter[Buffer]"]
 
 
 def ended(interpreter: RankInterpreter) -> Ended:
-    """The step that has just ended: what is left to be read of it, and the bytes it sent."""
+    """The step that has just ended: what is left to be read of it, and what it has counted."""
     sent, interpreter.sent = interpreter.sent, Counter()
-    return interpreter.unread(), sent
+    transport = interpreter.transport
+    handed, transport.buffers = transport.buffers, Counter()
+    return interpreter.unread(), sent, handed
 
 
 def report(step: Ended) -> StepReport:
     """Read a step's loss and times; waits for a GPU."""
-    unread, sent = step
-    return StepReport(float(unread.loss), unread.read(), sent)
+    unread, sent, handed = step
+    return StepReport(float(unread.loss), unread.read(), sent, handed)
 
 
 def drive(interpreter: RankInterpreter, step: int) -> None:
@@ -196,7 +214,7 @@ def drive(interpreter: RankInterpreter, step: int) -> None:
             handle.wait()
         except RuntimeError as error:
             what = interpreter.waits_for(handle)
-            raise RuntimeError(f"step {step}: {what}: {error}") from error
+            raise RuntimeError(f"step {step + 1}: {what}: {error}") from error
 
 
 class LateFeed:

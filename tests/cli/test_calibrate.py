@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import calibrate
+from orchestrator.cli.calibrate import measured_programs
+from orchestrator.execute.measure import Layer, Measured
+from orchestrator.plan import shipped
 from orchestrator.simulate.cluster import load_cluster
 from tests import own_kinds
 from tests.cli.command import command, refused
@@ -77,6 +81,83 @@ def test_kinds_of_ones_own_are_measured_and_told_apart_by_their_fields(tmp_path:
                    "global_batch_size=4")  # fmt: skip
     assert told.code == 0, told.err
     assert "estimated" not in told.out
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: object) -> None:
+        raise AssertionError("it has begun to measure")
+
+    monkeypatch.setattr(calibrate, "_measure", measure)
+    monkeypatch.setattr(calibrate, "load_seconds", measure)
+
+
+@pytest.mark.usefixtures("nothing_measured")
+def test_a_file_that_cannot_be_had_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was once told after all had been measured, or written over."""
+    monkeypatch.chdir(tmp_path)
+    Path("notes.yaml").write_text("mine")
+    Path("sheet.yaml").write_text((shipped("cluster") / "gtx580x2.yaml").read_text())
+    Path("folder.yaml").mkdir()
+    for out, says in (
+        ("notes.yaml", "is no calibrated cluster"),
+        ("sheet.yaml", "is no calibrated cluster"),
+        ("folder.yaml", "it is a folder"),
+        ("my cluster.yaml", "cannot be a cluster's name"),
+        (f"{'x' * 300}.yaml", "cannot be a cluster's name"),
+        (f"x.{'y' * 300}", "too long"),
+    ):
+        before = sorted(Path().iterdir())
+        assert says in refused("calibrate", "--out", out)
+        assert sorted(Path().iterdir()) == before
+    assert Path("notes.yaml").read_text() == "mine"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert "Permission denied" in refused("calibrate", "--out", "x.yaml")
+
+
+def measured() -> Measured:
+    """One layer, two messages."""
+    program = measured_programs([str(shipped("partitions") / "single.yaml")], [4], 1)[0][0]
+    part = program.segments[0].parts[0].layers[0]
+    copies, alike = {2**20: [1e-3], 2**22: [4e-3]}, {2**20: [1.0], 2**22: [1.0]}
+    return Measured(
+        layers={Layer(part, 4, "forward"): [0.01]}, layers_relief={}, optimizer=copies,
+        optimizer_relief=alike, copies=copies, copies_relief=alike, posts=[1e-5],
+        links={(1, 64): [1e-4], (1, 2**20): [1e-3], (2, 64): [2e-4], (2, 2**20): [4e-3]},
+        reductions={64: [1e-4]}, compute_slowdown=0.1, transfer_stretch=1.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("machines", "shape", "levels", "told"),
+    [
+        ("aabb", (2, 2), ["node", "network"], ""),
+        ("aaab", (2, 1), ["network"], "those of 3 and 1 ranks are written as 2 of 1"),
+        ("aabbb", (2, 2), ["node", "network"], "those of 3 and 2 ranks are written as 2 of 2"),
+    ],
+)
+def test_nodes_of_different_sizes_are_told_of(
+    machines: str, shape: tuple[int, int], levels: list[str], told: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The file once had no network, and nobody was told."""
+    nodes = dict(enumerate(machines))
+    found = dict.fromkeys(nodes, measured())
+    monkeypatch.setattr(calibrate, "_measure", lambda *_: (found, nodes))
+    monkeypatch.setattr(calibrate, "load_seconds", lambda *_: {"digits": 1e-4})
+    out = tmp_path / "here.yaml"
+    for _ in range(2):  # the second one over the first one's file
+        ended = command("calibrate", "--ranks", str(len(nodes)), "--out", str(out))
+        assert ended.code == 0
+    cluster = load_cluster(out)
+    assert (cluster.nodes, cluster.devices_per_node) == shape
+    assert [level.name for level in cluster.network] == levels
+    assert cluster.calibration is not None
+    assert {row.level for row in cluster.calibration.links} <= set(levels)
+    assert (told in cluster.summary) is (told in ended.err) is True
+    assert ("warning" in ended.err) is bool(told)
 
 
 def test_bad_input_is_told_before_anything_is_measured(tmp_path: Path) -> None:

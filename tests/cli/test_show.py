@@ -1,4 +1,4 @@
-"""``orchestrator show``: CONTRACT's keys, the published figures, and a table for 80 columns."""
+"""``orchestrator show``: its JSON, the published figures, and a table for 80 columns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cli import show
 from orchestrator.plan import shipped_names
 from tests.cli.command import command, refused
 
@@ -128,6 +129,9 @@ def test_the_tables_fit_80_columns_with_no_word_cut(
         assert f"activations: {found['bytes_per_step']:,} bytes a step" in ended.out
     if found["gradient_bytes_per_step"]:
         assert f"gradients: {found['gradient_bytes_per_step']:,} bytes a step" in ended.out
+        assert ended.out.count("ring equivalent of the collectives") == 2
+    else:
+        assert "ring equivalent" not in ended.out
 
 
 def test_ranks_that_do_not_talk_are_said_so() -> None:
@@ -195,3 +199,35 @@ def test_without_a_picture_its_library_is_not_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("plan", ["data-parallel", "pipeline-x-data", "columns-x-data"])
+def test_folded_replicas_are_shown_as_if_each_were_compiled(
+    plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than some ranks one replica is compiled; the JSON is the same to the byte."""
+    call = ("show", plan, "--set", "replicas=8", "--set", "global_batch_size=1024")
+    unfolded = command(*call, "--json")
+    monkeypatch.setattr(show, "MOST_ROWS", 1)
+    folded = command(*call, "--json")
+    assert unfolded.code == folded.code == 0
+    assert json.loads(folded.out) == json.loads(unfolded.out)
+    found = json.loads(folded.out)
+    text = command(*call).out
+    assert "ranks of the first of 8 replicas" in text
+    assert f"gradients: {found['gradient_bytes_per_step']:,} bytes a step" in text
+
+
+@pytest.mark.timeout(60)
+def test_very_many_replicas_are_shown_and_very_many_ops_refused() -> None:
+    """Each once gave no answer for more than a minute."""
+    many = ("--set", "replicas=524288", "--set", "global_batch_size=524288")
+    assert "of 524,288 replicas" in command("show", "single", *many).out
+    assert "--json lists each, and at most 65,536" in refused("show", "single", *many, "--json")
+    for words in (many, ("--set", "n_microbatches=1048576", "--set", "global_batch_size=1048576")):
+        for call in (("verify", "single"), ("run", "--plan", "single", "--launcher", "local")):
+            assert "remedy" in refused(*call, *words)
+    assert "allowed: 1,048,576" in refused("show", "pipeline-1f1b", *words)
+    wide = "placement=[{layers: conv1..fc8, ranks: 0..1048575, split: batch}]"
+    sizes = ("--set", "global_batch_size=2097152", "--set", "n_microbatches=2")
+    assert "allowed: 1,048,576" in refused("show", "single", "--set", wide, *sizes)

@@ -1,4 +1,4 @@
-"""``orchestrator simulate``: CONTRACT's keys, exit codes, and the files of ``--out``."""
+"""``orchestrator simulate``: the keys of its JSON, exit codes, and the files of ``--out``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.plan import shipped_names
+from orchestrator.simulate.epoch import DIGITS, data_set
+from orchestrator.train.data import SampleOrder, open_dataset
 from tests.cli.command import command, refused
 
 TIMES = (
@@ -20,7 +22,7 @@ TIMING = {
     "peak_memory_bytes",
 }  # fmt: skip
 ONLY_SIMULATED = {
-    "simulate_wall_s", "fits", "epoch_time_s", "dollars_per_epoch", "kWh_per_epoch",
+    "simulate_wall_s", "fits", "epoch", "epoch_time_s", "dollars_per_epoch", "kWh_per_epoch",
     "goodput_ratio",
 }  # fmt: skip
 
@@ -105,12 +107,119 @@ def test_the_files_of_out(tmp_path: Path) -> None:
         (("--plan", "nonsense", "--cluster", "gtx580x2"), "nonsense"),
         (("--plan", "single", "--cluster", "nonsense"), "gtx580x2"),
         (("--plan", "single"), "--cluster"),
+        (("--plan", "single", "--cluster", "gtx580x2", "--data", "mnist"), "imagenet"),
+        (("--plan", "single", "--cluster", "gtx580x2", "--data", "synthetic:x"), "above 0"),
+        (("--plan", "single", "--cluster", "gtx580x2", "--examples", "0"), "--examples"),
         (("--plan", "four-columns", "--cluster", "gtx580x2"), "4 ranks"),
         (("--plan", "single", "--cluster", "gtx580x2", "--set", "cluster.x=1"), "x"),
     ],
 )
 def test_bad_input_is_refused(arguments: tuple[str, ...], says: str) -> None:
     assert says in refused("simulate", *arguments)
+
+
+EPOCHS = [
+    ((), "imagenet", 1_281_167, 10_009),
+    (("--data", "digits"), "digits", 1_797, 14),  # the last 5 images are dropped, as in a run
+    (("--data", "synthetic:1280"), "synthetic:1280", 1280, 10),
+    (("--data", "imagenet", "--examples", "128"), "imagenet", 128, 1),
+    (("--examples", "300"), None, 300, 2),
+    (("--data", "hf:cifar10", "--examples", "50000"), "hf:cifar10", 50_000, 390),
+]
+
+
+@pytest.mark.parametrize(("options", "data", "examples", "steps"), EPOCHS)
+def test_an_epoch_is_of_a_data_set(
+    options: tuple[str, ...], data: str | None, examples: int, steps: int
+) -> None:
+    found = simulated("krizhevsky2012", "gtx580x2", *options)
+    epoch = {"data": data, "examples": examples, "steps": steps, "because": None}
+    assert found["epoch"] == epoch
+    assert found["epoch_time_s"] == pytest.approx(steps * found["step_time_s"])
+    hours = found["epoch_time_s"] / 3600
+    assert found["kWh_per_epoch"] == pytest.approx(2 * 0.244 * hours)
+    told = command("simulate", "--plan", "krizhevsky2012", "--cluster", "gtx580x2", *options).out
+    assert f"{data + ', ' if data else ''}{examples:,} images" in told
+
+
+def test_a_network_of_digits_has_epochs_of_digits(tmp_path: Path) -> None:
+    """Those of LeNet-5 were once of ImageNet."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "schema_version: 1\nname: lenet\nmodel: {name: lenet5}\nglobal_batch_size: 128\n"
+        "placement:\n- {layers: conv1..fc5, ranks: [0], split: none}\n"
+    )
+    epoch = simulated(str(plan), "gtx580x2")["epoch"]
+    assert (epoch["data"], epoch["examples"], epoch["steps"]) == ("digits", DIGITS, 14)
+
+
+@pytest.mark.parametrize(
+    ("options", "because"),
+    [
+        (
+            ("--data", "digits", "--set", "global_batch_size=2048"),
+            "a batch of 2,048 does not fit into digits, which has 1,797",
+        ),
+        (("--set", "model.classes=16"), "no data set is known for alexnet2012 with 16 classes"),
+        (("--data", "hf:cifar10"), "how many images hf:cifar10 has is not known"),
+    ],
+)
+def test_an_epoch_that_cannot_be_told_is_left_out(options: tuple[str, ...], because: str) -> None:
+    """It once took 0 seconds and 0 dollars."""
+    found = simulated("single", "h200x8", *options)
+    assert found["epoch_time_s"] is None
+    assert found["dollars_per_epoch"] is found["kWh_per_epoch"] is None
+    assert found["epoch"]["steps"] is None
+    assert because in found["epoch"]["because"]
+    ended = command("simulate", "--plan", "single", "--cluster", "h200x8", *options)
+    told = " ".join(ended.out.split())
+    assert "an epoch not known: " in told
+    assert "cost of an epoch" not in told
+
+
+def test_images_of_a_folder_are_counted(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(70):
+            (tmp_path / label / f"{i}.png").touch()
+    found = simulated("single", "gtx580x2", "--data", f"imagefolder:{tmp_path}")
+    assert (found["epoch"]["examples"], found["epoch"]["steps"]) == (140, 1)
+
+
+def test_data_sets_are_as_large_as_a_run_finds_them() -> None:
+    for name in ("digits", "synthetic"):
+        real = open_dataset(name, shape=(1, 8, 8), classes=10, seed=0)
+        known = data_set(name)
+        assert known is not None
+        assert known.examples == real.size
+        order = SampleOrder(real.size, 100, 0)
+        assert known.epoch(100).steps == order.steps_per_epoch
+
+
+STRANGERS = {
+    "a file of the same name": {"summary.json": "mine"},
+    "JSON of somebody else": {"summary.json": '{"source": "survey"}'},
+    "a list": {"summary.json": "[]"},
+    "another file": {"notes.txt": "mine"},
+    "a measured run": {"summary.json": "{}", "steps.jsonl": ""},
+}
+
+
+@pytest.mark.parametrize("files", STRANGERS.values(), ids=STRANGERS.keys())
+def test_the_files_of_others_stay(files: dict[str, str], tmp_path: Path) -> None:
+    """A stranger's summary.json was once written over."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    call = ("simulate", "--plan", "single", "--cluster", "gtx580x2", "--out", str(tmp_path))
+    assert "--out" in refused(*call)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_simulation_is_written_over_by_another(tmp_path: Path) -> None:
+    for batch in ("128", "64"):
+        out = ("--out", str(tmp_path / "out"), "--set", f"global_batch_size={batch}")
+        simulated("single", "gtx580x2", *out)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["global_batch_size"] == 64
 
 
 @pytest.mark.parametrize("below", ["", "/below"])

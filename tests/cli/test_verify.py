@@ -84,6 +84,19 @@ def test_float32_is_held_to_its_own_bound() -> None:
     assert 1e-9 < plan["parameter_relative_error"] <= 1e-4
 
 
+def test_a_plan_that_trains_in_another_format_is_told_which_one_was_compared() -> None:
+    bfloat16 = ("--set", "training.precision=bfloat16", "--steps", "1")
+    ended = command("verify", "single", *SMALL, *bfloat16)
+    assert ended.code == 0
+    assert "against one device, float64" in ended.out
+    assert ended.err == "single: training.precision is bfloat16; compared in float64\n"
+
+
+def test_the_help_says_what_is_not_proven() -> None:
+    told = " ".join(command("verify", "--help").out.split())
+    assert "One device computes each layer with the same function as the plan's ranks" in told
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_plan_that_fails_exits_1_and_says_why_though_another_passes(
     as_json: bool, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +127,7 @@ def test_the_batch_can_be_said() -> None:
         (("--steps", "0"), "--steps"),
         (("--batch", "0"), "--batch"),
         (("--dtype", "float16"), "float16"),
+        (("--dtype", "bfloat16"), "not one of 'float64', 'float32'"),
         (("--set", "schedule=gpipe"), "GPipe"),
         (("nonsense",), "nonsense"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -36,8 +37,10 @@ class Dist:
         self.lock = threading.Lock()
         self.room = threading.Event()
         self.taken: list[float] = []
+        self.timeouts: list[float] = []
 
-    def new_group(self, ranks: list[int]) -> object:
+    def new_group(self, ranks: list[int], timeout: timedelta, backend: str | None) -> object:
+        self.timeouts.append(timeout.total_seconds())
         return tuple(ranks)
 
     def all_reduce(self, tensor: Tensor, group: object) -> None:
@@ -71,7 +74,7 @@ def gloo(monkeypatch: pytest.MonkeyPatch) -> Dist:
 @pytest.fixture
 def transport(gloo: Dist) -> GlooTransport:
     plan = load_plan("data-parallel", ["model.width=0.0625", "model.image_size=64"])
-    return GlooTransport(compile_plan(plan, model_of(plan)), rank=0)
+    return GlooTransport(compile_plan(plan, model_of(plan)), rank=0, timeout_s=60.0)
 
 
 def test_collectives_are_posted_at_once_and_carried_out_one_after_another(
@@ -132,3 +135,10 @@ def test_a_send_that_gloo_refuses_is_told_to_whoever_waits(
         refused.wait()
     following.wait()
     assert not refused.done()
+
+
+def test_a_group_waits_as_long_as_the_run_and_no_longer(
+    gloo: Dist, transport: GlooTransport
+) -> None:
+    """Without a timeout of its own it takes gloo's half hour."""
+    assert gloo.timeouts == [60.0]

@@ -152,14 +152,14 @@ def test_a_worker_waits_for_what_is_not_loaded_ahead_in_time(
     """A batch is begun when the one before has been taken, so a step that computes next to nothing
     waits for nearly all of it; and however busy the machine is, from when it asks to the end."""
     ENDED.clear()
-    data = SlowImages(size=64, image_size=16, channels=1, classes=10, seed=0)
+    data = SlowImages(size=64, shape=(1, 16, 16), classes=10, seed=0)
     monkeypatch.setattr(worker, "open_dataset", lambda *_, **__: data)
     program = small_program(LENET, *WHOLE, batch=4)
     emitted: list[tuple[str, Any]] = []
     context = WorkerContext(
         rank=0, world_size=1, local_rank=0, node="here", driver_node="here", device="cpu",
         emit=lambda kind, payload: emitted.append((kind, payload)),
-        stop_requested=lambda: False, listen=lambda hear: None,
+        stop_requested=lambda: False, listen=lambda kind, hear: None, timeout_s=60, driven=True,
     )  # fmt: skip
     worker.train(context, Job(program, Recipe(), "slow", start=0, stop=4))
     accountant = Accountant(program)

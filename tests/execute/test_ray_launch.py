@@ -264,7 +264,7 @@ def test_two_ranks_under_torchrun(tmp_path: Path) -> None:
         def add(context, start):
             total = torch.ones(1) * (start + context.rank)
             dist.all_reduce(total)
-            context.listen(print)  # and hears nothing, for there is no driver
+            context.listen(str, print)  # and hears nothing, for there is no driver
             context.emit("sum", (total.item(), context.world_size, context.device))
 
         def show(rank, kind, payload):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute import interpreter, transport
+from orchestrator.execute.interpreter import RankInterpreter
 from orchestrator.execute.parameters import SegmentParameters, cut_out, put_in
+from orchestrator.execute.transport import Handle, LocalHandle
 from orchestrator.execute.verify import RandomFeed, Verdict, verify
 from orchestrator.models import (
     Conv,
@@ -29,6 +31,7 @@ from orchestrator.models import (
 from orchestrator.models.model import Recipe
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
+from orchestrator.program.ops import Op
 from orchestrator.program.placement import update_examples
 from tests.program.small import small_plan
 
@@ -260,6 +263,78 @@ def test_a_wrong_byte_count_is_told_with_its_edge(kinds: tuple[str, ...]) -> Non
     assert verdict.parameter_relative_error < 1e-9
     layer = program.reader(touched[0])
     assert any(f"before {layer}" in p and "predicted" in p for p in verdict.problems)
+
+
+Reduce = Callable[[RankInterpreter, Op], Handle]
+
+
+def shortened(rank: RankInterpreter, op: Op, usual: Reduce) -> Handle:
+    """A value of each rank's shard is left out."""
+    return rank.transport.collective(op.kind, buffer_of(rank, op)[:-2], op.peers)
+
+
+def doubled(rank: RankInterpreter, op: Op, usual: Reduce) -> Handle:
+    usual(rank, op)
+    return usual(rank, op)
+
+
+def padded(rank: RankInterpreter, op: Op, usual: Reduce) -> Handle:
+    buffer = buffer_of(rank, op)
+    return rank.transport.collective(op.kind, torch.cat([buffer, buffer[:4]]), op.peers)
+
+
+def skipped(rank: RankInterpreter, op: Op, usual: Reduce) -> Handle:
+    handle = LocalHandle()
+    handle.end()
+    rank.marks[op.id] = (handle.started, handle.started)
+    return handle
+
+
+def as_another_kind(rank: RankInterpreter, op: Op, usual: Reduce) -> Handle:
+    """As large, and over the same ranks."""
+    return rank.transport.collective("ALL_REDUCE", buffer_of(rank, op), op.peers)
+
+
+def buffer_of(rank: RankInterpreter, op: Op) -> Tensor:
+    rank._ready(op)
+    buffer: Tensor | None = rank.parameters[op.segment].flat_gradient
+    assert buffer is not None
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "sharded"),
+    [
+        *((act, sharded) for act in (shortened, doubled, padded, skipped) for sharded in (0, 1)),
+        (as_another_kind, 1),
+    ],
+)
+def test_a_collective_that_is_handed_another_buffer_is_told(
+    sabotage: Callable[[RankInterpreter, Op, Reduce], Handle],
+    sharded: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted was once what the program said that the buffer was, by the same formula."""
+    usual = RankInterpreter._reduce
+    kind = "REDUCE_SCATTER" if sharded else "ALL_REDUCE"
+
+    def reduce(self: RankInterpreter, op: Op) -> Handle:
+        return sabotage(self, op, usual) if op.kind == kind else usual(self, op)
+
+    monkeypatch.setattr(RankInterpreter, "_reduce", reduce)
+    more = "optimizer_sharding: zero1" if sharded else ""
+    program = program_of(*DATA, more=more)
+    verdict = found(program, steps=1)
+    assert not verdict.ledger_exact
+    assert not verdict.passed
+    (first, *_) = verdict.problems
+    assert first.startswith("buffers differ: rank 0, ")
+    times = 2 if sabotage is doubled else 0
+    told = f"{kind} over ranks 0, 1, "
+    assert any(
+        told in p and p.endswith(f" before conv1: predicted 1, handed over {times}")
+        for p in verdict.problems
+    )
 
 
 def test_a_program_that_deadlocks_is_not_run() -> None:

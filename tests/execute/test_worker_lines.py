@@ -19,10 +19,11 @@ def test_each_rank_hears_what_it_is_told_in_order() -> None:
     heard: list[queue.SimpleQueue[object]] = [queue.SimpleQueue(), queue.SimpleQueue()]
     workers = [connected(lines, rank) for rank in (0, 1)]
     for worker, ear in zip(workers, heard, strict=True):
-        worker.listen(ear.put)
+        worker.listen(dict, ear.put)
     for number in range(500):
         lines.tell(number % 2, {"number": number})
     lines.tell(7, "nobody")
+    lines.tell(0, "nothing that rank 0 listens for")
     for rank, ear in enumerate(heard):
         got = [ear.get(timeout=10) for _ in range(250)]
         assert got == [{"number": number} for number in range(rank, 500, 2)]
@@ -41,9 +42,9 @@ def test_a_worker_that_does_not_read_holds_up_nobody() -> None:
     def never_done(payload: object) -> None:
         released.wait(60)
 
-    stuck.listen(never_done)
+    stuck.listen(bytes, never_done)
     heard: queue.SimpleQueue[object] = queue.SimpleQueue()
-    well.listen(heard.put)
+    well.listen(str, heard.put)
     for _ in range(64):
         lines.tell(0, b"x" * 2**20)
     lines.tell(1, "still there?")

@@ -139,15 +139,13 @@ class Stub:
         if old is not None and not body.get("overwrite"):
             message = "The dashboard has been changed by someone else"
             return Answer(412, {"message": message, "status": "version-mismatch"})
+        url = f"{self.prefix}/d/{uid}/{title.lower().replace(' ', '-')}"
         version = 1 if old is None else old["dashboard"]["version"] + 1
         self.dashboards[uid] = {
-            "dashboard": {**dashboard, "version": version},
-            "meta": {"folderUid": folder["uid"]},
+            "dashboard": {**dashboard, "id": 1, "version": version},
+            "meta": {"url": url, by[0]: folder[by[1]]},
         }
-        answer = {
-            "id": 1, "uid": uid, "status": "success", "version": version,
-            "url": f"{self.prefix}/d/{uid}/{title.lower().replace(' ', '-')}",
-        }  # fmt: skip
+        answer = {"id": 1, "uid": uid, "status": "success", "version": version, "url": url}
         return Answer(200, answer)
 
 

@@ -13,6 +13,7 @@ import yaml
 from orchestrator.errors import InputError
 from orchestrator.observe.dashboards import DATA_SOURCE_NAME, build, shipped_dashboards, written
 from orchestrator.observe.dashboards.prometheus import prometheus_files
+from orchestrator.observe.dashboards.queries import COLORS as QUERY_COLORS
 from orchestrator.observe.palette import (
     BUBBLE,
     COMPUTE,
@@ -32,11 +33,14 @@ PANELS = [
     if panel["type"] != "row"
 ]
 KINDS = {"timeseries", "stat", "gauge", "bargauge", "table", "heatmap"}
-UNITS = {"s", "decbytes", "percentunit", "none", "short"}
+# One unit for bytes. `percentunit` implies a range up to Grafana 8.4, and hides what is outside.
+UNITS = {"s", "bytes", "percentunit", "suffix:×", "suffix:%", "none", "short"}
 COLORS = {
     "compute": COMPUTE, "exposed": EXPOSED, "wait": WAIT, "bubble": BUBBLE, "loading": LOADING,
     "other": OTHER,
 }  # fmt: skip
+PREDICTED = "predicted-and-measured.json"
+GRID_PX = 1093  # for panels, at 1440 px, beside the menu of a newer Grafana
 each_board = pytest.mark.parametrize("name", BOARDS)
 each_panel = pytest.mark.parametrize("panel", PANELS)
 
@@ -75,6 +79,7 @@ def test_a_dashboard(name: str) -> None:
 @each_board
 def test_panels_fill_the_grid_without_overlapping(name: str) -> None:
     taken: set[tuple[int, int]] = set()
+    line: dict[int, int] = {}
     for panel in BOARDS[name]["panels"]:
         at = panel["gridPos"]
         cells = {
@@ -83,6 +88,7 @@ def test_panels_fill_the_grid_without_overlapping(name: str) -> None:
             for y in range(at["y"], at["y"] + at["h"])
         }
         assert not cells & taken, panel["title"]
+        assert at["h"] == line.setdefault(at["y"], at["h"]), "a line of panels has one height"
         assert at["x"] + at["w"] <= 24
         taken |= cells
 
@@ -97,7 +103,25 @@ def test_pickers(name: str) -> None:
         if variable["type"] == "query":
             assert variable["datasource"] == "${datasource}"
     used = set(VARIABLE.findall(json.dumps(board)))
-    assert used == variables.keys()
+    carried = {n for n, v in variables.items() if v.get("hide") == 2} & {"run", "runs"}
+    assert used | carried == variables.keys()
+
+
+@each_board
+def test_links_keep_what_was_picked(name: str) -> None:
+    """One run where one is shown, all of them where several are: the link to Plans kept one."""
+    board = BOARDS[name]
+    [link] = board["links"]
+    assert link["includeVars"]
+    assert link["keepTime"]
+    assert link["asDropdown"]  # five buttons took a second line
+    variables = {v["name"]: v for v in board["templating"]["list"]}
+    assert {"plan", "run", "runs"} <= variables.keys()
+    for name, several in (("plan", True), ("run", False), ("runs", True)):
+        assert variables[name]["multi"] == variables[name]["includeAll"] == several
+        assert not variables[name]["skipUrlSync"]
+    assert variables["runs"]["allValue"] == ".*"
+    assert variables["runs"]["hide"] == (0 if board["uid"] == "orchestrator-plans" else 2)
 
 
 @each_panel
@@ -121,16 +145,81 @@ def test_a_panel_is_read_by_old_and_new(panel: dict[str, Any]) -> None:
 
 
 @each_panel
-def test_a_part_of_a_step_has_one_color(panel: dict[str, Any]) -> None:
-    for override in panel["fieldConfig"]["overrides"]:
-        set_to = {p["id"]: p["value"] for p in override["properties"]}
-        name = set_to.get("displayName", override["matcher"]["options"])
-        if "color" in set_to:
-            assert set_to["color"] == {"mode": "fixed", "fixedColor": COLORS[name]}
+def test_columns_of_names_have_no_unit(panel: dict[str, Any]) -> None:
+    """Grafana 7 and later give a table's unit to all columns: rank 1 was "100%"."""
+    if panel["type"] != "table":
+        return
+    every = panel["fieldConfig"]["overrides"]
+    overrides = {each["matcher"]["options"]: each["properties"] for each in every}
+    labels = {name for name in overrides if not name.startswith("Value")}
+    assert labels
+    for name in labels:
+        assert {"id": "unit", "value": "string"} in overrides[name], name
+
+
+@each_panel
+def test_a_panel_of_last_values_asks_for_them(panel: dict[str, Any]) -> None:
+    """A query of one moment gives nothing after a run, and the last rank's alone while it ends."""
+    for target in panel["targets"]:
+        last = panel["type"] != "timeseries"
+        assert target.get("instant", False) == last
+        expr = target["expr"]
+        assert ("last_over_time" in expr) == last
+        if last:
+            series = re.findall(r"(?<!\w)orchestrator[_:][\w:]+", expr)
+            assert series
+            assert len(series) == len(re.findall(r"last_over_time\(orchestrator[_:][\w:]+", expr))
+
+
+@each_panel
+def test_stacked_areas_hide_nothing_where_they_are_not_stacked(panel: dict[str, Any]) -> None:
+    """Grafana 7 knows no stacking: the areas lay one over the other."""
+    custom = panel["fieldConfig"]["defaults"].get("custom", {})
+    if "stacking" in custom:
+        assert custom["lineWidth"] >= 2
+        assert custom["fillOpacity"] <= 25
+
+
+@each_panel
+def test_names_take_little_of_a_panel(panel: dict[str, Any]) -> None:
+    """Legends of "plan (source, run)" took half of it."""
+    if panel["type"] != "timeseries":
+        return
+    legend = panel["options"]["legend"]
+    assert legend["showLegend"] == (legend["displayMode"] != "hidden")
+    if not legend["showLegend"]:
+        return
+    names = [target["legendFormat"] for target in panel["targets"]]
+    width_px = GRID_PX * panel["gridPos"]["w"] / 24
+    typical = [name.replace("{{run}}", "krizhevsky2012-20261121-101500") for name in names]
+    repeated = 8 if "{{" in names[0] else 1  # runs or stages
+    wide = sum(len(name) * 7 + 30 for name in typical) * repeated
+    assert wide / width_px * 22 <= 0.3 * panel["gridPos"]["h"] * 38
+
+
+def test_a_quantity_has_one_color() -> None:
+    """Of a part of a step its own, wherever it is drawn; measured and predicted are told apart."""
+    colors: dict[tuple[str, bool], set[str]] = {}
+    for name, board in BOARDS.items():
+        for panel in board["panels"]:
+            for override in panel.get("fieldConfig", {}).get("overrides", []):
+                set_to = {p["id"]: p["value"] for p in override["properties"]}
+                title = set_to.get("displayName", override["matcher"]["options"])
+                if "color" in set_to:
+                    assert set_to["color"]["mode"] == "fixed"
+                    if title in COLORS:
+                        assert set_to["color"]["fixedColor"] == COLORS[title]
+                    else:
+                        what = (title if name == PREDICTED else panel["title"], name == PREDICTED)
+                        colors.setdefault(what, set()).add(set_to["color"]["fixedColor"])
+    assert all(len(found) == 1 for found in colors.values()), colors
+    assert colors["Exposed communication", False] == {EXPOSED}
+    assert len({*colors["measured", True], *colors["predicted", True]}) == 2
 
 
 def test_the_colors_are_those_of_all_pictures() -> None:
-    assert list(SHARE_COLORS.values()) == list(COLORS.values())
+    assert set(SHARE_COLORS.values()) <= set(COLORS.values())
+    assert list(QUERY_COLORS.items()) == list(COLORS.items())
     assert len(set(COLORS.values())) == 6
 
 

@@ -48,17 +48,39 @@ def changes(found: list[Change]) -> list[str]:
 
 
 @pytest.mark.parametrize("before_9", [False, True])
-def test_created_once_and_updated_afterwards(before_9: bool) -> None:
+def test_created_once_and_left_alone_afterwards(before_9: bool) -> None:
+    """A push without a change once made a new version, and said "updated"."""
     with grafana(before_9=before_9) as stub:
-        assert changes(push(stub)) == ["created"] * 4
+        first = push(stub)
+        assert changes(first) == ["created"] * 4
         for _ in range(2):
-            assert changes(push(stub)) == ["unchanged", "unchanged", "updated", "updated"]
+            again = push(stub)
+            assert changes(again) == ["unchanged"] * 4
+            assert [change.url for change in again] == [change.url for change in first]
         assert len(stub.folders) == len(stub.sources) == 1
         assert sorted(stub.dashboards) == ["one", "two"]
         assert stub.posts("/folders") == stub.posts("/datasources") == 1
-        [folder] = stub.folders
-        assert stub.dashboards["one"]["meta"]["folderUid"] == folder
-        assert stub.dashboards["one"]["dashboard"]["version"] == 3
+        assert stub.posts("/dashboards/db") == 2
+        assert stub.dashboards["one"]["dashboard"]["version"] == 1
+
+
+@pytest.mark.parametrize("before_9", [False, True])
+def test_a_dashboard_that_somebody_changed_is_overwritten(before_9: bool) -> None:
+    with grafana(before_9=before_9) as stub:
+        push(stub)
+        stub.dashboards["one"]["dashboard"]["panels"] = [{"type": "text"}]
+        del stub.dashboards["two"]["dashboard"]["title"]
+        assert changes(push(stub))[2:] == ["updated", "updated"]
+        assert stub.dashboards["one"]["dashboard"]["panels"] == []
+        assert stub.dashboards["two"]["dashboard"]["version"] == 2
+
+
+@pytest.mark.parametrize("before_9", [False, True])
+def test_a_dashboard_that_lies_elsewhere_is_moved(before_9: bool) -> None:
+    with grafana(before_9=before_9) as stub:
+        push(stub)
+        assert changes(push(stub, folder="Lab")) == ["created", "unchanged", "updated", "updated"]
+        assert changes(push(stub, folder="Lab")) == ["unchanged"] * 4
 
 
 @pytest.mark.parametrize("prefix", ["", "/grafana", "/behind/a-proxy"])

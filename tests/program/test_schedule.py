@@ -8,10 +8,13 @@ whose result.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 from textwrap import dedent
 
 import pytest
 
+from orchestrator.program import Program
+from orchestrator.program.ops import COMPUTE, STEP
 from orchestrator.program.schedule import (
     BUILDERS,
     SPLITS_BACKWARD,
@@ -20,6 +23,7 @@ from orchestrator.program.schedule import (
     linearise,
     needs_of,
 )
+from tests.program.small import LINEAR, small_program
 
 UNIT = {"F": 1, "B": 1, "I": 1, "W": 1}
 # name, groups, stages, microbatches
@@ -204,3 +208,63 @@ def test_no_group_keeps_more_than_its_limit(shape: tuple[str, int, int, int]) ->
             limit = min(m * chunks, 2 * (p - group - 1) + (chunks - 1) * p + 1)
             assert most(row, "F", "B" if name == "Interleaved1F1B" else "I") <= limit
             assert most(row, "I", "W") <= p
+
+
+# -- what compile makes of them -------------------------------------------------------------------
+
+PAIR = ("layers: a, ranks: [0], split: none", "layers: relu..c, ranks: [1], split: none")
+ROUND = (
+    "layers: a, ranks: [0], split: none", "layers: relu..b, ranks: [1], split: none",
+    "layers: c, ranks: [0], split: none",
+)  # fmt: skip
+SHARED = (
+    "layers: a, ranks: [0, 1], split: channel", "layers: relu..b, ranks: [0], split: none",
+    "layers: c, ranks: [0, 1], split: batch",
+)  # fmt: skip
+
+
+def pipelined(name: str, *entries: str) -> Program:
+    more = f"n_microbatches: 4\nschedule: {name}"
+    return small_program(LINEAR, *entries, batch=8, more=more)
+
+
+def actions(program: Program, rank: int) -> list[Action]:
+    """What a rank of a compiled program computes, the segments of a stage put together."""
+    found = [
+        Action(op.kind, program.segments[op.segment].stage, op.microbatch)
+        for op in program.rank_ops(rank)
+        if op.lane == COMPUTE and op.kind != STEP
+    ]
+    return [action for action, _ in groupby(found)]
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [*((name, PAIR) for name in BUILDERS if name != "ZBVZeroBubble"), ("GPipe", ROUND)],
+)
+def test_a_program_computes_in_the_order_of_its_schedule(
+    name: str, entries: tuple[str, ...]
+) -> None:
+    program = pipelined(name, *entries)
+    for rank, row in enumerate(BUILDERS[name](2, len(entries), 4)):
+        assert actions(program, rank) == row
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"), [("GPipe", PAIR), ("GPipe", ROUND), ("GPipe", SHARED), ("1F1B", PAIR)]
+)
+def test_a_program_follows_the_builder(
+    name: str, entries: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPipe once was written a second time in compile, and the tests were of the first."""
+    builder, usual = BUILDERS[name], pipelined(name, *entries)
+
+    def last_microbatch_first(groups: int, stages: int, microbatches: int) -> Timetable:
+        table = builder(groups, stages, microbatches)
+        return [[a._replace(microbatch=microbatches - 1 - a.microbatch) for a in r] for r in table]
+
+    monkeypatch.setitem(BUILDERS, name, last_microbatch_first)
+    turned = pipelined(name, *entries)
+    for rank in usual.ranks:
+        expected = [a._replace(microbatch=3 - a.microbatch) for a in actions(usual, rank)]
+        assert actions(turned, rank) == expected

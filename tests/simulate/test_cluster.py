@@ -128,7 +128,7 @@ def test_the_nearest_source_counts() -> None:
     by_key = {p.key: p.source for p in cluster.provenance}
     assert by_key["device.power_W"] == "measured, 2026"
     assert by_key["device.memory_GBps"] == "data sheet, 2010"
-    assert by_key["network[0].GBps"] == "--set network.0.GBps=12"
+    assert by_key["network[0].GBps"] == "--set cluster.network.0.GBps=12"
 
 
 def test_a_figure_set_on_the_command_line_needs_no_source() -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from orchestrator.models.layers import Layer
+from orchestrator.simulate.kernels import kernels
 
 from orchestrator.models import Conv, Dropout, Linear, MaxPool, Model, ReLU, ResponseNorm
-from orchestrator.models.layers import Layer
 from orchestrator.plan.load import read_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.segments import LayerPart
 from orchestrator.simulate.calibration import Pass
 from orchestrator.simulate.cluster import Device, load_cluster
 from orchestrator.simulate.costs import CostModel
-from orchestrator.simulate.kernels import kernels
 from orchestrator.simulate.network import Topology
 
 IMAGES = 4

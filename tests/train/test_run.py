@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from orchestrator.cli.run_view import LineView
 from orchestrator.errors import InputError
+from orchestrator.execute.transport import CountingTransport, Handle
 from orchestrator.observe.accounting import Account
 from orchestrator.plan import load_plan
-from orchestrator.program import compile_plan
+from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import edges
 from orchestrator.program.resolve import model_of
 from orchestrator.train.data import SampleOrder
@@ -133,18 +135,57 @@ def test_what_is_printed(tmp_path: Path) -> None:
     assert told[-1] == f"run folder: {tmp_path}/[out]"
 
 
-def test_a_loss_that_is_no_number_fails_the_run_and_is_null_in_the_files(tmp_path: Path) -> None:
-    """JSON has no NaN: a file with one is read by Python and refused by most others."""
+# -- a loss or a parameter that is not finite -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_first_layer(
+    name: str, tmp_path: Path
+) -> None:
+    """The first update leaves weights so large that the second forward ends beyond float32."""
     out = tmp_path / "out"
-    ended = run(plan_file(tmp_path, "columns"), out, 4, "--set", "training.lr=1e38")
+    ended = run(plan_file(tmp_path, name), out, 4, "--set", "training.lr=1e38")
     assert ended.code == 1
-    assert "not a finite number from step" in ended.err
-    assert "--set training.lr=1e+37" in ended.err
-    assert losses(out)[0] is not None
-    assert losses(out)[-1] is summary(out)["loss_last"] is None
-    for path in out.glob("*.json*"):
-        assert "NaN" not in path.read_text()
-        assert "Infinity" not in path.read_text()
+    told = ended.err.splitlines()
+    assert told[0].startswith("error: step 2: the loss on rank ")
+    assert "; first in the forward: the output of fc2 on rank " in told[0]
+    assert told[1:] == [
+        "  remedy: a lower rate than 1e+38, such as --set training.lr=1e+37",
+        f"  {out} holds the steps that ended",
+    ]
+    check_consistent(out)
+    assert len(losses(out)) == summary(out)["steps"] == 1
+    assert summary(out)["interrupted"] is True
+    assert summary(out)["loss_last"] == losses(out)[0] > 0
+    assert list((out / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["columns", "sharded", "replicas"])
+def test_parameters_that_are_not_finite_are_never_saved(name: str, tmp_path: Path) -> None:
+    """The loss of the last step came before the update that broke them."""
+    plan, out = plan_file(tmp_path, name), tmp_path / "out"
+    assert run(plan, out, 2).code == 0
+    ended = run(plan, out, 1, "--resume", str(out), "--set", "training.lr=1e39")
+    assert ended.code == 1
+    assert ended.err.startswith("error: after step 3 the parameters of conv1 on rank 0 are not ")
+    check_consistent(out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002.pt"]
+    assert len(losses(out)) == 3
+
+
+def test_a_loss_that_is_not_finite_at_once_leaves_no_folder(tmp_path: Path) -> None:
+    plan = plan_file(tmp_path, "pipeline")
+    (tmp_path / "net.py").write_text(
+        (tmp_path / "net.py").read_text().replace("weight_std=0.1", "weight_std=7e37")
+    )
+    ended = run(plan, tmp_path / "out", 2)
+    assert ended.code == 1
+    assert ended.err.startswith(
+        "error: step 1: the loss on rank 1 is not finite; first in the forward: the output of fc2 "
+        "on rank 1 is not finite, and what it reads and its parameters are\n"
+        "  remedy: smaller start values of the weights; no update had been made\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_epoch_takes_every_whole_batch_once(tmp_path: Path) -> None:
@@ -156,18 +197,48 @@ def test_one_epoch_takes_every_whole_batch_once(tmp_path: Path) -> None:
 
 
 def test_a_byte_too_many_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.train import run as driver
+    from orchestrator.program import ledger
 
-    def wrong(program: object) -> object:
-        found = edges(program)  # type: ignore[arg-type]
+    def wrong(program: Program) -> object:
+        found = edges(program)
         found[min(found)] += 4
         return found
 
-    monkeypatch.setattr(driver, "edges", wrong)
+    monkeypatch.setattr(ledger, "edges", wrong)
     ended = run(plan_file(tmp_path, "columns"), tmp_path / "out", 2)
     assert ended.code == 1
     assert "bytes differ: rank 0 -> 1 before fc2 (backward)" in ended.err
     assert summary(tmp_path / "out")["ledger_exact"] is False
+
+
+@pytest.mark.parametrize(("name", "kind"), [("data", "ALL_REDUCE"), ("sharded", "ALL_GATHER")])
+def test_a_collective_of_another_buffer_fails_the_run(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collective that is handed too little on every rank goes through, in silence."""
+    usual = CountingTransport.collective
+
+    def shortened(
+        self: CountingTransport, kind_: str, tensor: Tensor, group: tuple[int, ...]
+    ) -> Handle:
+        return usual(self, kind_, tensor[:-2] if kind_ == kind else tensor, group)
+
+    monkeypatch.setattr(CountingTransport, "collective", shortened)
+    out = tmp_path / "out"
+    ended = run(plan_file(tmp_path, name), out, 2)
+    assert ended.code == 1
+    assert f"buffers differ: rank 0, {kind} over ranks 0, 1, " in ended.err
+    assert " bytes before conv1: predicted 2, handed over 0" in ended.err
+    assert summary(out)["ledger_exact"] is False
+
+
+def test_what_stands_for_collectives_is_called_the_ring_equivalent(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run(plan_file(tmp_path, "data"), out, 1)
+    assert summary(out)["ring_equivalent_bytes"] == summary(out)["bytes_sent"] > 0
+    total = f"{summary(out)['bytes_sent']:,}"
+    assert f"of the bytes sent {total} are the ring equivalent of collectives" in ended.out
+    assert "counted by the workers (of collectives the buffers) as predicted" in ended.out
 
 
 # -- interrupted ----------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_nothing_is_written_over(make: Callable[[Path], Path], tmp_path: Path) -
     before = contents(tmp_path)
     with pytest.raises(InputError, match="does not write over another") as caught:
         RunFolder(path, PLAN)
-    assert f"--resume {path}" in caught.value.remedy
+    assert caught.value.remedy == "another folder"  # there is nothing here to resume
     assert contents(tmp_path) == before
 
 

@@ -206,6 +206,25 @@ def test_kinds_of_ones_own_reach_the_workers(
     assert summary(over_ray)["ledger_exact"] is True
 
 
+def test_a_loss_that_is_not_finite_names_a_layer_on_another_rank(
+    cluster: None, workers: dict[int, int], tmp_path: Path
+) -> None:
+    """Rank 1 sees it in its loss; rank 0, which waits for a gradient, has the layer."""
+    plan = plan_file(tmp_path, "stages")
+    net = tmp_path / "net.py"
+    net.write_text(net.read_text().replace("weight_std=0.3", "weight_std=2e38"))
+    begun = time.monotonic()
+    ended = run(plan, tmp_path / "out", 1_000_000, "--timeout", "60", launcher="ray")
+    assert time.monotonic() - begun < 60
+    assert ended.code == 1
+    assert ended.err.startswith(
+        "error: step 1: the loss on rank 1 is not finite; first in the forward: the parameters of "
+        "conv1 on rank 0 are not finite\n"
+    )
+    assert "Traceback" not in ended.err + ended.out
+    assert gone(list(workers.values()))
+
+
 def test_a_killed_worker_is_named_and_ends_the_run(
     cluster: None, workers: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

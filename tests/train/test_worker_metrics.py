@@ -61,7 +61,7 @@ def worker(host: str, node: str, driver_node: str) -> Iterator[list[tuple[str, o
     context = WorkerContext(
         rank=1, world_size=2, local_rank=0, node=node, driver_node=driver_node, device="cpu",
         emit=lambda kind, payload: emitted.append((kind, payload)),
-        stop_requested=lambda: False, listen=lambda hear: None,
+        stop_requested=lambda: False, listen=lambda kind, hear: None, timeout_s=60, driven=True,
     )  # fmt: skip
     with serving_metrics(context, replace(JOB, metrics_host=host), MemoryMeter(None)):
         yield emitted

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.observe.dashboards.panels import DATA_SOURCE, GRID_COLUMNS, Json, Panel
 
 TAG = "orchestrator"
 DATA_SOURCE_NAME = "orchestrator"
 SCHEMA_VERSION = 27  # of Grafana 7.4 and 7.5; later ones bring it up to their own
-_BY_NUMBER = 3  # Grafana's sorting of a picker: numerical, ascending
+# Grafana's sorting of a picker, and its way to say that it is not shown.
+_AS_QUERIED, _BY_NUMBER = 0, 3
+_HIDDEN = 2
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A picker: the values of a label.
+    """A picker.
 
     Args:
-        name: the label, and the variable ``$name``.
-        series: whose label it is.
-        of: the label, where the variable has another name.
+        name: the variable ``$name``.
+        query: gives its values: ``label_values(series, label)``, or ``query_result(expression)``,
+            whose rows are texts such as ``{run="a"} 1 1700000000000``.
+        regex: its first group is the value; the whole where there is none.
         first: what is picked at first; else the first value, or all.
         multi: several can be picked.
         everything: all are picked at first.
+        hidden: not shown. Its choice comes and goes with the links between dashboards all the same.
+        in_url: part of the address, and so of the links.
+        by_number: values in the order of their numbers; else as the query has them.
     """
 
     name: str
     title: str
-    series: str
-    of: str = ""
+    query: str
+    regex: str = ""
     first: str = ""
     multi: bool = False
     everything: bool = False
+    hidden: bool = False
+    in_url: bool = True
+    by_number: bool = False
+
+    def carried(self) -> Variable:
+        """The same in a dashboard that does not use it: for its links."""
+        return replace(self, hidden=True)
 
     def json(self) -> Json:
         """As Grafana has it."""
@@ -41,23 +54,22 @@ class Variable:
             current = {"selected": True, "text": ["All"], "value": ["$__all"]}
         elif self.first:
             current = {"selected": True, "text": self.first, "value": self.first}
-        query = f"label_values({self.series}, {self.of or self.name})"
         return {
             "type": "query",
             "name": self.name,
             "label": self.title,
             "datasource": DATA_SOURCE,
-            "definition": query,
-            "query": query,
+            "definition": self.query,
+            "query": self.query,
             "refresh": 2,  # when the time range changes: runs come and go
-            "sort": _BY_NUMBER,
+            "sort": _BY_NUMBER if self.by_number else _AS_QUERIED,
             "multi": self.multi or self.everything,
             "includeAll": self.everything,
             "allValue": ".*" if self.everything else None,
             "current": current,
-            "regex": "",
-            "hide": 0,
-            "skipUrlSync": False,
+            "regex": self.regex,
+            "hide": _HIDDEN if self.hidden else 0,
+            "skipUrlSync": not self.in_url,
             "options": [],
         }
 
@@ -87,15 +99,15 @@ class Board:
             "editable": True,
             "graphTooltip": 1,  # one cursor in all panels
             "refresh": "5s",
-            "time": {"from": "now-15m", "to": "now"},
+            "time": {"from": "now-1h", "to": "now"},
             "timezone": "browser",
             "annotations": {"list": []},
             "links": [
                 {
                     "type": "dashboards",
-                    "title": "",
+                    "title": "Dashboards",
                     "tags": [TAG],
-                    "asDropdown": False,
+                    "asDropdown": True,  # side by side they would take a second line
                     "includeVars": True,
                     "keepTime": True,
                 }

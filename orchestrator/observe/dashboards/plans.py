@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from orchestrator.observe.dashboards.board import Board, Variable
+from orchestrator.observe.dashboards.board import Board
 from orchestrator.observe.dashboards.panels import (
     BYTES,
+    GRID_COLUMNS,
     NUMBER,
-    RATIO,
     SECONDS,
+    SHARE,
     SHORT,
+    Label,
+    Panel,
     Query,
     table,
     timeseries,
@@ -19,65 +22,90 @@ from orchestrator.observe.dashboards.queries import (
     COLORS,
     PEAK_MEMORY,
     PLAN,
+    RUN,
+    RUN_LABELS,
+    RUNS,
     SENT,
     STEPS,
     images,
+    last,
+    last_images,
+    loss,
     per_step,
     share,
     step,
 )
 
+PICKED = 'plan=~"$plan", run=~"$runs"'
+
 
 def board() -> Board:
     """The dashboard."""
-    picked = 'plan=~"$plan", run=~"$run"'
-    by = "run, plan, source"
-    name = "{{plan}} ({{source}}, {{run}})"
-    memory = f"{PEAK_MEMORY}{{{picked}}}"
+    memory = last(f"{PEAK_MEMORY}{{{PICKED}}}")
+    # A plan of one rank sends nothing, and has no series that says so.
+    sent = f"{per_step(SENT, RUN_LABELS, PICKED)} or 0 * {last(f'{STEPS}{{{PICKED}}}', RUN_LABELS)}"
+    runs = [Label("plan"), Label("run"), Label("source", 100)]
     return Board(
         "plans",
         "Plans",
-        "Two or more plans or runs, measured or simulated, one over the other.",
-        [PLAN, Variable("run", "Runs", STEPS + '{plan=~"$plan"}', everything=True)],
+        "Two or more plans or runs, measured or simulated, at the same time or in turn.",
+        [PLAN, RUNS, RUN.carried()],
         [
             table(
-                "Side by side", RATIO,
-                f"One row for each run; parts of a step are means over the ranks. {ABOUT_ALL}",
-                ["plan", "run", "source"],
-                Query(images(picked), "images a second", unit=SHORT),
-                Query(f"avg by ({by}) ({step(picked)})", "step", unit=SECONDS),
-                *(
-                    Query(f"avg by ({by}) ({share(name, picked)})", name, color=color)
-                    for name, color in COLORS.items()
+                "Side by side", SHORT, "One row for each run, with its last values. High: fast.",
+                runs,
+                Query(last_images(PICKED), "images a second", width=150),
+                Query(
+                    f"avg by ({RUN_LABELS}) ({last(step(PICKED))})", "step",
+                    unit=SECONDS, width=110,
                 ),
-                Query(per_step(SENT, by, picked), "bytes a step", unit=BYTES),
-                Query(f"max by ({by}) ({memory})", "peak memory", unit=BYTES),
+                Query(sent, "bytes a step", unit=BYTES, width=130),
+                Query(f"max by ({RUN_LABELS}) ({memory})", "peak memory", unit=BYTES, width=130),
                 sort="images a second",
             ),
-            timeseries(
+            table(
+                "Where the time goes", SHARE,
+                f"Parts of a step, means over the ranks. {ABOUT_ALL}",
+                [Label("run", 260), Label("source", 100)],
+                *(
+                    Query(f"avg by (run, source) ({last(share(name, PICKED))})", name, color)
+                    for name, color in COLORS.items()
+                ),
+                sort="compute",
+            ),
+            _of_runs(
                 "Images a second", SHORT, "Of all ranks together. High: the faster plan.",
-                Query(images(picked), name),
+                images(PICKED), width=24,
             ),
-            timeseries(
-                "Step time", SECONDS, "Mean over the ranks. High: slow.",
-                Query(f"avg by ({by}) ({step(picked)})", name),
+            _of_runs(
+                "Step time", SECONDS, "Mean over the ranks. High: slow.", _mean(step(PICKED))
             ),
-            timeseries(
+            _of_runs(
                 "Loss", NUMBER, "Plans of one model with one seed have the same loss at the same "
-                "step; a faster one only gets there sooner. High: something else differs.",
-                Query(f"orchestrator_loss{{{picked}}}", name),
+                "step; a faster one only gets there sooner. High: something else differs. A "
+                "prediction has no line.",
+                loss(PICKED), signed=True,
             ),
-            timeseries(
-                "Exposed communication", RATIO, ABOUT["exposed"],
-                Query(f"avg by ({by}) ({share('exposed', picked)})", name),
-            ),
-            timeseries(
-                "Wait", RATIO, ABOUT["wait"],
-                Query(f"avg by ({by}) ({share('wait', picked)})", name),
-            ),
-            timeseries(
-                "Bubble", RATIO, ABOUT["bubble"],
-                Query(f"avg by ({by}) ({share('bubble', picked)})", name),
+            *(
+                _of_runs(name.capitalize(), SHARE, ABOUT[name], _mean(share(name, PICKED)))
+                for name in ("exposed", "wait", "bubble", "loading")
             ),
         ],
     )  # fmt: skip
+
+
+def _mean(expr: str) -> str:
+    return f"avg by ({RUN_LABELS}) ({expr})"
+
+
+def _of_runs(
+    title: str, unit: str, about: str, expr: str, *, width: int = 8, signed: bool = False
+) -> Panel:
+    """A line for each run, with its three labels: so it has one colour in all panels.
+
+    The widest panel names them, for all: in the others the names would take half of the room.
+    """
+    named = width == GRID_COLUMNS
+    about = about if named else f"{about} Colours as above."
+    query = Query(expr, "{{run}}")
+    return timeseries(title, unit, about, query, width=width, legend=named, signed=signed)

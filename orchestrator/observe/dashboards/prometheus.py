@@ -29,6 +29,17 @@ scrape_configs:
   - job_name: orchestrator
     http_sd_configs:  # where runs and simulations with these --metrics-port list their ranks
 {discoveries}
+    # A run that takes over the port of one that ended is read as that one for a moment. So what it
+    # tells goes by its own name: `instance` is made from the labels of each series.
+    metric_relabel_configs:
+      - source_labels: [run, rank]
+        regex: "(.+);(.+)"
+        replacement: "$1/rank $2"
+        target_label: instance
+      - source_labels: [run, rank]
+        regex: "(.+);"
+        replacement: "$1/driver"
+        target_label: instance
 """
 
 

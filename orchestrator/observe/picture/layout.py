@@ -18,7 +18,13 @@ from itertools import groupby
 
 from orchestrator.models.layer import LayerPart, SizedLayer
 from orchestrator.models.ranges import Ranges
-from orchestrator.program.ledger import Edge, activation_bytes, edges, gradient_bytes
+from orchestrator.program.ledger import (
+    GRADIENT,
+    Edge,
+    activation_bytes,
+    edges,
+    gradient_bytes,
+)
 from orchestrator.program.ops import Program
 
 MOST_ROWS = 4  # so many ranks are drawn one by one, whether they do the same or not
@@ -270,7 +276,7 @@ def _groups(program: Program, traffic: Counter[Edge]) -> list[list[int]]:
         return rank
 
     for edge in traffic:
-        if edge.direction != "gradient":
+        if edge.direction != GRADIENT:
             a, b = sorted((find(edge.from_rank), find(edge.to_rank)))
             leader[b] = a
     groups: defaultdict[int, list[int]] = defaultdict(list)
@@ -314,7 +320,7 @@ def _traffic_inside(
         found[group[0]] = []
         place.update({rank: (group[0], position) for position, rank in enumerate(group)})
     for edge, sent in traffic.items():
-        if edge.direction != "gradient":
+        if edge.direction != GRADIENT:
             (first, source), (_, target) = place[edge.from_rank], place[edge.to_rank]
             found[first].append((source, target, edge.layer, edge.direction, sent))
     return {first: tuple(sorted(rows)) for first, rows in found.items()}
@@ -364,7 +370,7 @@ def _reductions(
                 layers[group] += [x.name for x in segment.layers if x.has_weights]
     sent: Counter[tuple[int, str]] = Counter()
     for edge, count in traffic.items():
-        if edge.direction == "gradient":
+        if edge.direction == GRADIENT:
             sent[edge.from_rank, edge.layer] += count
     readers = {x.name: s.reader for s in program.segments for x in s.layers}
     found = []

@@ -11,6 +11,7 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.patches import Polygon as Patch
 
 from orchestrator.errors import InputError
+from orchestrator.files import replacing
 from orchestrator.observe.picture.shapes import LINE_SPACING, Line, Polygon, Scene
 
 POINTS_PER_INCH = 72
@@ -25,7 +26,7 @@ STYLE = {
 
 
 def save(scene: Scene, path: Path) -> None:
-    """Write a scene; a file that is there is replaced once the new one is whole.
+    """Write a scene, whole or not at all.
 
     Raises:
         InputError: a suffix that is neither .svg nor .png.
@@ -39,15 +40,10 @@ def save(scene: Scene, path: Path) -> None:
             "--picture plan.svg",
         )
     metadata = {"Date": None} if kind == "svg" else None
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with style.context(["default", STYLE]):
-            drawn = figure(scene)
-            dpi = min(PNG_DPI, MOST_PIXELS / max(drawn.get_size_inches()))
-            drawn.savefig(part, format=kind, dpi=dpi, metadata=metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file, style.context(["default", STYLE]):
+        drawn = figure(scene)
+        dpi = min(PNG_DPI, MOST_PIXELS / max(drawn.get_size_inches()))
+        drawn.savefig(file, format=kind, dpi=dpi, metadata=metadata)
 
 
 def figure(scene: Scene) -> Figure:

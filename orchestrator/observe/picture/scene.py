@@ -73,6 +73,7 @@ def _title(scene: Scene, picture: Picture) -> None:
     sent = (
         f"sent in a step: {picture.activation_bytes:,} bytes of activations, "
         f"{picture.gradient_bytes:,} of gradients"
+        f"{' (ring equivalent)' if picture.gradient_bytes else ''}"
     )
     what = f"{picture.model} on {ranks}, batch {picture.batch}, {picture.parameters:,} parameters"
     scene.texts += [
@@ -281,7 +282,9 @@ def _legend(scene: Scene, picture: Picture, top: float) -> float:
         y += 18
         scene.shapes.append(Line(((x + 4, y - 6), (x + 9, y - 6), (x + 9, y + 6), (x + 4, y + 6)),
                                  EXPOSED, 1.2))  # fmt: skip
-        lines.append("ranks that hold the same parameters and sum their gradients over a ring")
+        lines.append(
+            "ranks that hold the same parameters and sum their gradients (bytes: ring equivalent)"
+        )
     for i, line in enumerate(lines):
         scene.texts.append(Text((x + 32, top + 8 + 18 * i), line, anchor="left"))
     return y + 8

@@ -10,7 +10,7 @@ from orchestrator.observe.timeline import StepTimes
 from orchestrator.program.ops import Program
 
 Timing = Mapping[str, Any]
-"""CONTRACT's timing names and ``ranks``."""
+"""Times and bytes under their names in a summary, and ``ranks``."""
 
 
 @dataclass(frozen=True)

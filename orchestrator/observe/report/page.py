@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import suppress
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 import jinja2
@@ -15,12 +13,13 @@ from bokeh.models.ui import UIElement
 from bokeh.resources import Resources
 from markupsafe import Markup
 
+from orchestrator import files
 from orchestrator.errors import InputError
 from orchestrator.observe.palette import SHARE_COLORS, SHARE_NAMES
 from orchestrator.observe.report import overview, step_charts
 from orchestrator.observe.report.description import Report
 
-_HERE = files("orchestrator.observe.report")
+_HERE = resources.files("orchestrator.observe.report")
 
 
 def render(report: Report) -> str:
@@ -51,13 +50,9 @@ def write(path: Path, report: Report) -> None:
         InputError: the file cannot be written.
     """
     text = render(report)
-    aside = path.with_name(f".{path.name}.part")
     try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+        files.write_text(path, text)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
         raise InputError(
             f"cannot write the report to {path}: {error.strerror or error}",
             "--html",

@@ -25,7 +25,7 @@ from orchestrator.observe.report.description import RankBytes, ReportItem, Step
 from orchestrator.observe.report.drawing import DASHES, chart, legend_above, tooltips, unit
 from orchestrator.observe.report.overview import diagonal
 from orchestrator.observe.timeline import Interval
-from orchestrator.program.ledger import edges
+from orchestrator.program.ledger import GRADIENT, edges
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
@@ -252,7 +252,7 @@ def matrix(item: ReportItem) -> figure:
         "told": [f"{n:,.3g}" for n in mega],
         **{
             direction: [sums[pair][direction] / 1e6 for pair in pairs]
-            for direction in ("forward", "backward", "gradient")
+            for direction in ("forward", "backward", GRADIENT)
         },
     })  # fmt: skip
     made = chart(
