@@ -362,7 +362,7 @@ class _Cutter:
 
     def statistics(self, sized: SizedLayer) -> Statistics | None:
         """The two halves of a layer that the cut takes apart."""
-        counts = {axis: count for axis, count in self.axes if count > 1}
+        counts: dict[str, int] = {axis: count for axis, count in self.axes if count > 1}
         plan = self.plan
         each = plan.global_batch_size // plan.replicas
         cut = Cut(counts, tuple(self.batches), self.chunk, each, plan.global_batch_size)
@@ -381,15 +381,16 @@ class _Cutter:
         found = {}
         for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
             reads = list(value.whole)
-            for axis in self.inner:
-                name = "channel" if axis == "input" else axis
+            for cut in self.inner:
+                name = "channel" if cut == "input" else cut
                 if name in value.axes:
                     position = value.axes.index(name)
                     total = value.shape[position]
-                    reads[position] = normalise(self._share(sized, axis, total, at, strict=False))
+                    reads[position] = normalise(self._share(sized, cut, total, at, strict=False))
             number = 0
-            for axis in statistics.axes:
-                number = number * dict(self.axes).get(axis, 1) + at.get(axis, 0)
+            for counted in statistics.axes:
+                index = next((at[axis] for axis in at if axis == counted), 0)
+                number = number * dict[str, int](self.axes).get(counted, 1) + index
             mine = ((width * number, width * (number + 1)),)
             out = gather.layer.gathered(gather, tuple(reads), mine)
             if batch and not is_empty(tuple(reads)):

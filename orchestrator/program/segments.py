@@ -286,9 +286,8 @@ def cut(placement: Placement, itemsize: int, replicas: int, most: int) -> Cut:
         )
     boundaries = [Boundary(0, -1, 0, 0, 0, segments[0].reader, 1, (), (), summed=False)]
     for number, crossing in enumerate(crossings, 1):
-        boundary = _boundary(number, crossing, segments, layers, starts, most)
-        most -= sum(map(len, boundary.messages))
-        boundaries.append(boundary)
+        boundaries.append(_boundary(number, crossing, segments, layers, starts, most))
+        most -= sum(len(turn) for turn in boundaries[-1].messages)
     for layer in layers:
         for name in sorted(layer.sized.tied):
             boundaries.append(_tie(len(boundaries), layer.sized, name, segments, most))
