@@ -134,14 +134,20 @@ def _parameter_errors(
     """By tensor, the largest difference over the largest change.
 
     A change too small for its weights' format is measured against what rounding may do to it: a
-    few units in the last place of the largest weight have to pass.
+    few units in the last place of the largest weight have to pass, and of the largest change in the
+    network, since a gradient that cancels to nothing, as that of a bias on attention's keys, is
+    the rounding of its terms.
     """
+    changes = {
+        name: (value.detach().double() - start[name].double()).abs().max()
+        for name, value in reference.items()
+    }
+    largest = max(changes.values())
     found = {}
     for name, value in reference.items():
         wide = value.detach().double()
-        change = (wide - start[name].double()).abs().max()
-        rounding = 8 * torch.finfo(value.dtype).eps * wide.abs().max()
-        size = torch.maximum(change, rounding / tolerance).clamp_min(1e-300)
+        rounding = 8 * torch.finfo(value.dtype).eps * torch.maximum(wide.abs().max(), largest)
+        size = torch.maximum(changes[name], rounding / tolerance).clamp_min(1e-300)
         error = float((ours[name] - wide).abs().max() / size)
         found[name] = error if error == error else float("inf")
     return found

@@ -1,8 +1,9 @@
 """Norms over the channels of each example or token: layer norm and root-mean-square norm.
 
 Both subtract a shift and multiply by a scale, two numbers for each example or token that come from
-all of its channels. So some output channels need all input channels, for these two numbers only:
-:meth:`ChannelNorm.moments` computes them, :meth:`ChannelNorm.normalised` uses them.
+all of its channels. Where a plan cuts the channels over ranks they stay where they are, and the layer
+falls in two: moments of each rank's channels cross, three values a token and pair of ranks, and are
+put together as batch norm's are (:mod:`orchestrator.models.batch_norm`).
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
+from orchestrator.models.batch_norm import MOMENTS, combined
 from orchestrator.models.box import Box
 from orchestrator.models.layer import (
     IMAGE_AXES,
     Constant,
+    Count,
+    Cut,
     Layer,
     LayerMemory,
     LayerPart,
     ParameterSpec,
     SizedLayer,
+    Statistics,
     Value,
 )
-from orchestrator.models.ranges import local
+from orchestrator.models.ranges import Ranges, local
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +59,10 @@ class ChannelNorm(Layer):
 
     def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Shift (None for none) and scale, (..., 1) each, of values with all channels last."""
+        raise NotImplementedError
+
+    def from_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Shift (None for none) and scale from the mean and variance over all channels."""
         raise NotImplementedError
 
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -93,6 +102,18 @@ class ChannelNorm(Layer):
         if not self.has_bias:
             return (weight,)
         return (weight, ParameterSpec("bias", shape, Constant(0.0), axes, decays=False))
+
+    def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
+        axis = next((axis for axis in ("channel", "input") if axis in cut.counts), None)
+        if axis is None:
+            return None
+        moments, parts = f"{self.name}.moments", cut.counts[axis]
+        return Statistics(
+            (axis,),
+            ChannelMoments(name=moments, inputs=sized.sources, parts=parts),
+            AppliedNorm(name=self.name, inputs=(*sized.sources, moments), norm=self, parts=parts),
+            MOMENTS,
+        )
 
     def normalised(
         self,
@@ -167,6 +188,9 @@ class LayerNorm(ChannelNorm):
         variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
         return mean, torch.rsqrt(variance + self.eps)
 
+    def from_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor | None, Tensor]:
+        return mean, (variance + self.eps).rsqrt()
+
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         import torch.nn.functional as nnf
 
@@ -202,6 +226,9 @@ class RMSNorm(ChannelNorm):
 
         return None, torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
+    def from_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None, (variance + mean.square() + self.eps).rsqrt()
+
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         import torch.nn.functional as nnf
 
@@ -222,6 +249,87 @@ class RMSNorm(ChannelNorm):
 
         module = nn.RMSNorm(sized.output.channels, self.eps, device="meta")
         return functional_call(module, dict(parameters), tuple(inputs))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMoments(Layer):
+    """The moments of some channels of each example or token; placed by the compiler."""
+
+    parts: Count
+    kind: ClassVar[str] = "channel_moments"
+
+    def output(self, *inputs: Value) -> Value:
+        (value,) = inputs
+        return Value((*value.shape[:-1], self.parts * MOMENTS), value.axes)
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return ((*out[:-1], ((0, sized.inputs[0].channels),)),)
+
+    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
+        return (*reads[:-1], mine)
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        before, after = part.bytes(examples, itemsize)
+        return LayerMemory(before, after, keeps_input=True, kept=before, forward_extra=before)
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        import torch
+
+        x = _wide(inputs[0])
+        mean = x.mean(-1)
+        spread = (x - mean[..., None]).square().sum(-1)
+        count = torch.full_like(mean, x.shape[-1])
+        return torch.stack((count, mean, spread), -1).to(inputs[0].dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedNorm(Layer):
+    """Normalises some channels by the moments of all parts; placed by the compiler.
+
+    Args:
+        norm: the layer that it is a half of.
+    """
+
+    norm: ChannelNorm
+    parts: Count
+    kind: ClassVar[str] = "channel_norm"
+    input_count: ClassVar[int | None] = 2
+
+    def output(self, *inputs: Value) -> Value:
+        return inputs[0]
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return (out, (*out[:-1], ((0, self.parts * MOMENTS),)))
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        return self.norm.parameters(inputs[0])
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        _, after = part.bytes(examples, itemsize)
+        return LayerMemory(
+            after, after, keeps_input=True, kept=2 * after, forward_extra=after,
+            weights=part.parameters * itemsize,
+        )  # fmt: skip
+
+    def compute(
+        self,
+        part: LayerPart,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        draw: Draw | None,
+    ) -> Tensor:
+        x, gathered = (_wide(t) for t in inputs)
+        mean, variance = combined(gathered)
+        shift, scale = self.norm.from_moments(mean[..., None], variance[..., None])
+        weight = _wide(parameters[0])
+        bias = _wide(parameters[1]) if self.norm.has_bias else None
+        return self.norm.normalised(x, shift, scale, weight, bias).to(inputs[0].dtype)
 
 
 def _wide(x: Tensor) -> Tensor:
