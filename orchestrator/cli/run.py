@@ -17,7 +17,7 @@ import click
 
 from orchestrator.cli.machine import check_memory
 from orchestrator.cli.metrics_options import check, giving_out, metrics_options
-from orchestrator.cli.options import overrides, positive, split_overrides
+from orchestrator.cli.options import one_plan, overrides, positive, split_overrides
 from orchestrator.cli.run_view import BarView, LineView, shares_table
 from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
@@ -44,7 +44,7 @@ PROCESS_BYTES = 50 * 2**20  # of a worker that has imported torch, at the least
 
 
 @click.command("run")
-@click.option("--plan", "plan_source", required=True, help="A path, or a shipped plan's name.")
+@one_plan
 @click.option(
     "--data", default="digits", show_default=True,
     help="digits, synthetic, synthetic:N or imagefolder:PATH.",
@@ -98,7 +98,7 @@ def command(
     no_metrics: bool,
     overrides: tuple[str, ...],
 ) -> int:
-    """Train as a plan says, and leave a run folder.
+    """Train as PLAN says, and leave a run folder. PLAN is a path or the name of a shipped plan.
 
     Every rank is a Ray worker, unless --launcher local runs all of them in this process. With
     RAY_ADDRESS set, or inside a Ray job, the ranks run on that cluster.

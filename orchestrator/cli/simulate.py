@@ -15,7 +15,7 @@ from rich.table import Table
 
 from orchestrator.cli.figures import duration, footnote, mark, seconds, share, three_digits
 from orchestrator.cli.metrics_options import check, giving_out, metrics_options
-from orchestrator.cli.options import as_json, overrides, positive, split_overrides
+from orchestrator.cli.options import as_json, one_plan, overrides, positive, split_overrides
 from orchestrator.cli.run_view import shares_table
 from orchestrator.cli.show import remedies
 from orchestrator.cli.terminal import console, echo
@@ -35,7 +35,7 @@ from orchestrator.simulate.trace_source import trace_source
 
 
 @click.command("simulate")
-@click.option("--plan", "plan_source", required=True, help="A path, or a shipped plan's name.")
+@one_plan
 @click.option("--cluster", "cluster_source", required=True, help="A path, or a shipped cluster.")
 @click.option(
     "--steps", type=int, default=STEADY, show_default=True,
@@ -76,7 +76,7 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Predict one training step of a plan on a cluster: time, where it goes, memory, money.
+    """Predict one training step of PLAN on a cluster: time, where it goes, memory, money.
 
     With --metrics-port or --pushgateway the step is told to Prometheus, too, under the names of a
     run's metrics and source="simulated". Served, it stays until Ctrl-C, or for --metrics-linger.

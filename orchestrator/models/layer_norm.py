@@ -1,9 +1,9 @@
 """Norms over the channels of each example or token: layer norm and root-mean-square norm.
 
 Both subtract a shift and multiply by a scale, two numbers for each example or token that come from
-all of its channels. Where a plan cuts the channels over ranks they stay where they are, and the layer
-falls in two: moments of each rank's channels cross, three values a token and pair of ranks, and are
-put together as batch norm's are (:mod:`orchestrator.models.batch_norm`).
+all of its channels. Where a plan cuts the channels over ranks they stay where they are, and the
+layer falls in two: moments of each rank's channels cross, three values a token and pair of ranks,
+and are put together as batch norm's are (:mod:`orchestrator.models.batch_norm`).
 """
 
 from __future__ import annotations
