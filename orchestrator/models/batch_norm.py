@@ -179,7 +179,8 @@ class BatchMoments(Layer):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, _ = part.bytes(examples, itemsize)
         after = part.written_values * -(-examples // self.group) * itemsize
-        return LayerMemory(before, after, keeps_input=True, kept=before, forward_extra=before)
+        # a copy with the channels first, the distances from the mean, which are kept, and squares
+        return LayerMemory(before, after, kept=before, forward_extra=2 * before)
 
     def compute(
         self,
@@ -223,8 +224,8 @@ class BatchApply(BatchNorm):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         _, after = part.bytes(examples, itemsize)
         return LayerMemory(
-            after, after, keeps_input=True, kept=2 * after, forward_extra=after,
-            backward_extra=2 * after, weights=part.parameters * itemsize,
+            after, after, keeps_input=True, forward_extra=after, backward_extra=after,
+            weights=part.parameters * itemsize,
         )  # fmt: skip
 
     def compute(

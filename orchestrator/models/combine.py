@@ -72,7 +72,7 @@ class Add(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after)
+        return LayerMemory(before, after, passes_gradient=True)
 
     def compute(
         self,

@@ -175,6 +175,7 @@ class LayerMemory(NamedTuple):
         forward_extra, backward_extra: what is needed for a moment besides.
         weights: its parameters, and so their gradients.
         same: the output is the input, no new tensor.
+        passes_gradient: the gradient of its inputs is that of its output, no new tensor.
     """
 
     before: int
@@ -186,6 +187,7 @@ class LayerMemory(NamedTuple):
     backward_extra: int = 0
     weights: int = 0
     same: bool = False
+    passes_gradient: bool = False
 
 
 INT64 = 8  # bytes: places of maxima, labels, and the hash behind a dropout mask

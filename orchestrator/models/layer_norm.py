@@ -270,7 +270,7 @@ class ChannelMoments(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, keeps_input=True, kept=before, forward_extra=before)
+        return LayerMemory(before, after, kept=before, forward_extra=before)
 
     def compute(
         self,
@@ -312,8 +312,10 @@ class AppliedNorm(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         _, after = part.bytes(examples, itemsize)
+        channels = part.output_shape[-1]
+        kept = self.norm.kept(after // itemsize // channels, 0, channels) * itemsize
         return LayerMemory(
-            after, after, keeps_input=True, kept=2 * after, forward_extra=after,
+            after, after, keeps_input=True, kept=kept, forward_extra=after,
             weights=part.parameters * itemsize,
         )  # fmt: skip
 

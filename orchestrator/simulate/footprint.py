@@ -181,13 +181,19 @@ def _backward(graph: _Graph, freed: list[int]) -> tuple[int, int]:
                 owed += mine
                 mine = 0  # it stays alive for W
             made = [s for s in graph.sources[i] if wanted[i] and _has_gradient(segment, graph, s)]
-            new = sum(graph.bytes[s] for s in made) if made else 0
+            new = 0 if layer.passes_gradient else sum(graph.bytes[s] for s in made)
             found = 0 if deferred else layer.weights
             extra = layer.backward_extra if new or found else 0
             most = max(most, now + new + found + extra)
-            now += found - mine
-            for s in made:
-                if s not in gradients and s not in outside:
+            now += found
+            if layer.passes_gradient and made:
+                for s in made:
+                    gradients.setdefault(s, 0)
+                gradients[made[0]] += mine  # it lives on under another name
+                mine = 0
+            now -= mine
+            for s in made if new else ():
+                if not gradients.get(s) and s not in outside:
                     gradients[s] = graph.bytes[s]
                     now += graph.bytes[s]
             if not deferred:

@@ -36,6 +36,7 @@ from orchestrator.program.ops import (
     LANE_OF,
     RECEIVE,
     RECV_F,
+    REDUCE,
     REDUCE_SCATTER,
     SEND,
     SEND_F,
@@ -119,6 +120,7 @@ class _Exchanges:
             [b for b in program.boundaries[1:] if b.producer == segment.index and not b.parameter]
             for segment in program.segments
         ]
+        self.borrowed = [b for b in program.boundaries if b.parameter]
         self._arriving: dict[tuple[int, int, str], dict[int, list[Message]]] = {}
         self._leaving: dict[int, dict[int, list[Message]]] = {}
         self._pairs: dict[tuple[int, int, bool], dict[tuple[int, int], Message]] = {}
@@ -246,6 +248,8 @@ class _Walk:
                 self._add(_RECEIVED, columns.bytes[i])
                 self._note(i, 0)
             else:
+                if lane == REDUCE:
+                    self._take_back(segment)
                 copied = self._copied(i, kind, segment, chunk, lane)
                 self._add(_SENT, copied)
                 if copied:
@@ -285,6 +289,7 @@ class _Walk:
         travelling = self.sent
         self.sent = []
         if kind == STEP:
+            self._take_back(segment)
             self._note(i, 0)
             self._add(_GRADIENTS, -self.gradients.pop(segment, 0))
         elif kind == F:
@@ -297,6 +302,10 @@ class _Walk:
 
     def _forward(self, i: int, segment: int, chunk: int) -> None:
         mine = self.footprints[segment]
+        if chunk == 0:
+            for tie in self.exchanges.borrowed:
+                if tie.consumer == segment:
+                    self._add(_RECEIVED, -self.received.pop((F, tie.index, 0), 0))
         inputs = [self._take_import(i, n, segment, chunk) for n in range(len(mine.imports))]
         self.inputs[segment, chunk] = sum(inputs)
         if self.program.recomputes(segment, chunk):
@@ -365,6 +374,13 @@ class _Walk:
         self._forget(key, output, gradient)
         self._accumulate(segment, mine)
 
+    def _take_back(self, segment: int) -> None:
+        """Gradients that those who borrow a segment's parameters have sent are added to its own."""
+        for tie in self.exchanges.borrowed:
+            if tie.producer == segment:
+                for key in [key for key in self.received if key[:2] == (B, tie.index)]:
+                    self._add(_RECEIVED, -self.received.pop(key))
+
     def _keep_input_gradient(self, index: int, chunk: int, size_: int) -> None:
         """Until the backward that reads it here; where all of it is sent away, until it is sent."""
         turn = chunk % self.program.boundaries[index].turns
@@ -428,6 +444,8 @@ class _Walk:
             shares = kind in (REDUCE_SCATTER, ALL_GATHER)
             return columns.bytes[i] // len(columns.peers[i]) if shares else 0
         boundary = program.boundaries[segment]
+        if boundary.parameter:  # rows of a table, as they lie
+            return 0
         peer = columns.peers[i][0] % program.ranks_per_replica
         turn = chunk % boundary.turns
         if kind == SEND_F:
