@@ -1,4 +1,7 @@
-"""A model file with kinds of layer of its own, with weights and without, and its neighbours."""
+"""A model file with kinds of layer of its own, and its neighbours.
+
+Some have parameters and some have none; one reads two inputs, one changes the number of channels.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,24 @@ from pathlib import Path
 NEIGHBOUR = """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from orchestrator.models import Layer, Shape, Term
+from orchestrator.models import Constant, Layer, LayerPart, Normal, ParameterSpec, Value
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-    from orchestrator.models.torch_layers import Shard
+
+
+@dataclass(frozen=True)
+class Around(Normal):
+    \"\"\"Initial values about a middle other than 0.\"\"\"
+
+    middle: float
+
+    def draw(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
+        return super().draw(shape, generator) + self.middle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +35,24 @@ class Scale(Layer):
     \"\"\"A factor and an offset for every channel.\"\"\"
 
     start: float = 1.0
-    has_weights: ClassVar[bool] = True
 
-    def terms(self, input_shape: Shape) -> tuple[Term, ...]:
-        return tuple(Term((c, c + 1), (0, 1), ((c, c + 1),)) for c in range(input_shape[0]))
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        shape, axes = (inputs[0].channels,), ("channel",)
+        return (
+            ParameterSpec("weight", shape, Around(0.01, self.start), axes),
+            ParameterSpec("bias", shape, Constant(0.0), axes, decays=False),
+        )
 
-    def initial_weight(self, shape: Shape, generator: Generator) -> Tensor:
-        return super().initial_weight(shape, generator) + self.start
+    def macs(self, sized, out, reads) -> int:
+        from orchestrator.models.box import volume
 
-    def forward(self, x: Tensor, shard: Shard) -> Tensor:
-        (weight,) = shard.weights
-        return (x.movedim(1, -1) * weight[:, 0] + shard.bias).movedim(-1, 1)
+        return volume(out)
+
+    def compute(
+        self, part: LayerPart, inputs: Sequence[Tensor], parameters: Sequence[Tensor], draw: object
+    ) -> Tensor:
+        weight, bias = parameters
+        return (inputs[0].movedim(1, -1) * weight + bias).movedim(-1, 1)
 """
 NET = """
 from __future__ import annotations
@@ -40,27 +60,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neighbour import Scale
-from orchestrator.models import Conv, Layer, Linear, Model
+from orchestrator.models import Conv, Layer, Linear, Model, Value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Centred(Layer):
     \"\"\"Less the mean over all channels, so that a channel needs all of them.\"\"\"
 
-    def reads(self, input_shape, out):
-        return ((0, input_shape[0]),)
+    def reads(self, sized, out):
+        return ((sized.inputs[0].whole[0], *out[1:]),)
 
-    def forward(self, x, shard):
+    def compute(self, part, inputs, parameters, draw):
         from later import mean
 
-        return shard.take_out(x - mean(x))
+        return part.take_out(inputs[0] - mean(inputs[0]))
 
 
 class Tanh(Layer):
     kind = "squash"
 
-    def forward(self, x, shard):
-        return x.tanh()
+    def compute(self, part, inputs, parameters, draw):
+        return inputs[0].tanh()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate(Layer):
+    \"\"\"One value as far as another, of the same shape, lets it through.\"\"\"
+
+    input_count = 2
+
+    def reads(self, sized, out):
+        return (out, out)
+
+    def compute(self, part, inputs, parameters, draw):
+        x, gate = inputs
+        return x * gate.sigmoid()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maxout(Layer):
+    \"\"\"The largest of every ``pieces`` channels.\"\"\"
+
+    pieces: int = 2
+
+    def output(self, value):
+        return Value((value.channels // self.pieces, *value.shape[1:]), value.axes)
+
+    def reads(self, sized, out):
+        channels = tuple((a * self.pieces, b * self.pieces) for a, b in out[0])
+        return ((channels, *out[1:]),)
+
+    def compute(self, part, inputs, parameters, draw):
+        return inputs[0].unflatten(1, (-1, self.pieces)).amax(2)
 
 
 def build(depth: int = 1, side: int = 6, scaled: bool = True):
@@ -69,7 +120,8 @@ def build(depth: int = 1, side: int = 6, scaled: bool = True):
     for i in range(depth):
         chain += [Tanh(name=f"tanh{i}")]
         chain += [Scale(name=f"scale{i}")] if scaled else []
-    chain += [Centred(name="centred"), Linear(name="fc", features=10), Scale(name="out")]
+    chain += [Gate(name="gate", inputs=(chain[-1].name, "conv1")), Centred(name="centred")]
+    chain += [Maxout(name="maxout"), Linear(name="fc", features=10), Scale(name="out")]
     return Model("own", (1, side, side + 2), chain)
 """
 PLACEMENTS = {
@@ -77,6 +129,8 @@ PLACEMENTS = {
     "input": "{layers: conv1..tanh0, ranks: [0, 1], split: channel}\n"
     "  - {layers: scale0..out, ranks: [0, 1], split: input}",
     "batch": "{layers: conv1..out, ranks: [0, 1], split: batch}",
+    "height": "{layers: conv1..maxout, ranks: [0, 1], split: height}\n"
+    "  - {layers: fc..out, ranks: [0, 1], split: channel}",
     "grid": "{layers: conv1..out, ranks: 0..3, split: {batch: 2, channel: 2}}",
     "one": "{layers: conv1..out, ranks: [0], split: none}",
     "stages": "{layers: conv1..tanh0, ranks: [0], split: none}\n"

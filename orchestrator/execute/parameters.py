@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.models.box import Box, shape_of
-from orchestrator.models.layer import Constant, ParameterSpec, SizedLayer, Tile
+from orchestrator.models.layer import Constant, ParameterSpec, SizedLayer, Tile, check_tensor
 from orchestrator.models.model import Recipe
+from orchestrator.models.model_file import is_of_user, told
 from orchestrator.models.randomness import seed_of
 from orchestrator.models.terms import take
 from orchestrator.program.segments import SegmentPart
@@ -104,7 +105,7 @@ def slots_of(part: SegmentPart) -> list[Slot]:
 
 def initial_value(slot: Slot, seed: int, wholes: dict[str, Tensor]) -> Tensor:
     """Float32 start value; ``wholes`` keeps the whole parameter between the slots of one layer."""
-    if isinstance(slot.spec.initial, Constant):
+    if type(slot.spec.initial) is Constant:
         return slot.spec.initial.draw(slot.shape, torch.Generator())
     if slot.name not in wholes:
         wholes.clear()
@@ -113,9 +114,21 @@ def initial_value(slot: Slot, seed: int, wholes: dict[str, Tensor]) -> Tensor:
 
 
 def initial_parameter(layer: SizedLayer, spec: ParameterSpec, seed: int) -> Tensor:
-    """The whole parameter, float32 on the CPU, drawn from (seed, parameter, layer)."""
+    """The whole parameter, float32 on the CPU, drawn from (seed, parameter, layer).
+
+    Raises:
+        InputError: a user's own initial values fail, or are not what they should be.
+    """
     generator = torch.Generator().manual_seed(seed_of(seed, spec.name, layer.name))
-    return spec.initial.draw(spec.shape, generator)
+    if not is_of_user(type(spec.initial)):
+        return spec.initial.draw(spec.shape, generator)
+    what = f"layer {layer.name}: its initial {spec.name}"
+    try:
+        found = spec.initial.draw(spec.shape, generator)
+    except Exception as error:
+        raise told(error, f"{what} fails") from error
+    check_tensor(found, spec.shape, torch.float32, f"{what} gives")
+    return found
 
 
 class SegmentParameters:

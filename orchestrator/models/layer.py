@@ -13,15 +13,16 @@ inside their functions, so that descriptions need none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from orchestrator.errors import InputError
-from orchestrator.models.box import Box, Shape, shape_of, volume, whole
-from orchestrator.models.fields import Bounds, Matches, check_fields
+from orchestrator.models.box import Box, Shape, is_empty, shape_of, volume, whole, within
+from orchestrator.models.fields import Bounds, Matches, check, check_fields
 from orchestrator.models.model_file import is_of_user, told
 from orchestrator.models.ranges import Ranges
 
@@ -95,10 +96,22 @@ def value_of(shape: Shape) -> Value:
 
 
 @dataclass(frozen=True)
-class Normal:
+class Initial:
+    """Initial values of a parameter; the kinds below, or one of a user's own."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"initial values, {type(self).__name__}")
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Tensor:
+        """Float32 values of this shape, on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it draws")
+
+
+@dataclass(frozen=True)
+class Normal(Initial):
     """Initial values drawn from N(0, std)."""
 
-    std: float
+    std: Annotated[float, Bounds(0)]
 
     def draw(self, shape: Shape, generator: torch.Generator) -> Tensor:
         """Float32 values."""
@@ -108,10 +121,10 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Initial):
     """Initial values drawn evenly from -bound to bound."""
 
-    bound: float
+    bound: Annotated[float, Bounds(0)]
 
     def draw(self, shape: Shape, generator: torch.Generator) -> Tensor:
         """Float32 values."""
@@ -121,7 +134,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Initial):
     """Initial values that are all the same."""
 
     value: float
@@ -149,7 +162,7 @@ class ParameterSpec:
 
     name: str
     shape: Shape
-    initial: Normal | Uniform | Constant
+    initial: Initial
     axes: tuple[str | None, ...] = ()
     decays: bool = True
     tied_to: str = ""
@@ -561,6 +574,22 @@ class SizedLayer:
         """The box of each input that the box ``out`` of the output needs."""
         return _reads(self, out)
 
+    def uncut(self, axis: str) -> str:
+        """Why the output cannot be cut along an axis that it has; "" if it can."""
+        with asking(self.layer, f"uncut fails for {axis}"):
+            return self.layer.uncut(self, axis)
+
+    def from_inputs(self, channels: Ranges) -> Box | None:
+        """The output to which some input channels contribute a partial sum; None if it is no sum
+        over its input channels."""
+        with asking(self.layer, f"from_inputs fails for channels {channels}"):
+            return self.layer.from_inputs(self, channels)
+
+    def statistics(self, cut: Cut) -> Statistics | None:
+        """The two halves of a layer that a cut takes apart."""
+        with asking(self.layer, "statistics fails"):
+            return self.layer.statistics(self, cut)
+
     def part(self, out: Box, reads: tuple[Box, ...]) -> LayerPart:
         """The part that computes ``out`` from ``reads``."""
         return _part(self, out, reads)
@@ -596,10 +625,60 @@ class LayerPart(NamedTuple):
         """Values of one example's output."""
         return volume(self.out)
 
+    def take_out(self, x: Tensor, number: int = 0) -> Tensor:
+        """The box ``out`` of a tensor that has the box of an input, of the same axes.
+
+        Args:
+            x: (n, sizes of that box).
+            number: of the input.
+        """
+        from orchestrator.models.terms import take
+
+        for dimension, ranges in enumerate(within(self.out, self.reads[number]), 1):
+            x = take(x, ranges, dimension)
+        return x
+
     def bytes(self, examples: int, itemsize: int) -> tuple[int, int]:
         """Of its inputs, integers left out, and of its output."""
         each = examples * itemsize
         return each * self.read_values, each * self.written_values
+
+    def memory(self, examples: int, itemsize: int) -> LayerMemory:
+        """Bytes of the part over some examples; what a user's kind says is checked.
+
+        Raises:
+            InputError: it fails, or says something else.
+        """
+        with asking(self.sized.layer, "memory fails"):
+            found = self.sized.layer.memory(self, examples, itemsize)
+        if is_of_user(type(self.sized.layer)):
+            fits = isinstance(found, LayerMemory) and all(isinstance(n, int) for n in found)
+            _allow(self, fits, f"memory gives {found!r}", "LayerMemory of whole numbers")
+        return found
+
+    def kernels(self, examples: int, direction: Pass, itemsize: int) -> tuple[Kernel, ...]:
+        """What a device runs for one pass; what a user's kind says is checked.
+
+        Raises:
+            InputError: it fails, or says something else.
+        """
+        with asking(self.sized.layer, "kernels fails"):
+            found = self.sized.layer.kernels(self, examples, direction, itemsize)
+        if is_of_user(type(self.sized.layer)):
+            fits = isinstance(found, tuple) and all(isinstance(k, Kernel) for k in found)
+            _allow(self, fits, f"kernels gives {found!r}", "a tuple of Kernels")
+        return found
+
+    def signature(self) -> str:
+        """What its time depends on besides shapes; of a user's kind, text.
+
+        Raises:
+            InputError: it fails, or says something else.
+        """
+        with asking(self.sized.layer, "signature fails"):
+            found = self.sized.layer.signature(self)
+        _allow(self, isinstance(found, str), f"signature gives {found!r}", "text")
+        return found
 
     @property
     def input_shapes(self) -> tuple[Shape, ...]:
@@ -612,16 +691,37 @@ class LayerPart(NamedTuple):
         return shape_of(self.out)
 
 
+def _allow(part: LayerPart, fits: bool, found: str, allowed: str) -> None:
+    if not fits:
+        raise InputError(f"layer {part.sized.name}: its {found}; allowed: {allowed}")
+
+
 # Every rank of every plan asks a layer the same few questions, so the answers are kept.
 @lru_cache(maxsize=65_536)
 def _reads(sized: SizedLayer, out: Box) -> tuple[Box, ...]:
     if not is_of_user(type(sized.layer)):
         return sized.layer.reads(sized, out)
-    try:
+    with asking(sized.layer, f"reads fails for the box {out}"):
         found = sized.layer.reads(sized, out)
-    except Exception as error:
-        raise told(error, f"layer {sized.name}: its reads fails for the box {out}") from error
     return _check_reads(sized, found)
+
+
+@contextmanager
+def asking(layer: Layer, what: str) -> Iterator[None]:
+    """While a layer is asked: what a user's code raises is told, with its line.
+
+    Args:
+        what: what then failed, such as ``reads fails``.
+
+    Raises:
+        InputError: a user's code fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_of_user(type(layer)):
+            raise
+        raise told(error, f"layer {layer.name}: its {what}") from error
 
 
 def _check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
@@ -634,7 +734,7 @@ def _check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
     for box, value in zip(found if fits else (), sized.inputs, strict=True):
         fits = fits and isinstance(box, tuple) and len(box) == len(value.shape)
         fits = fits and all(_are_ranges(r, n) for r, n in zip(box, value.shape, strict=True))
-    if not fits:
+    if not fits or all(map(is_empty, found)):
         shapes = ", ".join("x".join(map(str, value.shape)) for value in sized.inputs)
         raise InputError(
             f"layer {sized.name}: reads gives {found}; allowed: for each input ({shapes}) a box: "
@@ -656,9 +756,38 @@ def _are_ranges(ranges: Any, size: int) -> bool:
 
 @lru_cache(maxsize=65_536)
 def _part(sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> LayerPart:
-    tiles = sized.layer.tiles(sized, out, reads) if sized.has_weights else ()
+    layer = sized.layer
+    if not is_of_user(type(layer)):
+        tiles = layer.tiles(sized, out, reads) if sized.has_weights else ()
+        macs = layer.macs(sized, out, reads)
+    else:
+        with asking(layer, f"tiles fails for the box {out}"):
+            tiles = layer.tiles(sized, out, reads) if sized.has_weights else ()
+        _check_tiles(sized, tiles)
+        with asking(layer, f"macs fails for the box {out}"):
+            macs = layer.macs(sized, out, reads)
+        check(macs, Zeros, f"layer {sized.name}: macs of the box {out}")
     parameters = sum(volume(tile.box) for tile in tiles)
-    return LayerPart(sized, out, reads, tiles, parameters, sized.layer.macs(sized, out, reads))
+    return LayerPart(sized, out, reads, tiles, parameters, macs)
+
+
+def _check_tiles(sized: SizedLayer, found: Any) -> None:
+    """Refuse what are no boxes of its parameters.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    shapes = {spec.name: spec.shape for spec in sized.specs}
+    for tile in found if isinstance(found, tuple) else (found,):
+        shape = shapes.get(tile.parameter) if isinstance(tile, Tile) else None
+        fits = shape is not None and isinstance(tile.box, tuple) and len(tile.box) == len(shape)
+        if not fits or not all(map(_are_ranges, tile.box, shape or ())):
+            told_shapes = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise InputError(
+                f"layer {sized.name}: tiles gives {tile}; allowed: Tiles of its parameters "
+                f"({told_shapes}), with ascending ranges such as ((0, 4), (6, 8)) for each "
+                "dimension"
+            )
 
 
 def run(
@@ -679,15 +808,11 @@ def run(
         y = layer.compute(part, inputs, parameters, draw)
     except Exception as error:
         raise told(error, f"{what} fails") from error
-    examples, dtype = len(inputs[0]), inputs[0].dtype
-    shape = (examples, *part.output_shape)
-    if not isinstance(y, torch.Tensor):
-        raise InputError(f"{what}: its compute gives {type(y).__name__}; allowed: a tensor")
-    floats = inputs[0].is_floating_point()
-    if tuple(y.shape) != shape or (floats and y.dtype != dtype):
-        raise InputError(
-            f"{what}: its compute gives {tuple(y.shape)} in {y.dtype}; allowed: {shape} in {dtype}"
-        )
+    dtypes = [x.dtype for x in (*inputs, *parameters) if x.is_floating_point()]
+    check_tensor(
+        y, (len(inputs[0]), *part.output_shape), dtypes[0] if dtypes else None,
+        f"{what}: its compute gives",
+    )  # fmt: skip
     needs = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
     if needs and not y.requires_grad:
         raise InputError(
@@ -695,6 +820,24 @@ def run(
             remedy="no detach(), no_grad() or numpy in it",
         )
     return y
+
+
+def check_tensor(y: object, shape: Shape, dtype: torch.dtype | None, what: str) -> None:
+    """Refuse what is no tensor of this shape and dtype, None for any, from a user's code.
+
+    Args:
+        what: what gave it, such as ``layer clip: its compute gives``.
+
+    Raises:
+        InputError: what was found, what is allowed.
+    """
+    import torch
+
+    if isinstance(y, torch.Tensor) and y.shape == shape and dtype in (None, y.dtype):
+        return
+    given = f"{tuple(y.shape)} in {y.dtype}" if isinstance(y, torch.Tensor) else type(y).__name__
+    allowed = f"{shape} in {dtype}" if dtype else f"a tensor of {shape}"
+    raise InputError(f"{what} {given}; allowed: {allowed}")
 
 
 def wants_image(layer: Layer, value: Value, what: str) -> None:

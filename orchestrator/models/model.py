@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
+from math import prod
 from typing import Annotated, Any
 
 from orchestrator.errors import InputError
-from orchestrator.models.box import Shape
+from orchestrator.models.box import Shape, intersection, is_empty, volume
 from orchestrator.models.combine import Sum
 from orchestrator.models.cross_entropy import CrossEntropy
 from orchestrator.models.fields import Bounds, Matches, check, check_fields
@@ -28,12 +30,17 @@ from orchestrator.models.layer import (
     INPUT,
     LABELS,
     Count,
+    Initial,
     Layer,
+    LayerPart,
+    Name,
     ParameterSpec,
     SizedLayer,
     Value,
+    asking,
     value_of,
 )
+from orchestrator.models.model_file import is_of_user
 
 LOSS = "loss"
 ModelName = Annotated[str, Matches(r"[\w][\w .+-]{0,99}", "of letters, digits and . _ - +")]
@@ -114,8 +121,11 @@ class Model:
             raise InputError(f"model {self.name}: {what}")
         for suffix in (".sum", ".moments", ".parts"):
             if ours := [name for name in names if f"{name}{suffix}" in names]:
+                what = (
+                    f"the sum of {ours[0]}'s parts" if suffix == ".sum" else f"a half of {ours[0]}"
+                )
                 raise InputError(
-                    f"model {self.name}: {ours[0]}{suffix} is what a half of {ours[0]} is called",
+                    f"model {self.name}: {ours[0]}{suffix} is what {what} is called",
                     remedy=f"another name for the layer {ours[0]}{suffix}",
                 )
 
@@ -283,22 +293,69 @@ def _check_layer(layer: object, what: str) -> None:
 
 def _sized(layer: Layer, inputs: tuple[Value, ...], sources: tuple[str, ...]) -> SizedLayer:
     """The layer at its place; what it says of its output, inputs and parameters is checked."""
-    sized = SizedLayer.of(layer, *inputs, sources=sources)
+    with asking(layer, "output fails"):
+        sized = SizedLayer.of(layer, *inputs, sources=sources)
     what, output = f"layer {layer.name}", sized.output
-    if not isinstance(output, Value) or len(output.axes) != len(output.shape):
+    if not _is_value(output):
         raise InputError(
-            f"{what}: its output gives {output!r}; allowed: a Value with an axis for each size"
+            f"{what}: its output gives {output!r}; allowed: a Value with an axis for each size, "
+            "no axis twice"
         )
-    check(output.shape, tuple[Count, ...], f"{what}: output of {inputs[0].shape}")
-    for spec in sized.specs:
-        if not isinstance(spec, ParameterSpec):
-            raise InputError(f"{what}: parameters gives {spec!r}; allowed: ParameterSpecs")
+    shapes = " and ".join(str(value.shape) for value in inputs)
+    check(output.shape, tuple[Count, ...], f"{what}: output of {shapes}")
+    _check_parameters(sized)
+    reads = sized.reads(output.whole)
+    if is_of_user(type(layer)):
+        _check_covered(sized, sized.part(output.whole, reads))
+    return sized
+
+
+def _is_value(output: Any) -> bool:
+    axes = getattr(output, "axes", ())
+    return (
+        isinstance(output, Value)
+        and isinstance(output.shape, tuple)
+        and isinstance(axes, tuple)
+        and all(isinstance(axis, str) for axis in axes)
+        and len(axes) == len(set(axes)) == len(output.shape)
+    )
+
+
+def _check_parameters(sized: SizedLayer) -> None:
+    """Names, shapes, axes and initial values of what a layer trains."""
+    what, axes = f"layer {sized.name}", sized.output.axes
+    with asking(sized.layer, "parameters fails"):
+        specs = sized.specs
+    if not isinstance(specs, tuple) or not all(isinstance(spec, ParameterSpec) for spec in specs):
+        raise InputError(f"{what}: parameters gives {specs!r}; allowed: a tuple of ParameterSpecs")
+    names = [spec.name for spec in specs]
+    for spec in specs:
+        check(spec.name, Name, f"{what}: name of a parameter")
+        if names.count(spec.name) > 1:
+            raise InputError(f"{what}: parameter name used twice: {spec.name}")
         check(spec.shape, tuple[Count, ...], f"{what}: shape of {spec.name}")
-        unknown = [axis for axis in spec.axes if axis is not None and axis not in output.axes]
-        if unknown or (spec.axes and len(spec.axes) != len(spec.shape)):
+        if not isinstance(spec.initial, Initial):
+            raise InputError(
+                f"{what}: initial of {spec.name}: found {spec.initial!r}; allowed: such as "
+                "Normal(0.01), Uniform(0.1) or Constant(0.0)"
+            )
+        check(spec.decays, bool, f"{what}: decays of {spec.name}")
+        check(spec.tied_to, str, f"{what}: tied_to of {spec.name}")
+        known = all(axis is None or axis in axes for axis in spec.axes)
+        if not known or (spec.axes and len(spec.axes) != len(spec.shape)):
             raise InputError(
                 f"{what}: axes of {spec.name} are {spec.axes}; allowed: for each of its "
-                f"{len(spec.shape)} dimensions None or one of {', '.join(output.axes)}"
+                f"{len(spec.shape)} dimensions None or one of {', '.join(axes)}"
             )
-    sized.reads(output.whole)
-    return sized
+
+
+def _check_covered(sized: SizedLayer, everything: LayerPart) -> None:
+    """The tiles behind the whole output are all of every parameter, and each value once."""
+    for spec in sized.specs:
+        boxes = [tile.box for tile in everything.tiles if tile.parameter == spec.name]
+        meet = any(not is_empty(intersection(a, b)) for a, b in combinations(boxes, 2))
+        if meet or sum(map(volume, boxes)) != prod(spec.shape):
+            raise InputError(
+                f"layer {sized.name}: tiles of the whole output give {boxes} of {spec.name}; "
+                f"allowed: all of its {spec.shape}, nothing twice"
+            )

@@ -367,7 +367,7 @@ class _Cutter:
         each = plan.global_batch_size // plan.replicas
         cut = Cut(counts, tuple(self.batches), self.chunk, each, plan.global_batch_size)
         try:
-            return sized.layer.statistics(sized, cut)
+            return sized.statistics(cut)
         except InputError as error:
             location = plan.place(("placement", self.number))
             raise InputError(error.message, location, error.remedy) from error
@@ -461,7 +461,7 @@ class _Cutter:
             return box, self._reads(sized, box)
         (before,) = sized.inputs
         channels = self._share(sized, "input", before.channels, at, strict=True)
-        touched = sized.layer.from_inputs(sized, channels)
+        touched = sized.from_inputs(channels)
         assert touched is not None
         channel = value.axes.index("channel")
         out[channel] = touched[channel]
@@ -481,9 +481,9 @@ class _Cutter:
     def _check_axis(self, sized: SizedLayer, axis: str) -> None:
         """Refuse an axis that a layer cannot be cut on, by name and with a reason."""
         axes = sized.output.axes
-        reason = f"its output has no {axis}" if axis not in axes else sized.layer.uncut(sized, axis)
+        reason = f"its output has no {axis}" if axis not in axes else sized.uncut(axis)
         if reason:
-            suits = ["batch", *(x for x in axes if not sized.layer.uncut(sized, x))]
+            suits = ["batch", *(x for x in axes if not sized.uncut(x))]
             suits = [x for x in suits if x != "width"]
             raise InputError(
                 f"{sized.name} cannot be split by {axis}: {reason}; it can by {', '.join(suits)}",
@@ -561,4 +561,4 @@ def _in_shares(total: int, shares: tuple[int, ...]) -> Ranges:
 
 def _sums(sized: SizedLayer) -> bool:
     """Whether a layer is a sum over its input channels, so that some of them give a partial sum."""
-    return sized.layer.from_inputs(sized, ((0, 1),)) is not None
+    return sized.from_inputs(((0, 1),)) is not None

@@ -146,7 +146,7 @@ def shape_key(part: LayerPart) -> str:
     sized = part.sized
     before = " + ".join(map(_times, part.input_shapes))
     layer = sized.layer
-    words = [before, ">", _times(part.output_shape), layer.signature(part)]
+    words = [before, ">", _times(part.output_shape), part.signature()]
     if is_of_user(type(layer)):  # which of its fields change its time is not known
         names = [one.name for one in fields(layer) if one.name not in ("name", "inputs")]
         words += [_word(f"{name}={getattr(layer, name)}") for name in names]

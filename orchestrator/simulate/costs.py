@@ -283,7 +283,7 @@ class CostModel:
             fraction = device.efficiency.get(kind, fraction)
         bandwidth = device.memory_bandwidth * fraction
         seconds = 0.0
-        for kernel in layer.sized.layer.kernels(layer, examples, direction, self.program.itemsize):
+        for kernel in layer.kernels(examples, direction, self.program.itemsize):
             arithmetic = kernel.flops / (peak * device.occupied(kernel.product))
             seconds += max(arithmetic, kernel.bytes / bandwidth) + device.kernel_overhead_s
         return seconds

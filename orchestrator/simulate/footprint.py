@@ -61,7 +61,7 @@ class _Graph:
 
     def __init__(self, segment: Segment, part: SegmentPart, itemsize: int, *, split: bool) -> None:
         self.segment, self.split = segment, split
-        self.layers = [x.sized.layer.memory(x, part.examples, itemsize) for x in part.layers]
+        self.layers = [x.memory(part.examples, itemsize) for x in part.layers]
         self.of: dict[int, int] = {-1 - n: -1 - n for n in range(len(segment.imports))}
         for i, layer in enumerate(self.layers):
             self.of[i] = self.of[segment.sources[i][0]] if layer.same else i

@@ -74,7 +74,7 @@ def test_kinds_of_ones_own_are_measured_and_told_apart_by_their_fields(tmp_path:
     found = load_cluster(cluster)
     assert found.calibration is not None
     rows = {(row.kind, row.shape) for row in found.calibration.layers}
-    assert ("scale", "10 > 10 start=1.0 groups 10") in rows
+    assert ("scale", "10 > 10 start=1.0") in rows
     assert ("squash", "8x4x6 > 8x4x6") in rows
     assert found.device(0).efficiency.keys() == {"conv", "linear", "memory"}
     told = command("simulate", "--plan", plan, "--cluster", str(cluster), "--set",

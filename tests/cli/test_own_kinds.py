@@ -1,4 +1,4 @@
-"""A user's own kinds of layer, with weights and without, go through every command."""
+"""A user's own kinds of layer, of any connectivity, go through every command."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def test_show(tmp_path: Path) -> None:
         "conv1": ("conv", 80),
         "tanh0": ("squash", 0),
         "scale0": ("scale", 16),
+        "gate": ("gate", 0),
         "centred": ("centred", 0),
-        "fc": ("linear", 1930),
+        "maxout": ("maxout", 0),
+        "fc": ("linear", 970),
         "out": ("scale", 20),
     }
     assert all(rank["peak_memory_bytes"] > 0 for rank in found["ranks"])
@@ -82,10 +84,10 @@ def test_run_resume_and_compare(tmp_path: Path) -> None:
 def test_options_of_the_function_are_options_of_the_plan(tmp_path: Path) -> None:
     file = plan(tmp_path, options=", depth: 2, scaled: false")
     names = [x["name"] for x in json.loads(command("show", file, "--json").out)["layers"]]
-    assert names == ["conv1", "tanh0", "tanh1", "centred", "fc", "out"]
+    assert names == ["conv1", "tanh0", "tanh1", "gate", "centred", "maxout", "fc", "out"]
     deeper = command("show", file, "--json", "--set", "model.depth=3", "--set", "model.side=9")
     assert json.loads(deeper.out)["layers"][0]["output_shape"] == [8, 7, 9]
-    assert len(json.loads(deeper.out)["layers"]) == 7
+    assert len(json.loads(deeper.out)["layers"]) == 9
     out = tmp_path / "run"
     options = ("--launcher", "local", "--no-metrics", "--steps", "1", "--set", "model.depth=3")
     assert command("run", "--plan", file, *options, "--out", str(out)).code == 0
@@ -111,25 +113,25 @@ def test_an_option_that_cannot_be_is_told(tmp_path: Path, options: str, message:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("return x.tan()h", "net.py fails on import: SyntaxError"),
-        ("return x.tangent()", "layer tanh0 fails: AttributeError: 'Tensor' object has no attribu"),
-        ("return x[:, :1]", "layer tanh0: its forward gives (8, 1, 4, 6) in torch.float"),
-        ("return x.float().half()", "layer tanh0: its forward gives (8, 4, 4, 6) in torch.float16"),
-        ("return x.detach()", "layer tanh0: its forward gives what autograd cannot follow"),
-        ("return 3", "layer tanh0: its forward gives int; allowed: (8, 4, 4, 6) in"),
+        ("return inputs[0].tan()h", "net.py fails on import: SyntaxError"),
+        ("return inputs[0].tangent()", "layer tanh0 fails: AttributeError: 'Tensor' object has no attribu"),
+        ("return inputs[0][:, :1]", "layer tanh0: its compute gives (8, 1, 4, 6) in torch.float"),
+        ("return inputs[0].half()", "layer tanh0: its compute gives (8, 4, 4, 6) in torch.float16"),
+        ("return inputs[0].detach()", "layer tanh0: its compute gives what autograd cannot follow"),
+        ("return 3", "layer tanh0: its compute gives int; allowed: (8, 4, 4, 6) in"),
     ],
 )
 def test_a_kind_that_fails_is_told_by_layer_and_line(
     tmp_path: Path, line: str, message: str
 ) -> None:
     file = plan(tmp_path)
-    (tmp_path / "net.py").write_text(NET.replace("return x.tanh()", line))
+    (tmp_path / "net.py").write_text(NET.replace("return inputs[0].tanh()", line))
     run = ("run", "--plan", file, "--launcher", "local", "--no-metrics", "--steps", "1")
     out = tmp_path / "run"
     for call in (("verify", file, "--batch", "8"), (*run, "--out", str(out))):
         told = refused(*call)
         assert message in told
-        assert "net.py:27" in told or "its forward gives" in told
+        assert "net.py:27" in told or "its compute gives" in told
     assert not out.exists()
 
 

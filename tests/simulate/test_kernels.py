@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from orchestrator.models.layers import Layer
-from orchestrator.simulate.kernels import kernels
 
 from orchestrator.models import Conv, Dropout, Linear, MaxPool, Model, ReLU, ResponseNorm
+from orchestrator.models.layer import Kernel, Layer, LayerPart, Pass
 from orchestrator.plan.load import read_plan
 from orchestrator.program import compile_plan
-from orchestrator.program.segments import LayerPart
-from orchestrator.simulate.calibration import Pass
 from orchestrator.simulate.cluster import Device, load_cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.network import Topology
@@ -60,21 +57,21 @@ def test_bytes_of_layers_without_weights(
     layer: Layer, forward: list[int], backward: list[int]
 ) -> None:
     _, part = costs_of(layer)
-    assert [k.bytes for k in kernels(part, IMAGES, "forward", 4)] == forward
-    assert [k.bytes for k in kernels(part, IMAGES, "backward", 4)] == backward
-    assert [k.bytes for k in kernels(part, IMAGES, "backward_input", 4)] == backward
-    assert [k.bytes for k in kernels(part, IMAGES, "forward", 2)][0] < forward[0]
+    assert [k.bytes for k in part.kernels(IMAGES, "forward", 4)] == forward
+    assert [k.bytes for k in part.kernels(IMAGES, "backward", 4)] == backward
+    assert [k.bytes for k in part.kernels(IMAGES, "backward_input", 4)] == backward
+    assert [k.bytes for k in part.kernels(IMAGES, "forward", 2)][0] < forward[0]
 
 
 def test_a_layer_with_weights_has_two_products_in_its_backward() -> None:
     _, part = costs_of(Conv(name="b", channels=8, kernel=3))
     x, y, weights = X, IMAGES * 8 * 7 * 7, 8 * 6 * 9 + 8
-    (forward,) = kernels(part, IMAGES, "forward", 4)
+    (forward,) = part.kernels(IMAGES, "forward", 4)
     assert forward.flops == 2 * 8 * 6 * 9 * 7 * 7 * IMAGES
     assert forward.bytes == (x + y + weights) * 4
-    assert kernels(part, IMAGES, "backward", 4) == (forward, forward)
-    assert kernels(part, IMAGES, "backward_input", 4) == (forward,)
-    assert kernels(part, IMAGES, "backward_weight", 4) == (forward,)
+    assert part.kernels(IMAGES, "backward", 4) == (forward, forward)
+    assert part.kernels(IMAGES, "backward_input", 4) == (forward,)
+    assert part.kernels(IMAGES, "backward_weight", 4) == (forward,)
 
 
 def test_each_kernel_waits_for_its_own_limit() -> None:
