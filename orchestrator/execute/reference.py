@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orchestrator.execute.interpreter import Feed
 from orchestrator.execute.parameters import TORCH_DTYPE, initial_parameter, update
-from orchestrator.models.layer import INPUT, LABELS
+from orchestrator.models.layer import INPUT, LABELS, run_whole
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.randomness import Draw
 
@@ -109,7 +109,7 @@ class Reference:
                 for spec in sized.specs
             }
             inputs = [values[source] for source in sized.sources]
-            values[sized.name] = sized.layer.whole(sized, inputs, named, draw)
+            values[sized.name] = run_whole(sized, inputs, named, draw)
         last = values[self.model.layers[span[-1]].name]
         if self.model.layers[span[-1]].layer.is_loss:
             return last / (self.global_batch * self.model.predictions)

@@ -13,7 +13,7 @@ inside their functions, so that descriptions need none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -731,7 +731,7 @@ def _check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
         InputError: it is not.
     """
     fits = isinstance(found, tuple) and len(found) == len(sized.inputs)
-    for box, value in zip(found if fits else (), sized.inputs, strict=True):
+    for box, value in zip(found, sized.inputs, strict=True) if fits else ():
         fits = fits and isinstance(box, tuple) and len(box) == len(value.shape)
         fits = fits and all(_are_ranges(r, n) for r, n in zip(box, value.shape, strict=True))
     if not fits or all(map(is_empty, found)):
@@ -808,11 +808,8 @@ def run(
         y = layer.compute(part, inputs, parameters, draw)
     except Exception as error:
         raise told(error, f"{what} fails") from error
-    dtypes = [x.dtype for x in (*inputs, *parameters) if x.is_floating_point()]
-    check_tensor(
-        y, (len(inputs[0]), *part.output_shape), dtypes[0] if dtypes else None,
-        f"{what}: its compute gives",
-    )  # fmt: skip
+    shape = (len(inputs[0]), *part.output_shape)
+    check_tensor(y, shape, _dtype(inputs, parameters), f"{what}: its compute gives")
     needs = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
     if needs and not y.requires_grad:
         raise InputError(
@@ -820,6 +817,34 @@ def run(
             remedy="no detach(), no_grad() or numpy in it",
         )
     return y
+
+
+def run_whole(
+    sized: SizedLayer,
+    inputs: Sequence[Tensor],
+    parameters: Mapping[str, Tensor],
+    draw: Draw | None,
+) -> Tensor:
+    """A layer's :meth:`Layer.whole`; where a user's own kind has one, what it gives is checked.
+
+    Raises:
+        InputError: a user's code fails, or gives what it should not.
+    """
+    layer = sized.layer
+    if not is_of_user(type(layer)) or type(layer).whole is Layer.whole:
+        return layer.whole(sized, inputs, parameters, draw)
+    with asking(layer, "whole fails"):
+        y = layer.whole(sized, inputs, parameters, draw)
+    shape = (len(inputs[0]), *sized.output_shape)
+    check_tensor(
+        y, shape, _dtype(inputs, parameters.values()), f"layer {sized.name}: its whole gives"
+    )
+    return y
+
+
+def _dtype(inputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> torch.dtype | None:
+    """That of a layer's floating-point numbers; None where it has none."""
+    return next((x.dtype for x in (*inputs, *parameters) if x.is_floating_point()), None)
 
 
 def check_tensor(y: object, shape: Shape, dtype: torch.dtype | None, what: str) -> None:

@@ -11,6 +11,7 @@ import ast
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -23,6 +24,7 @@ from orchestrator.errors import InputError
 
 PREFIX = "_orchestrator_model_"
 _PACKAGE = __name__.split(".")[0]
+_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 _PACKAGE_FOLDER = Path(__file__).parent.parent
 
 
@@ -190,8 +192,8 @@ def told(error: BaseException, what: str, folder: Path | None = None) -> InputEr
     Args:
         error: with its traceback.
         what: what failed.
-        folder: of the user's code, whose innermost line is told; None: the first line that is not
-            in this package.
+        folder: of the user's code, whose innermost line is told; None: the first line that is
+            neither in this package nor in Python's library.
     """
     line = _line(error, folder)
     if isinstance(error, InputError):
@@ -202,6 +204,10 @@ def told(error: BaseException, what: str, folder: Path | None = None) -> InputEr
     return InputError(f"{what}: {reason}" + (f" ({line})" if line else ""))
 
 
+def _is_of_python(path: Path) -> bool:
+    return path.is_relative_to(_LIBRARY) and "site-packages" not in path.parts
+
+
 def _line(error: BaseException, folder: Path | None) -> str:
     """``net.py:12``, as a path from ``folder``; empty where no line is the user's."""
     frames = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
@@ -209,6 +215,7 @@ def _line(error: BaseException, folder: Path | None) -> str:
         frames.append((Path(error.filename), error.lineno))
     outside = [(p, n) for p, n in frames if not p.is_relative_to(_PACKAGE_FOLDER) and p.is_file()]
     if folder is None:
+        outside = [(path, number) for path, number in outside if not _is_of_python(path)]
         return f"{outside[0][0].name}:{outside[0][1]}" if outside else ""
     inside = [
         (path.relative_to(folder), number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_options_of_the_function_are_options_of_the_plan(tmp_path: Path) -> None
     [
         (", dept: 3", "own.yaml:4, model.dept: net.py:build has no option 'dept'; it has: depth, "),
         (", depth: 3.0", "own.yaml:4, model.depth: net.py:build: option depth: found 3.0 (float)"),
-        (", side: 2", "own.yaml:4, model.file: net.py:37: layer conv1: its input of 1x2x4 is too"),
+        (", side: 2", "own.yaml:4, model.file: net.py:69: layer conv1: its input of 1x2x4 is too"),
         (", depth: -1, side: x", "model.side: net.py:build: option side: found 'x'; allowed: a w"),
     ],
 )
@@ -114,7 +115,10 @@ def test_an_option_that_cannot_be_is_told(tmp_path: Path, options: str, message:
     ("line", "message"),
     [
         ("return inputs[0].tan()h", "net.py fails on import: SyntaxError"),
-        ("return inputs[0].tangent()", "layer tanh0 fails: AttributeError: 'Tensor' object has no attribu"),
+        (
+            "return inputs[0].tangent()",
+            "layer tanh0 fails: AttributeError: 'Tensor' object has no attribu",
+        ),
         ("return inputs[0][:, :1]", "layer tanh0: its compute gives (8, 1, 4, 6) in torch.float"),
         ("return inputs[0].half()", "layer tanh0: its compute gives (8, 4, 4, 6) in torch.float16"),
         ("return inputs[0].detach()", "layer tanh0: its compute gives what autograd cannot follow"),
@@ -136,35 +140,62 @@ def test_a_kind_that_fails_is_told_by_layer_and_line(
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "return inputs[0].tangent()",
+            r"layer tanh0: its whole fails: AttributeError: .*net.py:30",
+        ),
+        ("return inputs[0][:, :1]", r"layer tanh0: its whole gives \(8, 1, 4, 6\) in torch.float"),
+        ("return inputs[0].relu()", "loss differs by"),
+    ],
+)
+def test_a_kind_that_says_another_whole_is_held_against_it(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    file = plan(tmp_path)
+    whole = f"\n\n    def whole(self, sized, inputs, parameters, draw):\n        {line}"
+    tanh = "return inputs[0].tanh()"
+    (tmp_path / "net.py").write_text(NET.replace(tanh, f"{tanh}{whole}"))
+    ended = command("verify", file, "--batch", "8")
+    assert ended.code == (1 if "differs" in message else 2)
+    assert re.search(message, ended.err + ended.out)
+
+
+@pytest.mark.parametrize(
     ("shape", "data", "message"),
     [
         ("(12,)", "digits", "the model reads vectors of 12 values"),
         ("(4, 6)", "digits", "the model reads 4x6 values"),
-        ("(1, 2, 3, 4)", "digits", "the model reads 1x2x3x4 values"),
+        ("(4, 6)", "synthetic", "the model scores each of 4 tokens, data has a label an example"),
         ("(12,)", "imagefolder:.", "an image folder has images of 3 channels"),
         ("(3, 4)", "imagefolder:.", "an image folder has images of 3 channels"),
         ("(64,)", "digits", None),
         ("(3, 5, 7)", "digits", None),
         ("(12,)", "synthetic:40", None),
         ("(4, 6)", "synthetic:40", None),
-        ("(1, 2, 3, 4)", "synthetic:40", None),
         ("(3, 5, 7)", "synthetic:40", None),
     ],
 )
 def test_examples_of_any_shape_are_drawn_and_trained_on_or_refused(
     tmp_path: Path, shape: str, data: str, message: str | None
 ) -> None:
-    """A model of vectors once passed ``verify`` and died in ``run``."""
+    """A model of vectors once passed ``verify`` and died in ``run``.
+
+    Without a ``Flatten`` the model of (4, 6) scores each of 4 tokens.
+    """
+    flatten = "Flatten(name='flat'), " if data != "synthetic" else ""
+    layers = "relu1..flat" if flatten else "relu1"
     (tmp_path / "net.py").write_text(
-        "from orchestrator.models import Linear, Model, ReLU\n"
+        "from orchestrator.models import Flatten, Linear, Model, ReLU\n"
         f"def build(): return Model('m', {shape}, "
-        "[ReLU(name='relu1'), Linear(name='fc', features=10)])\n"
+        f"[ReLU(name='relu1'), {flatten}Linear(name='fc', features=10)])\n"
     )
     file = tmp_path / "any.yaml"
     file.write_text(
         "schema_version: 1\nname: any\nglobal_batch_size: 4\n"
         "model: {file: net.py, function: build}\n"
-        "placement:\n  - {layers: relu1, ranks: [0, 1], split: batch}\n"
+        f"placement:\n  - {{layers: {layers}, ranks: [0, 1], split: batch}}\n"
         "  - {layers: fc, ranks: [0, 1], split: channel}\n"
     )
     picture, out = tmp_path / "any.png", tmp_path / "run"
@@ -180,3 +211,18 @@ def test_examples_of_any_shape_are_drawn_and_trained_on_or_refused(
     assert message in told
     assert "--data synthetic" in told
     assert not out.exists()
+
+
+def test_examples_of_more_sides_than_images_have_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from orchestrator.models import Linear, Model\n"
+        "def build(): return Model('m', (1, 2, 3, 4), [Linear(name='fc', features=10)])\n"
+    )
+    file = tmp_path / "any.yaml"
+    file.write_text(
+        "schema_version: 1\nname: any\nglobal_batch_size: 4\n"
+        "model: {file: net.py, function: build}\n"
+        "placement:\n  - {layers: fc, ranks: [0], split: none}\n"
+    )
+    told = refused("show", str(file))
+    assert "any.yaml:4, model.file: net.py:2: an input of 4 dimensions; allowed: (channels" in told

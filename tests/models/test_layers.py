@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from orchestrator import models
 from orchestrator.errors import InputError
+from orchestrator.execute.parameters import initial_parameter
 from orchestrator.models import (
+    Constant,
     Conv,
     CrossEntropy,
     Dropout,
     Layer,
+    LayerPart,
     Linear,
     MaxPool,
     Model,
+    Normal,
+    ParameterSpec,
     Recipe,
     ReLU,
     ResponseNorm,
-    Shape,
     SizedLayer,
     SpatialNorm,
     Sum,
+    Uniform,
     Value,
 )
-from orchestrator.models.box import Box, whole
+from orchestrator.models.box import Box, Shape, whole
 from orchestrator.models.fields import Bounds
-from orchestrator.models.layer import Tile, value_of
+from orchestrator.models.layer import Initial, Kernel, LayerMemory, Pass, Tile, value_of
 from orchestrator.models.ranges import Ranges, normalise, size
 from orchestrator.models.terms import part_terms
 
@@ -224,7 +231,7 @@ WRONG_FIELDS = [
 
 @pytest.mark.parametrize(("kind", "values", "message"), WRONG_FIELDS)
 def test_a_field_that_does_not_fit_is_told(
-    kind: type[Layer], values: dict[str, object], message: str
+    kind: type[Layer], values: dict[str, Any], message: str
 ) -> None:
     """``Conv(channels=16.0)`` once ended deep in torch, and ``groups=0`` in a division."""
     with pytest.raises(InputError) as caught:
@@ -238,10 +245,10 @@ def test_every_field_of_every_kind_is_checked() -> None:
         kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, Layer)
     }
     assert {Conv, Linear, ReLU, ResponseNorm, SpatialNorm, MaxPool, Dropout, Sum} <= kinds
-    needed = {Conv: {"channels": 4, "kernel": 3}, Linear: {"features": 4}}
     for kind in kinds:
+        needed = [field.name for field in fields(kind) if field.default is MISSING]
         for field in fields(kind):
-            values: dict[str, Any] = {"name": "c", **needed.get(kind, {}), field.name: object()}
+            values: dict[str, Any] = {**dict.fromkeys(needed, 4), "name": "c", field.name: object()}
             with pytest.raises(InputError, match=f": {field.name}: found <object"):
                 kind(**values)
 
@@ -260,8 +267,10 @@ class Odd(Layer):
     limit: Annotated[float, Bounds(0)] = 1.0
     free: object = None
 
-    def forward(self, x: Tensor, shard: Shard) -> Tensor:
-        return x
+    def compute(
+        self, part: LayerPart, inputs: Sequence[Tensor], parameters: Sequence[Tensor], draw: object
+    ) -> Tensor:
+        return inputs[0]
 
 
 def test_a_kind_of_ones_own_is_checked_alike_and_named_after_its_class() -> None:
@@ -277,35 +286,56 @@ class Silent(Layer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wide(Odd):
-    """Reads more channels than there are."""
+class Says(Odd):
+    """Says of each thing what it is told to; a function raises or computes it."""
 
-    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
-        return ((0, input_shape[0] + 1),)
+    outputs: Any = None
+    needs: Any = None
+    trains: Any = ()
+    parts: Any = None
+    counts: Any = 0
+
+    def output(self, *inputs: Value) -> Value:
+        return _said(self.outputs, inputs[0], *inputs)  # type: ignore[no-any-return]
+
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return _said(self.needs, (out,) * len(sized.inputs), out)  # type: ignore[no-any-return]
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        return _said(self.trains, (), *inputs)  # type: ignore[no-any-return]
+
+    def tiles(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> tuple[Tile, ...]:
+        default = super().tiles(sized, out, reads)
+        return _said(self.parts, default, out)  # type: ignore[no-any-return]
+
+    def macs(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> int:
+        return _said(self.counts, 0, out)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weightless(Odd):
-    """Would be trained, but has nothing to train."""
-
-    has_weights: ClassVar[bool] = True
+def _said(value: Any, default: Any, *given: object) -> Any:
+    found = value(*given) if callable(value) else value
+    return default if found is None else found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Halved(Odd):
-    """Has shapes of half channels."""
+def fails(*_: object) -> None:
+    raise KeyError("why")
 
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return (input_shape[0] / 2,)  # type: ignore[return-value]
+
+ONES = Constant(1.0)
+
+
+def spec(name: Any = "w", shape: Any = (4,), initial: Any = ONES, **more: Any) -> Any:
+    return ParameterSpec(name, shape, initial, **more)
+
+
+def trained(*specs: object, **more: Any) -> Says:
+    return Says(name="s", trains=specs, **more)
 
 
 FC = Linear(name="fc", features=3)
 WRONG_CHAINS = [
     ((4,), [Silent(name="s"), FC], "layer s: Silent does not say what it computes"),
     ((4,), [CrossEntropy(name="s"), FC], "layer s: the model adds its loss itself"),
-    ((4,), [Wide(name="s"), FC], r"layer s: reads gives \(\(0, 5\),\); allowed: ascending"),
-    ((4,), [Weightless(name="s"), FC], "layer s: its kind odd has weights but no terms"),
-    ((4,), [Halved(name="s"), FC], r"layer s: output_shape of \(4,\): found \(2.0,\)"),
     ((4,), [Odd(name="s", free=[]), FC], "layer s: unhashable type: 'list'"),
     ((4,), [object(), FC], "model m, layer 0: found builtins.object, which is no layer"),
     ((4,), 3, "layers: found a int; allowed: a tuple or a list"),
@@ -327,20 +357,182 @@ def test_a_model_that_cannot_be_is_told(shape: Any, chain: Any, message: str) ->
         Model("m", shape, chain)
 
 
+HALF = Value((2.0,), ("channel",))  # type: ignore[arg-type]
+COVER = r"tiles of the whole output give .* of w; allowed: all of its \(.,\), nothing twice"
+TILES = r"layer s: tiles gives .*; allowed: Tiles of its parameters \(w \(4,\)\)"
+READS = r"; allowed: for each input \(4\) a box: for each of its axes ascending ranges such as"
+WRONG_WORDS = [
+    (Says(name="s", outputs=HALF), r"layer s: output of \(4,\): found \(2.0,\)"),
+    (Says(name="s", outputs=Value((0,), ("channel",))), r"layer s: output of \(4,\): found \(0,\)"),
+    (Says(name="s", outputs=(4,)), r"layer s: its output gives \(4,\); allowed: a Value with"),
+    (Says(name="s", outputs=Value((4,), ())), "its output gives .*; allowed: a Value with an axis"),
+    (Says(name="s", outputs=Value((2, 2), ("channel",) * 2)), "its output gives .* no axis twice"),
+    (Says(name="s", outputs=fails), r"layer s: its output fails: KeyError: 'why' \(test_layers.py"),
+    (Says(name="s", needs=((((0, 5),),),)), r"reads gives \(\(\(\(0, 5\),\),\),\)" + READS),
+    (Says(name="s", needs=((((2, 4), (0, 1)),),)), "layer s: reads gives .*" + READS),
+    (Says(name="s", needs=((((0, 2.0),),),)), "layer s: reads gives .*" + READS),
+    (Says(name="s", needs=((((-1, 2),),),)), "layer s: reads gives .*" + READS),
+    (Says(name="s", needs=(((0, 4),),)), "layer s: reads gives .*" + READS),
+    (Says(name="s", needs=(((),),)), "layer s: reads gives .*" + READS),
+    (Says(name="s", needs=()), "layer s: reads gives .*" + READS),
+    (Says(name="s", needs=3), "layer s: reads gives 3" + READS),
+    (Says(name="s", needs=fails), "layer s: its reads fails for the box .*KeyError"),
+    (Says(name="s", trains=3), "layer s: parameters gives 3; allowed: a tuple of ParameterSpecs"),
+    (Says(name="s", trains=(3,)), r"parameters gives \(3,\); allowed: a tuple of ParameterSpecs"),
+    (Says(name="s", trains=fails), r"its parameters fails: KeyError: 'why' \(test_layers.py"),
+    (trained(spec(name="a b")), "layer s: name of a parameter: found 'a b'"),
+    (trained(spec(), spec()), "layer s: parameter name used twice: w"),
+    (trained(spec(shape=(0,))), r"layer s: shape of w: found \(0,\)"),
+    (Says(name="s", trains=lambda _: (spec(shape=[4]),)), r"layer s: shape of w: found \[4\]"),
+    (trained(spec(initial=1.0)), r"initial of w: found 1.0; allowed: such as Normal\(0.01\)"),
+    (trained(spec(decays=1)), "layer s: decays of w: found 1"),
+    (trained(spec(tied_to=None)), "layer s: tied_to of w: found None"),
+    (trained(spec(tied_to="x.y")), "s.w, .* is tied to x.y, which is no parameter of the model"),
+    (trained(spec(axes=("row",))), "layer s: axes of w are .'row',.; allowed: for each of its 1"),
+    (trained(spec(shape=(4, 2), axes=("channel",))), "layer s: axes of w .* for each of its 2"),
+    (trained(spec(shape=(8,), axes=("channel",))), COVER),
+    (trained(spec(), parts=()), COVER),
+    (trained(spec(), parts=(Tile("w", (((0, 2),),)),)), COVER),
+    (trained(spec(), parts=(Tile("w", (((0, 2),),)), Tile("w", (((1, 3),),)))), COVER),
+    (trained(spec(), parts=(Tile("v", (((0, 4),),)),)), TILES),
+    (trained(spec(), parts=(Tile("w", (((0, 4),), ((0, 1),))),)), TILES),
+    (trained(spec(), parts=(("w", (((0, 4),),)),)), TILES),
+    (trained(spec(), parts=(Tile("w", (((0, 4.0),),)),)), TILES),  # type: ignore[arg-type]
+    (trained(spec(), parts=3), TILES),
+    (trained(spec(), parts=fails), r"layer s: its tiles fails for the box .*: KeyError: 'why'"),
+    (Says(name="s", counts=-1), r"layer s: macs of the box .*: found -1; allowed: a whole number"),
+    (Says(name="s", counts=1.5), r"layer s: macs of the box .*: found 1.5"),
+    (Says(name="s", counts=fails), r"layer s: its macs fails for the box .*: KeyError: 'why'"),
+    (Says(name="s", inputs=("input", "input")), "layer s: a odd reads 1 value, found inputs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "message"), WRONG_WORDS)
+def test_what_a_kind_of_ones_own_says_is_checked(layer: Layer, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Model("m", (4,), [layer, FC])
+
+
+def test_a_kind_that_cannot_say_what_a_part_is_is_told_where() -> None:
+    """What fails for a part is found where it is cut, and told with its line."""
+
+    def for_the_whole_only(box: Box) -> None:
+        if box != (((0, 4),),):
+            fails()
+
+    reads = Model("m", (4,), [Says(name="s", needs=for_the_whole_only), FC]).layers[0]
+    with pytest.raises(InputError, match=r"layer s: its reads fails for the box .*test_layers.py"):
+        reads.reads((((0, 2),),))
+    layer = trained(spec(axes=("channel",)), parts=for_the_whole_only)
+    tiles = Model("m", (4,), [layer, FC]).layers[0]
+    with pytest.raises(InputError, match=r"layer s: its tiles fails for the box .*test_layers.py"):
+        tiles.part((((0, 2),),), ((((0, 2),),),))
+
+
+@pytest.mark.parametrize(
+    ("initial", "values", "message"),
+    [
+        (Normal, (-1,), "initial values, Normal: std: found -1; allowed: a number of 0 or more"),
+        (Normal, ("1",), "initial values, Normal: std: found '1'"),
+        (Uniform, (-0.5,), "initial values, Uniform: bound: found -0.5"),
+        (Constant, (float("nan"),), "initial values, Constant: value: found nan"),
+    ],
+)
+def test_initial_values_that_cannot_be_are_told(initial: Any, values: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        initial(*values)
+
+
+@dataclass(frozen=True)
+class Drawn(Initial):
+    """Initial values of one's own: what it is told to give."""
+
+    gives: Any
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Tensor:
+        return _said(self.gives, None, shape)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (fails, r"layer s: its initial w fails: KeyError: 'why' \(test_layers.py"),
+        (3, r"layer s: its initial w gives int; allowed: \(4,\) in torch.float32"),
+        (
+            lambda _: torch.zeros(5),
+            r"layer s: its initial w gives \(5,\) in torch.float32; allowed",
+        ),
+        (lambda shape: torch.zeros(shape).double(), r"gives \(4,\) in torch.float64; allowed"),
+    ],
+)
+def test_initial_values_of_ones_own_are_checked(gives: Any, message: str) -> None:
+    sized = Model("m", (4,), [trained(spec(initial=Drawn(gives))), FC]).layers[0]
+    with pytest.raises(InputError, match=message):
+        initial_parameter(sized, sized.spec("w"), seed=0)
+
+
+def test_initial_values_of_ones_own_are_used() -> None:
+    ones = Drawn(lambda shape: torch.ones(shape))
+    sized = Model("m", (4,), [trained(spec(initial=ones)), FC]).layers[0]
+    assert torch.equal(initial_parameter(sized, sized.spec("w"), seed=0), torch.ones(4))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Picky(Odd):
-    """Knows what it reads as a whole only."""
+class Costly(Odd):
+    """Says what it costs, wrongly."""
 
-    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
-        if out != ((0, 4),):
-            raise KeyError(out)
-        return out
+    what: Any = None
+
+    def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        return _said(self.what, None)  # type: ignore[no-any-return]
+
+    def kernels(
+        self, part: LayerPart, examples: int, direction: Pass, itemsize: int
+    ) -> tuple[Kernel, ...]:
+        return _said(self.what, None)  # type: ignore[no-any-return]
+
+    def signature(self, part: LayerPart) -> str:
+        return _said(self.what, None)  # type: ignore[no-any-return]
+
+    def uncut(self, sized: SizedLayer, axis: str) -> str:
+        return _said(self.what, "")  # type: ignore[no-any-return]
+
+    def from_inputs(self, sized: SizedLayer, channels: Ranges) -> Box | None:
+        return _said(self.what, None)  # type: ignore[no-any-return]
 
 
-def test_a_kind_that_cannot_say_what_a_part_reads_is_told_where() -> None:
-    model = Model("m", (4,), [Picky(name="s"), FC])
-    with pytest.raises(InputError, match=r"layer s: its reads fails for channels .*test_layers.py"):
-        model.layers[0].reads(((0, 2),))
+def test_what_a_kind_of_ones_own_says_of_its_costs_is_checked() -> None:
+    def of(what: Any) -> LayerPart:
+        sized = Model("m", (4,), [Costly(name="s", what=what), FC]).layers[0]
+        return sized.part(sized.output.whole, sized.reads(sized.output.whole))
+
+    with pytest.raises(InputError, match="layer s: its memory gives 3; allowed: LayerMemory of wh"):
+        of(3).memory(2, 4)
+    with pytest.raises(InputError, match="its memory gives LayerMemory.*2.5.*; allowed: LayerM"):
+        of(LayerMemory(2.5, 4)).memory(2, 4)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="layer s: its kernels gives 3; allowed: a tuple of Kern"):
+        of(3).kernels(2, "forward", 4)
+    with pytest.raises(InputError, match="layer s: its signature gives 3; allowed: text"):
+        of(3).signature()
+    ask: dict[str, Callable[[LayerPart], object]] = {
+        "memory": lambda part: part.memory(2, 4),
+        "kernels": lambda part: part.kernels(2, "forward", 4),
+        "signature": lambda part: part.signature(),
+        "uncut": lambda part: part.sized.uncut("channel"),
+        "from_inputs": lambda part: part.sized.from_inputs(((0, 1),)),
+    }
+    for word, asked in ask.items():
+        with pytest.raises(InputError, match=rf"layer s: its {word} fails.*why.*\(test_layers.py"):
+            asked(of(fails))
+
+
+def test_a_part_takes_its_box_out_of_what_it_reads() -> None:
+    layer = sized(Says(name="s", needs=((((1, 4),), ((0, 2), (4, 6)), ((0, 5),)),)), 4, 6, 5)
+    out = (((1, 2), (3, 4)), ((1, 2), (4, 5)), ((2, 5),))
+    part = layer.part(out, layer.reads(out))
+    whole_value = torch.arange(2 * 4 * 6 * 5).view(2, 4, 6, 5)
+    read = whole_value[:, 1:4, [0, 1, 4, 5]]
+    assert torch.equal(part.take_out(read), whole_value[:, [1, 3]][:, :, [1, 4]][..., 2:5])
 
 
 @pytest.mark.parametrize("name", [3, "", "[/x]", "a\x1b[31m", "x" * 101])

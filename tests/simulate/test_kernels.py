@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pytest
+from torch import Tensor
 
-from orchestrator.models import Conv, Dropout, Linear, MaxPool, Model, ReLU, ResponseNorm
+from orchestrator.models import (
+    Constant,
+    Conv,
+    Dropout,
+    Linear,
+    MaxPool,
+    Model,
+    ParameterSpec,
+    ReLU,
+    ResponseNorm,
+    SizedLayer,
+    SpatialNorm,
+    Sum,
+    Value,
+)
+from orchestrator.models.box import Box, volume
 from orchestrator.models.layer import Kernel, Layer, LayerPart, Pass
 from orchestrator.plan.load import read_plan
 from orchestrator.program import compile_plan
@@ -18,8 +35,10 @@ IMAGES = 4
 X, Y = IMAGES * 6 * 9 * 9, IMAGES * 6 * 4 * 4  # values of the second layer, and of a pool's output
 
 
-def costs_of(layer: Layer, device: Device | None = None) -> tuple[CostModel, LayerPart]:
-    """The second of three layers on one device, its part whole."""
+def costs_of(
+    layer: Layer, device: Device | None = None, part_of: str = "b"
+) -> tuple[CostModel, LayerPart]:
+    """Of three layers on one device, of which this is the second, the part of one, whole."""
     first, last = Conv(name="first", channels=6, kernel=2), Linear(name="last", features=5)
     model = Model("three", (3, 10, 10), [first, layer, last])
     plan = read_plan(
@@ -35,7 +54,7 @@ def costs_of(layer: Layer, device: Device | None = None) -> tuple[CostModel, Lay
         part
         for segment in program.segments
         for part in segment.parts[0].layers
-        if part.sized.name == layer.name
+        if part.sized.name == part_of
     )
     return CostModel(program, cluster, Topology(cluster)), part
 
@@ -47,6 +66,8 @@ def costs_of(layer: Layer, device: Device | None = None) -> tuple[CostModel, Lay
         (ReLU(name="b"), [2 * X * 4], [3 * X * 4]),
         (Dropout(name="b"), [3 * X * 4], [3 * X * 4]),
         (ResponseNorm(name="b"), [3 * X * 4], [4 * X * 4]),
+        (SpatialNorm(name="b"), [3 * X * 4], [4 * X * 4]),
+        (Sum(name="b"), [2 * X * 4], [3 * X * 4]),
         # gx is set to zero, then gy and an int64 a value are read and gx is written: once twice
         # the forward
         (MaxPool(name="b"), [(X + Y) * 4 + Y * 8], [X * 4, (Y + X) * 4 + Y * 8]),
@@ -61,6 +82,39 @@ def test_bytes_of_layers_without_weights(
     assert [k.bytes for k in part.kernels(IMAGES, "backward", 4)] == backward
     assert [k.bytes for k in part.kernels(IMAGES, "backward_input", 4)] == backward
     assert [k.bytes for k in part.kernels(IMAGES, "forward", 2)][0] < forward[0]
+
+
+def test_the_loss_moves_the_log_of_the_softmax() -> None:
+    _, part = costs_of(ReLU(name="b"), part_of="loss")
+    for direction in ("forward", "backward", "backward_input"):
+        assert [k.bytes for k in part.kernels(IMAGES, direction, 4)] == [2 * IMAGES * 5 * 4]
+    assert part.kernels(IMAGES, "backward_weight", 4) == ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled(Layer):
+    """A kind of one's own that says its parameters and arithmetic, and nothing of kernels."""
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        return (ParameterSpec("w", (inputs[0].channels,), Constant(1.0), ("channel",)),)
+
+    def macs(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> int:
+        return volume(out)
+
+    def compute(
+        self, part: LayerPart, inputs: Sequence[Tensor], parameters: Sequence[Tensor], draw: object
+    ) -> Tensor:
+        return inputs[0] * parameters[0][:, None, None]
+
+
+def test_a_kind_of_ones_own_reads_its_parameters_in_each_pass() -> None:
+    _, part = costs_of(Scaled(name="b"))
+    forward = Kernel(2 * X, (2 * X + 6) * 4)
+    of_input, of_weight = Kernel(2 * X, (3 * X + 6) * 4), forward
+    assert part.kernels(IMAGES, "forward", 4) == (forward,)
+    assert part.kernels(IMAGES, "backward", 4) == (of_input, of_weight)
+    assert part.kernels(IMAGES, "backward_input", 4) == (of_input,)
+    assert part.kernels(IMAGES, "backward_weight", 4) == (of_weight,)
 
 
 def test_a_layer_with_weights_has_two_products_in_its_backward() -> None:

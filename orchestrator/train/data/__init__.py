@@ -8,6 +8,7 @@ SampleOrder.indices(step) -'
 from __future__ import annotations
 
 from orchestrator.errors import InputError
+from orchestrator.models import Model
 from orchestrator.train.data.dataset import Dataset, Indices, Shape
 from orchestrator.train.data.digits import Digits, open_digits
 from orchestrator.train.data.image_folder import ImageFolder, open_image_folder
@@ -23,10 +24,33 @@ __all__ = [
     "Prefetcher",
     "SampleOrder",
     "Synthetic",
+    "data_for",
     "open_dataset",
 ]
 
 _KINDS = "digits, synthetic, synthetic:N or imagefolder:PATH"
+
+
+def data_for(spec: str, model: Model, seed: int = 0) -> Dataset:
+    """The data that ``--data SPEC`` names, for a model.
+
+    Raises:
+        InputError: as :func:`open_dataset`; a model of token numbers, or one that scores each
+            token, since data has numbers that are no tokens, and one label an example.
+    """
+    what = ""
+    if model.input.integer:
+        what = "the model reads token numbers"
+    elif model.labels.shape:
+        what = f"the model scores each of {model.predictions} tokens, data has a label an example"
+    if what:
+        raise InputError(
+            f"{what}; no data for it is built in",
+            f"--data {spec}",
+            "verify and simulate, which need none; for one label an example a Flatten before the "
+            "last layer",
+        )
+    return open_dataset(spec, shape=model.input_shape, classes=model.classes, seed=seed)
 
 
 def open_dataset(spec: str, *, shape: Shape, classes: int, seed: int) -> Dataset:
