@@ -166,14 +166,16 @@ def test_a_kind_that_says_another_whole_is_held_against_it(
     ("shape", "data", "message"),
     [
         ("(12,)", "digits", "the model reads vectors of 12 values"),
-        ("(4, 6)", "digits", "the model reads 4x6 values"),
-        ("(4, 6)", "synthetic", "the model scores each of 4 tokens, data has a label an example"),
+        ("(4, 6)", "digits", "the model reads sequences and has a label for each token"),
+        ("(4, 6) flat", "digits", "the model reads 4x6 values"),
         ("(12,)", "imagefolder:.", "an image folder has images of 3 channels"),
-        ("(3, 4)", "imagefolder:.", "an image folder has images of 3 channels"),
+        ("(3, 4)", "imagefolder:.", "the model reads sequences and has a label for each token"),
+        ("(3, 4) flat", "imagefolder:.", "an image folder has images of 3 channels"),
         ("(64,)", "digits", None),
         ("(3, 5, 7)", "digits", None),
         ("(12,)", "synthetic:40", None),
         ("(4, 6)", "synthetic:40", None),
+        ("(4, 6) flat", "synthetic:40", None),
         ("(3, 5, 7)", "synthetic:40", None),
     ],
 )
@@ -182,10 +184,11 @@ def test_examples_of_any_shape_are_drawn_and_trained_on_or_refused(
 ) -> None:
     """A model of vectors once passed ``verify`` and died in ``run``.
 
-    Without a ``Flatten`` the model of (4, 6) scores each of 4 tokens.
+    A model of (4, 6) scores each of 4 tokens, unless these are made ``flat`` before.
     """
-    flatten = "Flatten(name='flat'), " if data != "synthetic" else ""
-    layers = "relu1..flat" if flatten else "relu1"
+    flat = shape.endswith(" flat")
+    shape = shape.removesuffix(" flat")
+    flatten, layers = ("Flatten(name='flat'), ", "relu1..flat") if flat else ("", "relu1")
     (tmp_path / "net.py").write_text(
         "from orchestrator.models import Flatten, Linear, Model, ReLU\n"
         f"def build(): return Model('m', {shape}, "

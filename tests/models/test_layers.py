@@ -360,7 +360,7 @@ def test_a_model_that_cannot_be_is_told(shape: Any, chain: Any, message: str) ->
 HALF = Value((2.0,), ("channel",))  # type: ignore[arg-type]
 COVER = r"tiles of the whole output give .* of w; allowed: all of its \(.,\), nothing twice"
 TILES = r"layer s: tiles gives .*; allowed: Tiles of its parameters \(w \(4,\)\)"
-READS = r"; allowed: for each input \(4\) a box: for each of its axes ascending ranges such as"
+READS = r"; allowed: for each input \(4\) a box: for each of its axes ascending ranges that"
 WRONG_WORDS = [
     (Says(name="s", outputs=HALF), r"layer s: output of \(4,\): found \(2.0,\)"),
     (Says(name="s", outputs=Value((0,), ("channel",))), r"layer s: output of \(4,\): found \(0,\)"),
