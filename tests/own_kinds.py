@@ -8,13 +8,14 @@ NEIGHBOUR = """
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from math import prod
+from typing import TYPE_CHECKING
 
-from orchestrator.models import Layer, Shape, Term
+from orchestrator.models import Constant, Layer, LayerPart, ParameterSpec, Uniform, Value
+from orchestrator.models.box import shape_of
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
-    from orchestrator.models.torch_layers import Shard
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +23,21 @@ class Scale(Layer):
     \"\"\"A factor and an offset for every channel.\"\"\"
 
     start: float = 1.0
-    has_weights: ClassVar[bool] = True
 
-    def terms(self, input_shape: Shape) -> tuple[Term, ...]:
-        return tuple(Term((c, c + 1), (0, 1), ((c, c + 1),)) for c in range(input_shape[0]))
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        (value,) = inputs
+        shape, axes = (value.channels,), ("channel",)
+        return (
+            ParameterSpec("weight", shape, Uniform(self.start), axes),
+            ParameterSpec("bias", shape, Constant(0.0), axes, decays=False),
+        )
 
-    def initial_weight(self, shape: Shape, generator: Generator) -> Tensor:
-        return super().initial_weight(shape, generator) + self.start
+    def macs(self, sized, out, reads) -> int:
+        return prod(shape_of(out))
 
-    def forward(self, x: Tensor, shard: Shard) -> Tensor:
-        (weight,) = shard.weights
-        return (x.movedim(1, -1) * weight[:, 0] + shard.bias).movedim(-1, 1)
+    def compute(self, part: LayerPart, inputs, parameters, draw) -> Tensor:
+        weight, bias = parameters
+        return (inputs[0].movedim(1, -1) * weight + bias).movedim(-1, 1)
 """
 NET = """
 from __future__ import annotations
@@ -40,27 +45,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neighbour import Scale
-from orchestrator.models import Conv, Layer, Linear, Model
+from orchestrator.models import Conv, Layer, Linear, Model, Value
+from orchestrator.models.ranges import local, normalise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Centred(Layer):
     \"\"\"Less the mean over all channels, so that a channel needs all of them.\"\"\"
 
-    def reads(self, input_shape, out):
-        return ((0, input_shape[0]),)
+    def reads(self, sized, out):
+        return ((((0, sized.inputs[0].channels),), *out[1:]),)
 
-    def forward(self, x, shard):
+    def compute(self, part, inputs, parameters, draw):
         from later import mean
 
-        return shard.take_out(x - mean(x))
+        (x,) = inputs
+        ((first, last),) = local(part.out[0], part.reads[0][0])
+        return (x - mean(x))[:, first:last]
 
 
 class Tanh(Layer):
     kind = "squash"
 
-    def forward(self, x, shard):
+    def compute(self, part, inputs, parameters, draw):
+        (x,) = inputs
         return x.tanh()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Larger(Layer):
+    \"\"\"Of two values, channel by channel, the larger; then their sum, so channels double.\"\"\"
+
+    input_count = 2
+
+    def output(self, a, b):
+        return Value((2 * a.channels, *a.shape[1:]), a.axes)
+
+    def reads(self, sized, out):
+        half = sized.inputs[0].channels
+        mine = normalise((c % half, c % half + 1) for a, b in out[0] for c in range(a, b))
+        return ((mine, *out[1:]),) * 2
+
+    def compute(self, part, inputs, parameters, draw):
+        import torch
+
+        a, b = inputs
+        half = part.sized.inputs[0].channels
+        at = [c for low, high in part.reads[0][0] for c in range(low, high)].index
+        rows = []
+        for c in (c for low, high in part.out[0] for c in range(low, high)):
+            act = torch.maximum if c < half else torch.add
+            rows.append(act(a[:, at(c % half)], b[:, at(c % half)]))
+        return torch.stack(rows, 1)
 
 
 def build(depth: int = 1, side: int = 6, scaled: bool = True):
@@ -69,6 +105,7 @@ def build(depth: int = 1, side: int = 6, scaled: bool = True):
     for i in range(depth):
         chain += [Tanh(name=f"tanh{i}")]
         chain += [Scale(name=f"scale{i}")] if scaled else []
+    chain += [Larger(name="larger", inputs=(chain[-1].name, "tanh0"))]
     chain += [Centred(name="centred"), Linear(name="fc", features=10), Scale(name="out")]
     return Model("own", (1, side, side + 2), chain)
 """

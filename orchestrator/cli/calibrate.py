@@ -199,12 +199,12 @@ def load_seconds(model: Model) -> dict[str, float]:
     """Seconds of loading one image of each built-in data set that the model can read."""
     import numpy as np
 
-    from orchestrator.train.data import open_dataset
+    from orchestrator.train.data import open_for
 
     found = {}
     for name in ("digits", "synthetic"):
         try:
-            data = open_dataset(name, shape=model.input_shape, classes=model.classes, seed=0)
+            data = open_for(model, name, 0)
         except InputError:
             continue  # no run of this model can use it either
         times = []

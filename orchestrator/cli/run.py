@@ -278,14 +278,12 @@ def _interrupts_wait() -> Iterator[None]:
 def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job:
     """The workers' job. Opens the data here first: what is wrong with it is told at once."""
     from orchestrator.train import checkpoint
-    from orchestrator.train.data import SampleOrder, open_dataset
+    from orchestrator.train.data import SampleOrder, open_for
     from orchestrator.train.run import recipe_of
     from orchestrator.train.worker import Job
 
     recipe = recipe_of(plan, model)
-    dataset = open_dataset(
-        asked.data, shape=model.input_shape, classes=model.classes, seed=recipe.seed
-    )
+    dataset = open_for(model, asked.data, recipe.seed)
     order = SampleOrder(dataset.size, program.global_batch, recipe.seed)
     start, file = 0, None
     if asked.resume is not None:

@@ -164,9 +164,9 @@ def _epoch_of(model: Model, data: str | None, examples: int | None) -> DataSet:
     if found is None and kind == "hf":
         found = DataSet(data, None, f"how many images {data} has is not known here: --examples")
     elif found is None and kind == "imagefolder":
-        from orchestrator.train.data import open_dataset  # brings torch along
+        from orchestrator.train.data import open_for  # brings torch along
 
-        folder = open_dataset(data, shape=model.input_shape, classes=model.classes, seed=0)
+        folder = open_for(model, data, 0)
         found = DataSet(data, folder.size)
     elif found is None:
         raise InputError(

@@ -638,7 +638,7 @@ def _check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
         shapes = ", ".join("x".join(map(str, value.shape)) for value in sized.inputs)
         raise InputError(
             f"layer {sized.name}: reads gives {found}; allowed: for each input ({shapes}) a box: "
-            "for each of its axes ascending ranges such as ((0, 4), (6, 8))"
+            "for each of its axes ascending ranges that do not touch, such as ((0, 4), (6, 8))"
         )
     return found  # type: ignore[no-any-return]
 

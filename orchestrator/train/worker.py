@@ -31,7 +31,7 @@ from orchestrator.observe.timeline import RankTimes
 from orchestrator.program.ledger import Buffer, Edge
 from orchestrator.program.ops import Program
 from orchestrator.train import checkpoint, divergence
-from orchestrator.train.data import SampleOrder, open_dataset
+from orchestrator.train.data import SampleOrder, open_for
 from orchestrator.train.feed import DataFeed
 
 
@@ -232,10 +232,7 @@ class LateFeed:
 def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
     """The job's data, as far as these ranks need it."""
     program = job.program
-    model = program.model
-    dataset = open_dataset(
-        job.data, shape=model.input_shape, classes=model.classes, seed=job.recipe.seed
-    )
+    dataset = open_for(program.model, job.data, job.recipe.seed)
     return DataFeed(
         dataset,
         SampleOrder(dataset.size, program.global_batch, job.recipe.seed),

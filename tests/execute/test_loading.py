@@ -153,7 +153,7 @@ def test_a_worker_waits_for_what_is_not_loaded_ahead_in_time(
     waits for nearly all of it; and however busy the machine is, from when it asks to the end."""
     ENDED.clear()
     data = SlowImages(size=64, shape=(1, 16, 16), classes=10, seed=0)
-    monkeypatch.setattr(worker, "open_dataset", lambda *_, **__: data)
+    monkeypatch.setattr(worker, "open_for", lambda *_: data)
     program = small_program(LENET, *WHOLE, batch=4)
     emitted: list[tuple[str, Any]] = []
     context = WorkerContext(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
@@ -13,17 +14,21 @@ from torch import Tensor
 from orchestrator import models
 from orchestrator.errors import InputError
 from orchestrator.models import (
+    Attention,
+    Constant,
     Conv,
     CrossEntropy,
     Dropout,
+    Embedding,
     Layer,
+    LayerPart,
     Linear,
     MaxPool,
     Model,
+    ParameterSpec,
     Recipe,
     ReLU,
     ResponseNorm,
-    Shape,
     SizedLayer,
     SpatialNorm,
     Sum,
@@ -238,7 +243,12 @@ def test_every_field_of_every_kind_is_checked() -> None:
         kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, Layer)
     }
     assert {Conv, Linear, ReLU, ResponseNorm, SpatialNorm, MaxPool, Dropout, Sum} <= kinds
-    needed = {Conv: {"channels": 4, "kernel": 3}, Linear: {"features": 4}}
+    needed: dict[type[Layer], dict[str, Any]] = {
+        Conv: {"channels": 4, "kernel": 3},
+        Linear: {"features": 4},
+        Embedding: {"vocabulary": 4, "features": 4},
+        Attention: {"heads": 2},
+    }
     for kind in kinds:
         for field in fields(kind):
             values: dict[str, Any] = {"name": "c", **needed.get(kind, {}), field.name: object()}
@@ -260,8 +270,10 @@ class Odd(Layer):
     limit: Annotated[float, Bounds(0)] = 1.0
     free: object = None
 
-    def forward(self, x: Tensor, shard: Shard) -> Tensor:
-        return x
+    def compute(
+        self, part: LayerPart, inputs: Sequence[Tensor], parameters: Sequence[Tensor], draw: Any
+    ) -> Tensor:
+        return inputs[0]
 
 
 def test_a_kind_of_ones_own_is_checked_alike_and_named_after_its_class() -> None:
@@ -280,38 +292,52 @@ class Silent(Layer):
 class Wide(Odd):
     """Reads more channels than there are."""
 
-    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
-        return ((0, input_shape[0] + 1),)
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return ((((0, sized.inputs[0].channels + 1),),),)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weightless(Odd):
-    """Would be trained, but has nothing to train."""
+class Flat(Odd):
+    """Names ranges of channels where a box is asked for."""
 
-    has_weights: ClassVar[bool] = True
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        return out  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misplaced(Odd):
+    """Its parameter follows an axis that its output does not have."""
+
+    def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
+        return (ParameterSpec("weight", (4,), Constant(1.0), ("height",)),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Halved(Odd):
     """Has shapes of half channels."""
 
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return (input_shape[0] / 2,)  # type: ignore[return-value]
+    def output(self, *inputs: Value) -> Value:
+        return Value((inputs[0].channels / 2,), ("channel",))  # type: ignore[arg-type]
 
 
 FC = Linear(name="fc", features=3)
 WRONG_CHAINS = [
     ((4,), [Silent(name="s"), FC], "layer s: Silent does not say what it computes"),
     ((4,), [CrossEntropy(name="s"), FC], "layer s: the model adds its loss itself"),
-    ((4,), [Wide(name="s"), FC], r"layer s: reads gives \(\(0, 5\),\); allowed: ascending"),
-    ((4,), [Weightless(name="s"), FC], "layer s: its kind odd has weights but no terms"),
-    ((4,), [Halved(name="s"), FC], r"layer s: output_shape of \(4,\): found \(2.0,\)"),
+    (
+        (4,),
+        [Wide(name="s"), FC],
+        r"layer s: reads gives \(\(\(\(0, 5\),\),\),\); allowed: for each",
+    ),
+    ((4,), [Flat(name="s"), FC], "layer s: reads gives .* allowed: for each input .* a box"),
+    ((4,), [Misplaced(name="s"), FC], "layer s: axes of weight are .'height',.; allowed: for each"),
+    ((4,), [Halved(name="s"), FC], r"layer s: output of \(4,\): found \(2.0,\)"),
     ((4,), [Odd(name="s", free=[]), FC], "layer s: unhashable type: 'list'"),
     ((4,), [object(), FC], "model m, layer 0: found builtins.object, which is no layer"),
     ((4,), 3, "layers: found a int; allowed: a tuple or a list"),
     ((4,), [ReLU(name="r")], "no layer has weights, so there is nothing to train"),
     ((4,), [FC, ReLU(name="fc.sum"), FC], "layer name used twice"),
-    ((4,), [ReLU(name="fc.sum"), FC], "fc.sum is what the sum of fc's parts is called"),
+    ((4,), [ReLU(name="fc.sum"), FC], "fc.sum is what a half of fc is called"),
     ((4,), [FC, FC], "layer name used twice: fc"),
     ((4,), [], "it has no layers"),
     ((), [FC], "input_shape is empty"),
@@ -331,16 +357,16 @@ def test_a_model_that_cannot_be_is_told(shape: Any, chain: Any, message: str) ->
 class Picky(Odd):
     """Knows what it reads as a whole only."""
 
-    def reads(self, input_shape: Shape, out: Ranges) -> Ranges:
-        if out != ((0, 4),):
+    def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
+        if out != (((0, 4),),):
             raise KeyError(out)
-        return out
+        return (out,)
 
 
 def test_a_kind_that_cannot_say_what_a_part_reads_is_told_where() -> None:
     model = Model("m", (4,), [Picky(name="s"), FC])
-    with pytest.raises(InputError, match=r"layer s: its reads fails for channels .*test_layers.py"):
-        model.layers[0].reads(((0, 2),))
+    with pytest.raises(InputError, match=r"layer s: its reads fails for the box .*test_layers.py"):
+        model.layers[0].reads((((0, 2),),))
 
 
 @pytest.mark.parametrize("name", [3, "", "[/x]", "a\x1b[31m", "x" * 101])

@@ -35,8 +35,8 @@ class Options:
 class Twice(Layer):
     times: int = 2
 
-    def forward(self, x: Any, shard: Any) -> Any:
-        return x * self.times
+    def compute(self, part: Any, inputs: Any, parameters: Any, draw: Any) -> Any:
+        return inputs[0] * self.times
 
 
 def build(times: int = 2) -> Model:

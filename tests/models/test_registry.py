@@ -107,7 +107,7 @@ def test_any_keyword_of_the_function_is_an_option(tmp_path: Path) -> None:
     file = written(tmp_path, ANNOTATED)
     model = load_model(file, "build", {"depth": 2, "widths": [3, 5], "act": "gelu", "heads": 4})
     assert model.name == "gelu-2-heads"
-    assert [x.out_channels for x in model.layers[:-1]] == [3, 5, 3, 5]
+    assert [x.output.channels for x in model.layers[:-1]] == [3, 5, 3, 5]
     assert load_model(file, "build", {"act": None}).name == "None-1-"
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from orchestrator.models.layers import Layer
-from orchestrator.simulate.kernels import kernels
 
-from orchestrator.models import Conv, Dropout, Linear, MaxPool, Model, ReLU, ResponseNorm
+from orchestrator.models import Conv, Dropout, Layer, Linear, MaxPool, Model, ReLU, ResponseNorm
+from orchestrator.models.layer import Kernel, LayerPart, Pass
 from orchestrator.plan.load import read_plan
 from orchestrator.program import compile_plan
-from orchestrator.program.segments import LayerPart
-from orchestrator.simulate.calibration import Pass
 from orchestrator.simulate.cluster import Device, load_cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.network import Topology
 
 IMAGES = 4
 X, Y = IMAGES * 6 * 9 * 9, IMAGES * 6 * 4 * 4  # values of the second layer, and of a pool's output
+
+
+def kernels(part: LayerPart, examples: int, direction: Pass, itemsize: int) -> tuple[Kernel, ...]:
+    return part.sized.layer.kernels(part, examples, direction, itemsize)
 
 
 def costs_of(layer: Layer, device: Device | None = None) -> tuple[CostModel, LayerPart]:

@@ -8,6 +8,7 @@ SampleOrder.indices(step) -'
 from __future__ import annotations
 
 from orchestrator.errors import InputError
+from orchestrator.models.model import Model
 from orchestrator.train.data.dataset import Dataset, Indices, Shape
 from orchestrator.train.data.digits import Digits, open_digits
 from orchestrator.train.data.image_folder import ImageFolder, open_image_folder
@@ -24,12 +25,21 @@ __all__ = [
     "SampleOrder",
     "Synthetic",
     "open_dataset",
+    "open_for",
 ]
 
 _KINDS = "digits, synthetic, synthetic:N or imagefolder:PATH"
 
 
-def open_dataset(spec: str, *, shape: Shape, classes: int, seed: int) -> Dataset:
+def open_dataset(
+    spec: str,
+    *,
+    shape: Shape,
+    classes: int,
+    seed: int,
+    labelled: Shape = (),
+    vocabulary: int = 0,
+) -> Dataset:
     """The data that ``--data SPEC`` names, for a model that reads examples of ``shape``.
 
     Args:
@@ -39,6 +49,8 @@ def open_dataset(spec: str, *, shape: Shape, classes: int, seed: int) -> Dataset
             digits are also there as their (64,) pixels.
         classes: the model's outputs; the data may have fewer classes, not more.
         seed: not negative; what made-up images are drawn from.
+        labelled: shape of an example's labels: () for one, (tokens,) for one a token.
+        vocabulary: of a model that reads token numbers, how many there are; else 0.
 
     Raises:
         InputError: an unknown spec, data that cannot be read or has no such shape, or more classes
@@ -46,11 +58,18 @@ def open_dataset(spec: str, *, shape: Shape, classes: int, seed: int) -> Dataset
     """
     kind, colon, rest = spec.partition(":")
     place = f"--data {spec}"
+    if (labelled or vocabulary) and kind in ("digits", "imagefolder"):
+        reads = "token numbers" if vocabulary else "sequences"
+        raise InputError(
+            f"the model reads {reads} and has a label for each token; {kind} has one an image",
+            place,
+            "--data synthetic",
+        )
     if kind == "digits" and not colon:
         return open_digits(shape, classes)
     if kind == "synthetic":
         size = _count(rest, place) if colon else IMAGENET_SIZE
-        return Synthetic(size, shape, classes, seed)
+        return Synthetic(size, shape, classes, seed, labelled, vocabulary)
     if kind == "imagefolder":
         return open_image_folder(rest, shape, classes)
     if kind == "hf":
@@ -60,6 +79,14 @@ def open_dataset(spec: str, *, shape: Shape, classes: int, seed: int) -> Dataset
             "store it as PATH/class/image.png and pass --data imagefolder:PATH, or --data digits",
         )
     raise InputError("no such data", place, f"one of {_KINDS}")
+
+
+def open_for(model: Model, spec: str, seed: int) -> Dataset:
+    """The data that ``--data SPEC`` names, as a model reads it; see :func:`open_dataset`."""
+    return open_dataset(
+        spec, shape=model.input_shape, classes=model.classes, seed=seed,
+        labelled=model.labels.shape, vocabulary=model.vocabulary if model.input.integer else 0,
+    )  # fmt: skip
 
 
 def _count(text: str, place: str) -> int:

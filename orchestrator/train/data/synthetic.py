@@ -22,7 +22,7 @@ IMAGENET_SIZE = 1_281_167
 """Training images of ILSVRC-2012 (Russakovsky et al., IJCV 2015, table 2)."""
 
 _GRID = 4  # cells a side: coarse enough to live through stride-4 convolutions and pooling
-_PATTERN, _NOISE = 0, 1  # the two independent streams drawn from one seed
+_PATTERN, _NOISE, _LABELS = 0, 1, 2  # the independent streams drawn from one seed
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,16 @@ class Synthetic:
         shape: of an example: channels, and any number of sides.
         classes: number of classes.
         seed: another seed gives other patterns and other noise.
+        labelled: shape of an example's labels: () for one, (tokens,) for one a token.
+        vocabulary: where it is not 0, examples are token numbers below it, drawn evenly.
     """
 
     size: int
     shape: Shape
     classes: int
     seed: int
+    labelled: Shape = ()
+    vocabulary: int = 0
     name: str = "synthetic"
 
     @property
@@ -51,8 +55,10 @@ class Synthetic:
         )
 
     def images(self, indices: Indices) -> Tensor:
-        """(n, *shape) float32, of mean 0 and variance 1."""
+        """(n, *shape) float32, of mean 0 and variance 1; of token numbers int64."""
         wanted = checked_indices(indices, self.size)
+        if self.vocabulary:
+            return torch.from_numpy(self._numbers(wanted, _NOISE, self.shape, self.vocabulary))
         cells = [np.arange(side) * _GRID // side for side in self.shape[1:]]
         enlarged = np.ix_(np.arange(self.shape[0]), *cells)
         batch = np.empty((len(wanted), *self.shape), dtype=np.float32)
@@ -64,8 +70,18 @@ class Synthetic:
         return torch.from_numpy(batch)
 
     def labels(self, indices: Indices) -> Tensor:
-        """(n,) int64."""
-        return torch.from_numpy(checked_indices(indices, self.size) % self.classes)
+        """(n, *labelled) int64."""
+        wanted = checked_indices(indices, self.size)
+        if self.labelled:
+            return torch.from_numpy(self._numbers(wanted, _LABELS, self.labelled, self.classes))
+        return torch.from_numpy(wanted % self.classes)
+
+    def _numbers(
+        self, wanted: npt.NDArray[np.int64], stream: int, shape: Shape, below: int
+    ) -> npt.NDArray[np.int64]:
+        """Whole numbers from 0, drawn for each sample."""
+        drawn = [_stream(self.seed, stream, i).integers(below, size=shape) for i in wanted.tolist()]
+        return np.array(drawn, dtype=np.int64).reshape(len(wanted), *shape)
 
     @cached_property
     def _patterns(self) -> npt.NDArray[np.float32]:
