@@ -233,7 +233,7 @@ def test_a_field_that_does_not_fit_is_told(
 ) -> None:
     """``Conv(channels=16.0)`` once ended deep in torch, and ``groups=0`` in a division."""
     with pytest.raises(InputError) as caught:
-        kind(name="c", **values)
+        kind(name="c", **values)  # type: ignore[arg-type]
     assert caught.value.message.startswith(f"layer c: {message}"), caught.value.message
 
 
