@@ -246,6 +246,19 @@ class Statistics(NamedTuple):
     width: int
 
 
+class Copies(NamedTuple):
+    """Bytes that a library needs for a moment, for copies in a layout of its own.
+
+    Args:
+        forward: above the output.
+        backward, weights_only: above the gradients, with and without that of the input.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    weights_only: int = 0
+
+
 # -- the layer ------------------------------------------------------------------------------------
 
 
@@ -435,6 +448,10 @@ class Layer:
             before, after, keeps_input=True, keeps_output=True, backward_extra=before,
             weights=part.parameters * itemsize,
         )  # fmt: skip
+
+    def processor_copies(self, part: LayerPart, examples: int) -> Copies:
+        """What the library of a processor (oneDNN, of float32) copies besides :meth:`memory`."""
+        return Copies()
 
     # -- torch
 
