@@ -7,13 +7,11 @@ the model; what is wrong comes as one ``InputError`` with file, line, key and re
 from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split
 from orchestrator.plan.load import load_plan, read_plan
 from orchestrator.plan.schema import (
-    SCHEDULES,
     SCHEMA_VERSION,
     Entry,
     Exchange,
     ModelChoice,
     Plan,
-    Schedule,
     Training,
     json_schema,
 )
@@ -21,7 +19,6 @@ from orchestrator.plan.shipped import shipped, shipped_names
 
 __all__ = [
     "AXES",
-    "SCHEDULES",
     "SCHEMA_VERSION",
     "SPLITS",
     "Axis",
@@ -30,7 +27,6 @@ __all__ = [
     "Grid",
     "ModelChoice",
     "Plan",
-    "Schedule",
     "Split",
     "Training",
     "json_schema",

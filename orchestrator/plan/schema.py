@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,15 +25,15 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from orchestrator.plan import checks
 from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
+from orchestrator.schedules import SCHEDULES
 
 SCHEMA_VERSION = 1
-Schedule = Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"]
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 Exchange = Literal["gather", "broadcast", "scatter"]
 
 MOST_RANKS = 2**20
@@ -49,6 +49,14 @@ def _read_version(value: object) -> int:
     newer = isinstance(value, int) and value > SCHEMA_VERSION
     remedy = "install a newer orchestrator" if newer else f"write schema_version: {SCHEMA_VERSION}"
     raise refusal([Problem((), message, remedy)])
+
+
+def _read_schedule(value: object) -> str:
+    """A name in the registry, refused as pydantic refuses what is not one of a Literal."""
+    if isinstance(value, str) and value in SCHEDULES:
+        return value
+    names = " or ".join(f"'{name}'" for name in SCHEDULES)
+    raise PydanticKnownError("literal_error", {"expected": names})
 
 
 def _read_ranks(value: object) -> object:
@@ -89,6 +97,11 @@ def _check_ranks(ranks: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Rank = Annotated[int, Field(ge=0, lt=MOST_RANKS)]
+ScheduleName = Annotated[
+    str,
+    PlainValidator(_read_schedule),
+    WithJsonSchema({"type": "string", "enum": list(SCHEDULES)}),
+]
 Layers = Annotated[str, Field(pattern=rf"^{_LAYER}(?:\.\.{_LAYER})?$", max_length=300)]
 Ranks = Annotated[
     tuple[Rank, ...],
@@ -376,7 +389,7 @@ class Plan(_Part):
         description="Parts of a replica's batch in the pipeline.",
         examples=[8],
     )
-    schedule: Schedule = Field(
+    schedule: ScheduleName = Field(
         default="GPipe",
         description="The order of forwards and backwards in the pipeline.",
         examples=["1F1B"],

@@ -24,6 +24,7 @@ from orchestrator.models.model import Model
 from orchestrator.models.ranges import Ranges, normalise, shift
 from orchestrator.plan import Axis, Entry, Plan
 from orchestrator.program.selection import selected
+from orchestrator.schedules import SCHEDULES
 
 FROM_INPUT, FROM_LABELS = -1, -2  # sources that are data, not layers
 
@@ -215,9 +216,9 @@ def _check_order(plan: Plan, model: Model, entry_of: dict[int, int], order: list
 def _stages(plan: Plan) -> list[int]:
     """Pipeline stage of every entry: a new one starts where it shares no rank with the last one.
 
-    Under ZBVZeroBubble every entry is a stage, since the V turns round on one rank.
+    Or every entry is a stage, if the schedule says so.
     """
-    if plan.schedule == "ZBVZeroBubble":
+    if SCHEDULES[plan.schedule].entry_per_stage:
         return list(range(len(plan.placement)))
     stages, ranks = [0], set(plan.placement[0].ranks)
     for entry in plan.placement[1:]:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.plan import shipped, shipped_names
+from orchestrator.schedules import SCHEDULES
 from tests.cli.command import command
 
 PLANS = [(shipped("partitions") / f"{n}.yaml").read_text() for n in shipped_names("partitions")]
@@ -22,7 +23,7 @@ VALUES: dict[str, list[str]] = {
     "global_batch_size": NUMBERS,
     "n_microbatches": NUMBERS,
     "replicas": NUMBERS,
-    "schedule": ["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"],
+    "schedule": [*SCHEDULES],
     "activation_checkpoint": ["never", "except_last", "always", "sometimes"],
     "optimizer_sharding": ["none", "zero1", "zero3"],
     "summary": ["'[/x]'", "'[bold'", "'\\n'", "'\\x1b[31m'", "''", "3"],

@@ -135,6 +135,25 @@ WALKS = {
         entry("norm..head", "[0]", "none"),
         "schedule: ZBVZeroBubble\nn_microbatches: 2",
     ),
+    "ZB-H1": (
+        entry("FIRST..blocks.0.k", "[0]", "none"),
+        entry("blocks.0.v..head", "[1]", "none"),
+        "schedule: ZB-H1\nn_microbatches: 4",
+    ),
+    "LoopedBFS": (
+        entry("FIRST", "[0]", "none"),
+        entry("blocks.0", "[1]", "none"),
+        entry("blocks.1", "[0]", "none"),
+        entry("norm..head", "[1]", "none"),
+        "schedule: LoopedBFS\nn_microbatches: 4\nactivation_checkpoint: except_last",
+    ),
+    "DualPipeV": (
+        entry("FIRST", "[0]", "none"),
+        entry("blocks.0", "[1]", "none"),
+        entry("blocks.1", "[1]", "none"),
+        entry("norm..head", "[0]", "none"),
+        "schedule: DualPipeV\nn_microbatches: 4",
+    ),
     "zero1 over tokens and replicas": (
         entry("all", "[0, 1]", "token"),
         "optimizer_sharding: zero1\nreplicas: 2",

@@ -40,6 +40,7 @@ from orchestrator.models.model import Recipe
 from orchestrator.plan import read_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.placement import update_examples
+from orchestrator.schedules import SCHEDULES
 
 DRAWN, ACCEPTED = 550, 250
 # Large steps: after two of them most of each weight's change depends on every gradient.
@@ -123,7 +124,8 @@ SPLITS = {
 }  # fmt: skip
 SHARES = {2: ["[2, 1]", "[1, 2]", "[3, 1]", "[1, 5]"], 3: ["[1, 2, 1]", "[2, 1, 1]"],
           4: ["[3, 1, 1, 1]", "[1, 2, 2, 1]"]}  # fmt: skip
-ZERO_BUBBLE = ("InterleavedZeroBubble", "ZBVZeroBubble")
+# Rounds of two groups; at least as many as stages.
+MICROBATCHES = {"Interleaved1F1B": [2, 4], "InterleavedZeroBubble": [2, 4], "DualPipeV": [4, 5]}
 
 
 @st.composite
@@ -139,12 +141,12 @@ def stage_ranks(draw: DrawFn, schedule: str) -> list[list[int]]:
             for _ in range(entries - 1)
         ]
         return [*rows, everyone] if draw(st.booleans()) else [everyone, *rows]
-    if schedule == "1F1B":
+    if schedule in ("1F1B", "ZB-H1"):
         count = draw(st.integers(1, 4))
         width = 1 if count > 2 else width
         return [list(range(s * width, (s + 1) * width)) for s in range(count)]
     groups = [list(range(g * width, (g + 1) * width)) for g in range(2)]
-    if schedule == "ZBVZeroBubble":
+    if SCHEDULES[schedule].entry_per_stage:
         return draw(st.sampled_from([[*groups, *groups[::-1]], [groups[0], groups[0]]]))
     return draw(st.sampled_from([groups, [*groups, *groups]]))
 
@@ -154,10 +156,10 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
     """A plan as YAML, and the name of the model that it is for."""
     name = draw(st.sampled_from(sorted(MODELS)))
     layers = [layer.name for layer in MODELS[name].declared]
-    schedule = draw(st.sampled_from(["GPipe", "GPipe", "1F1B", "Interleaved1F1B", *ZERO_BUBBLE]))
+    schedule = draw(st.sampled_from(["GPipe", "GPipe", "GPipe", *SCHEDULES]))
     stages = draw(stage_ranks(schedule))
     rows = [ranks for ranks in stages for _ in range(draw(st.sampled_from([1, 1, 2])))]
-    if schedule == "ZBVZeroBubble":
+    if SCHEDULES[schedule].entry_per_stage:
         rows = stages
     rows = rows[: len(layers)]
     cuts = draw(
@@ -183,7 +185,7 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
         entries.append(f"  - {{{entry}}}\n")
         before = split
     replicas = draw(st.sampled_from([1, 1, 1, 2]))
-    microbatches = draw(st.sampled_from([2, 4] if "Interleaved" in schedule else [1, 2, 3]))
+    microbatches = draw(st.sampled_from(MICROBATCHES.get(schedule, [1, 2, 3])))
     microbatch = draw(st.sampled_from([4, 6, 12]))
     more = ""
     if draw(st.integers(0, 5)) == 0 and replicas == 1:

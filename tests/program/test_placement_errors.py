@@ -15,6 +15,7 @@ ALL = "layers: a..c, ranks: [0], split: none"
 TWO = ("layers: a..relu, ranks: [0], split: none", "layers: b..c, ranks: [1], split: none")
 FOUR = ("layers: a, ranks: [0], split: none", "layers: relu, ranks: [1], split: none",
         "layers: b, ranks: [0], split: none", "layers: c, ranks: [1], split: none")  # fmt: skip
+VEE = (*FOUR[:2], "layers: b, ranks: [1], split: none", "layers: c, ranks: [0], split: none")
 TURNS = ("layers: a..relu, ranks: [0, 1], split: batch",
          "layers: b, ranks: [0, 1], split: channel, exchange: broadcast")  # fmt: skip
 
@@ -88,6 +89,15 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str, str]] = [
     (FOUR, "schedule: Interleaved1F1B\nn_microbatches: 3", "t.yaml:11, n_microbatches",
      "goes in rounds of 2 microbatches (one per group of ranks); 3 do not divide",
      "n_microbatches: 4"),
+    (FOUR, "schedule: ZB-H1", "t.yaml:10, schedule",
+     "ZB-H1 needs every stage on ranks of its own; the stages here are on ranks 0, 1, 0, 1",
+     "schedule: GPipe"),
+    ((*FOUR[:3], "layers: c, ranks: [2], split: none"), "schedule: LoopedBFS",
+     "t.yaml:10, schedule", "LoopedBFS needs stages that go round the same ranks in turn", "GPipe"),
+    (FOUR, "schedule: DualPipeV\nn_microbatches: 4", "t.yaml:10, schedule",
+     "DualPipeV needs an even number of entries that run down the ranks and back up", "GPipe"),
+    (VEE, "schedule: DualPipeV\nn_microbatches: 3", "t.yaml:11, n_microbatches",
+     "DualPipeV needs as many microbatches as stages, 4; there are 3", "n_microbatches: 4"),
 ]  # fmt: skip
 
 
@@ -114,6 +124,7 @@ def test_the_remedies_that_can_be_typed_work() -> None:
         ((ALL,), "training: {layer_batch: {b..c: 12}}"),
         (FOUR, "schedule: Interleaved1F1B\nn_microbatches: 4"),
         (FOUR, "schedule: GPipe"),
+        (VEE, "schedule: DualPipeV\nn_microbatches: 4"),
     ]
     for entries, more in cures:
         program = compile_plan(small_plan(*entries, batch=12, more=more), LINEAR)
