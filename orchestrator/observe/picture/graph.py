@@ -1,8 +1,8 @@
 """Which layers are drawn, who of them reads whom, and where they stand: levels, lanes, skips.
 
-               ┌─ a1 ────────┐  lane 0          level: from left to right, behind all that it reads
-    stem ──────┼─ b1 ── b3 ──┼─ joined          lane: towers between a split and a join have one each
-               └─ c1 ── c3 ──┘  lane 2          skip: a reading beside a longer way, as a residual
+            ┌─ a1 ────────┐  lane 0       level: from left to right, behind all that it reads
+    stem ───┼─ b1 ── b3 ──┼─ joined       lane: towers between a split and a join have one each
+            └─ c1 ── c3 ──┘  lane 2       skip: a reading beside a longer way, as a residual
 
 A layer that is not drawn, such as an activation, is part of the drawn one that it reads.
 """
@@ -79,9 +79,9 @@ def _nodes(program: Program, talking: set[str]) -> tuple[list[Node], dict[str, i
     node_of = {INPUT: 0}
     for segment in program.segments:
         for position, sized in enumerate(segment.layers):
-            sources = {
-                node_of[name] for name in _sources(segment, position) if name != LABELS
-            } or {0}
+            sources = {node_of[name] for name in _sources(segment, position) if name != LABELS} or {
+                0
+            }
             if sized.name in talking or len(sources) > 1 or _is_drawn(sized):
                 node_of[sized.name] = len(nodes)
                 nodes.append(Node(sized.name, sized, segment.stage, tuple(sorted(sources))))

@@ -17,7 +17,11 @@ from orchestrator.observe.picture.layout import (
     Row,
 )
 
-POOLS = {"pool": "max\npooling", "average_pool": "average\npooling", "global_pool": "global\naverage"}
+POOLS = {
+    "pool": "max\npooling",
+    "average_pool": "average\npooling",
+    "global_pool": "global\naverage",
+}
 KINDS = {
     "linear": "dense", "sum": "added up", "embedding": "table", "position_embedding": "added",
     **{kind: text.replace("\n", " ") for kind, text in POOLS.items()},
@@ -34,7 +38,7 @@ def short_bytes(count: float) -> str:
     return f"{count:.{digits}f} {units[power]}"
 
 
-def block_text(block: Block, column: Column) -> str:
+def block_text(block: Block, column: Column, picture: Picture) -> str:
     """Height x width x channels, in the paper's order, tokens x channels, or features; which rows
     of the whole; images, if they change."""
     lines = []
@@ -45,7 +49,7 @@ def block_text(block: Block, column: Column) -> str:
     if block.band and not column.joins:
         lines.append(f"{block.band.name} {block.band.start}:{block.band.stop}")
     if block.images:
-        lines.append(f"{block.images} images")
+        lines.append(f"{block.images} {picture.examples}")
     if block.says_whole:
         lines.append("whole on each")
     return "\n".join(lines)
@@ -97,6 +101,8 @@ def alike_text(row: Row) -> str:
 def arrow_text(arrow: Arrow) -> str:
     """Bytes forward; and those back, where they are not as many."""
     forward = short_bytes(arrow.forward)
+    if not arrow.backward:
+        return f"{forward}, none back"
     if not arrow.forward:
         return f"back {short_bytes(arrow.backward)}"
     if arrow.backward == arrow.forward:

@@ -263,7 +263,9 @@ class _Held:
     @property
     def alike(self) -> _Held:
         """The same for ranks that differ only in which part of a band they hold."""
-        return self if self.band is None else replace(self, band=self.band._replace(start=0, stop=0))
+        return (
+            self if self.band is None else replace(self, band=self.band._replace(start=0, stop=0))
+        )
 
 
 _Signature = tuple[_Held | None, ...]
@@ -501,8 +503,12 @@ def _exchanges(
         if sizes:
             found.append(
                 Exchange(
-                    way.source, way.column, tuple(arrows), tuple(sorted(talking)),
-                    tuple(sorted(sizes)), way.parameter,
+                    way.source,
+                    way.column,
+                    tuple(arrows),
+                    tuple(sorted(talking)),
+                    tuple(sorted(sizes)),
+                    way.parameter,
                 )  # fmt: skip
             )
     return tuple(found)

@@ -17,8 +17,10 @@ Towers stand above one another in lanes, around the row's line. Skips go over wh
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from typing import NamedTuple
 
 from orchestrator.observe.picture.labels import (
     alike_text,
@@ -32,7 +34,15 @@ from orchestrator.observe.picture.labels import (
     left_out_text,
     row_text,
 )
-from orchestrator.observe.picture.layout import Arrow, Band, Block, Exchange, Picture, Reading
+from orchestrator.observe.picture.layout import (
+    MOST_ROWS,
+    Arrow,
+    Band,
+    Block,
+    Exchange,
+    Picture,
+    Reading,
+)
 from orchestrator.observe.picture.shapes import PLAIN, SMALL, Point, text_width
 
 MARGIN = 12.0
@@ -205,19 +215,20 @@ def _width(picture: Picture, column: int) -> float:
             channels, _, width = lengths(block)
             if found.joins:
                 channels, width = (BAR if found.drawn == "bar" else SIGN), 0.0
-            wide = max(wide, text_width(block_text(block, found), SMALL))
+            wide = max(wide, text_width(block_text(block, found, picture), SMALL))
             wide = max(wide, channels + width * OBLIQUE[0])
     return wide
 
 
 def _gap(picture: Picture, level: int) -> float:
-    wide = GAP
-    for exchange in picture.exchanges:
-        if picture.columns[exchange.column].level == level and not is_long(picture, exchange):
-            texts = [exchange_text(exchange)]
-            if is_told_by_arrow(exchange):
-                texts = [arrow_text(arrow) for arrow in exchange.arrows]
-            wide = max(wide, *(text_width(text, SMALL) + 8 for text in texts))
+    labels = [
+        label
+        for (before, _), found in gap_labels(picture).items() if before == level
+        for label in found
+    ]  # fmt: skip
+    wide = max([GAP, *(text_width(label.text, SMALL) + 8 for label in labels)])
+    arrows = {arrow for label in labels for _, arrow in label.ends}
+    wide += 6 * max(0, len(arrows) - MOST_ROWS * 2)
     if picture.left_out and picture.left_out.level == level:
         wide += text_width(left_out_text(picture.left_out), SMALL) + 8
     return wide
@@ -226,6 +237,55 @@ def _gap(picture: Picture, level: int) -> float:
 def is_long(picture: Picture, way: Exchange | Reading) -> bool:
     """Whether something may stand between the two columns."""
     return picture.columns[way.source].level + 1 < picture.columns[way.column].level
+
+
+class GapLabel(NamedTuple):
+    """A text between two rows on some arrows between columns side by side; with no arrow, of all
+    that an exchange sends."""
+
+    text: str
+    ends: tuple[tuple[Exchange, Arrow | None], ...]
+
+
+def gap_labels(picture: Picture) -> dict[tuple[int, int], list[GapLabel]]:
+    """By level before which they stand and space between rows.
+
+    Where more than two would stand there, arrows of one direction and size share one.
+    """
+    found: defaultdict[tuple[int, int], list[GapLabel]] = defaultdict(list)
+    for exchange in picture.exchanges:
+        if is_long(picture, exchange):
+            continue
+        level = picture.columns[exchange.column].level
+        if is_told_by_arrow(exchange):
+            for arrow in sorted(exchange.arrows, key=lambda arrow: arrow.source):
+                label = GapLabel(arrow_text(arrow), ((exchange, arrow),))
+                found[level, arrow.space].append(label)
+        else:
+            spaces = sorted({arrow.space for arrow in exchange.arrows} or {
+                outside(picture, row) for row in exchange.rows
+            })  # fmt: skip
+            label = GapLabel(exchange_text(exchange), ((exchange, None),))
+            found[level, spaces[len(spaces) // 2]].append(label)
+    return {
+        at: labels if len(labels) <= 2 else list(_merged(labels)) for at, labels in found.items()
+    }
+
+
+def _merged(labels: list[GapLabel]) -> Iterator[GapLabel]:
+    alike: defaultdict[tuple[object, ...], list[GapLabel]] = defaultdict(list)
+    for label in labels:
+        ((exchange, arrow),) = label.ends
+        way = (arrow.source, arrow.target) if arrow else exchange
+        alike[label.text, way].append(label)
+    for same in alike.values():
+        count = f"{len(same)} × " if len(same) > 1 else ""
+        yield GapLabel(f"{count}{same[0].text}", tuple(end for x in same for end in x.ends))
+
+
+def outside(picture: Picture, row: int) -> int:
+    """The space between rows where the ranks are left out to which a row sends."""
+    return row - 1 if row and not picture.rows[row].alike_below else row
 
 
 # -- from top to bottom ---------------------------------------------------------------------------
@@ -242,9 +302,7 @@ class _RowHeights:
         self.picture = picture
         self.own = [block for block in picture.blocks if block.rows == (row,)]
         self.levels = Counter(column.level for column in picture.columns)
-        self.text_lines = max(
-            (self._text(block).count("\n") + 1 for block in self.own), default=0
-        )
+        self.text_lines = max((self._text(block).count("\n") + 1 for block in self.own), default=0)
         self.lanes: dict[tuple[int, int], float] = {}
         regions: defaultdict[int, defaultdict[int, list[Block]]] = defaultdict(
             lambda: defaultdict(list)
@@ -261,15 +319,15 @@ class _RowHeights:
             self._arc(reading)
 
     def _text(self, block: Block) -> str:
-        return block_text(block, self.picture.columns[block.column])
+        return block_text(block, self.picture.columns[block.column], self.picture)
 
     def _reach(self, reading: Reading) -> tuple[int, int]:
         low, high = (self.picture.columns[i].level for i in (reading.source, reading.column))
         return high - low, low
 
     def _stack(self, region: int, by_lane: dict[int, list[Block]]) -> None:
-        y, lines = 0.0, []
-        before = 0.0
+        y = before = 0.0
+        lines: list[float] = []
         for lane in sorted(by_lane):
             extents = [self.extents(block) for block in by_lane[lane]]
             y += before + max(above for above, _ in extents) if lines else 0.0
@@ -387,18 +445,14 @@ def _tracks(picture: Picture, space: int) -> dict[tuple[Exchange, Arrow | None, 
 
 def _space(picture: Picture, row: int, alike_below: int) -> float:
     """Below a row: room for labels of arrows that cross it."""
-    texts: Counter[int] = Counter()
     crossed = bool(alike_below)
     for exchange in picture.exchanges:
-        if is_long(picture, exchange):
-            continue
-        level = picture.columns[exchange.column].level
-        for arrow in exchange.arrows:
-            low, high = sorted((arrow.source, arrow.target))
-            crossed = crossed or low <= row < high
-            texts[level] += arrow.space == row and is_told_by_arrow(exchange)
-        texts[level] += not is_told_by_arrow(exchange)
-    most = max(texts.values(), default=0)
+        if not is_long(picture, exchange):
+            for arrow in exchange.arrows:
+                low, high = sorted((arrow.source, arrow.target))
+                crossed = crossed or low <= row < high
+    labels = [len(found) for (_, space), found in gap_labels(picture).items() if space == row]
+    most = max(labels, default=0)
     if not crossed:
         return 0.8 * LABEL
     return 3 * LABEL if most <= 2 else 1.6 * LABEL * most

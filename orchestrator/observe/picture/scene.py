@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import cos, hypot, pi, sin
-from typing import NamedTuple
 
 from orchestrator.models.layer import IMAGE_AXES, SEQUENCE_AXES
 from orchestrator.observe.palette import BUBBLE, COMPUTE, EXPOSED
@@ -42,10 +41,13 @@ from orchestrator.observe.picture.places import (
     OBLIQUE,
     STAGES,
     Box,
+    GapLabel,
     Places,
     Span,
+    gap_labels,
     header,
     is_long,
+    outside,
     place,
 )
 from orchestrator.observe.picture.shapes import (
@@ -112,11 +114,11 @@ def _columns(scene: Scene, picture: Picture, places: Places) -> None:
     bottom = places.rows[-1].high
     for i, (column, span) in enumerate(zip(picture.columns, places.columns, strict=True)):
         before = _before(picture, places, column)
-        if all(j == i or c.level != column.level for j, c in enumerate(picture.columns)):
-            if name := column_name(picture, i):
-                scene.texts.append(Text((span.middle, names), name, PLAIN, bold=True))
-                if detail := column_text(column):
-                    scene.texts.append(Text((span.middle, names + 11), detail, color=FAINT))
+        alone = all(j == i or c.level != column.level for j, c in enumerate(picture.columns))
+        if alone and (name := column_name(picture, i)):
+            scene.texts.append(Text((span.middle, names), name, PLAIN, bold=True))
+            if detail := column_text(column):
+                scene.texts.append(Text((span.middle, names + 11), detail, color=FAINT))
         if column.pooled:
             after = [s.low for s in places.columns if s.low > span.high]
             middle = ((span.high + min(after, default=span.high + GAP)) / 2, bottom + 14)
@@ -134,12 +136,10 @@ def _columns(scene: Scene, picture: Picture, places: Places) -> None:
         scene.texts.append(Text((low, groups), group_text(group), PLAIN, "left", FAINT))
         scene.shapes.append(Line(((low, groups + 7), (high, groups + 7)), FAINT))
     if picture.left_out:
-        after = min(
-            (s.low for c, s in zip(picture.columns, places.columns, strict=True)
-             if c.level == picture.left_out.level)
-        )  # fmt: skip
-        low = max(s.high for s in places.columns if s.high < after)
-        at = ((low + after) / 2, places.rows[0].line)
+        both = zip(picture.columns, places.columns, strict=True)
+        right = min(span.low for c, span in both if c.level == picture.left_out.level)
+        left = max(span.high for span in places.columns if span.high < right)
+        at = ((left + right) / 2, places.rows[0].line)
         scene.texts.append(Text(at, left_out_text(picture.left_out), color=FAINT))
 
 
@@ -171,7 +171,7 @@ def _block(scene: Scene, block: Block, picture: Picture, places: Places) -> None
         if box != whole:
             _outline(scene, whole)
         _cuboid(scene, box, colors)
-    if text := block_text(block, column):
+    if text := block_text(block, column, picture):
         below = whole.y + whole.height + 2 + (text.count("\n") + 1) * LABEL / 2
         scene.texts.append(Text((whole.center, below), text))
     if sum(c.level == column.level for c in picture.columns) > 1:
@@ -355,65 +355,57 @@ def _fan(scene: Scene, source: Box, target: Box) -> None:
 # -- communication --------------------------------------------------------------------------------
 
 
-class _Label(NamedTuple):
-    """A text on an arrow."""
-
-    text: str
-    start: Point
-    end: Point
-
-
 def _exchanges(scene: Scene, picture: Picture, places: Places) -> None:
-    # by level before which they stand and space between rows
-    labels: defaultdict[tuple[int, int], list[_Label]] = defaultdict(list)
     for exchange in picture.exchanges:
         if is_long(picture, exchange):
             _long_exchange(scene, exchange, picture, places)
         else:
-            level = picture.columns[exchange.column].level
-            for space, found in _exchange(scene, exchange, picture, places).items():
-                labels[level, space] += found
-    for (_, space), found in labels.items():
-        _labels(scene, places.between(space), found)
+            _exchange(scene, exchange, picture, places)
+    for (_, space), labels in gap_labels(picture).items():
+        _labels(scene, labels, places.between(space), picture, places)
 
 
-def _exchange(
-    scene: Scene, exchange: Exchange, picture: Picture, places: Places
-) -> dict[int, list[_Label]]:
-    """Arrows between columns side by side; gives their labels by space between rows."""
-    gap = (places.columns[exchange.source].high + places.columns[exchange.column].low) / 2
-    labels: defaultdict[int, list[_Label]] = defaultdict(list)
+def _exchange(scene: Scene, exchange: Exchange, picture: Picture, places: Places) -> None:
+    """Arrows between columns side by side."""
     for arrow in sorted(exchange.arrows, key=lambda arrow: arrow.source):
         start = _leaves(exchange, arrow.source, places)
-        end = _enters(exchange, arrow.target, places)
+        end = _enters(exchange, arrow, picture, places)
         scene.shapes += _arrow(arrow, [start, end])
-        labels[arrow.space].append(_Label(arrow_text(arrow), start, end))
-    if not exchange.arrows:  # every peer is left out: out to them, and back
-        for row in exchange.rows:
-            space = row - 1 if row and not picture.rows[row].alike_below else row
-            outside = (gap, places.between(space))
-            labels[space] = []
-            if (row, exchange.source) in places.boxes:
-                start = _leaves(exchange, row, places)
-                scene.shapes.append(Line((start, outside), EXPOSED, 1.2))
-            if (row, exchange.column) in places.boxes:
-                end = _enters(exchange, row, places)
-                scene.shapes.append(Line((outside, end), EXPOSED, 1.2, head=True))
-    if is_told_by_arrow(exchange):
-        return labels
-    crossed = sorted(labels)
-    space = crossed[len(crossed) // 2]
-    at = (gap, places.between(space))
-    return {space: [_Label(exchange_text(exchange), (gap, at[1] - 1), (gap, at[1] + 1))]}
+    if not exchange.arrows:
+        gap = _middle(exchange, places)
+        _to_others(scene, exchange, picture, places, gap, gap)
+
+
+def _middle(exchange: Exchange, places: Places) -> float:
+    return (places.columns[exchange.source].high + places.columns[exchange.column].low) / 2
+
+
+def _to_others(scene: Scene, exchange: Exchange, picture: Picture, places: Places,
+               left: float, right: float) -> None:  # fmt: skip
+    """Where every peer is left out: out to them, and back."""
+    for row in exchange.rows:
+        y = places.between(outside(picture, row))
+        if (row, exchange.source) in places.boxes:
+            start = _leaves(exchange, row, places)
+            scene.shapes.append(Line((start, (left, y)), EXPOSED, 1.2))
+        if (row, exchange.column) in places.boxes:
+            box = places.boxes[row, exchange.column]
+            end = (box.x, box.middle + box.height / 8)
+            scene.shapes.append(Line(((right, y), end), EXPOSED, 1.2, head=True))
 
 
 def _leaves(exchange: Exchange, row: int, places: Places) -> Point:
     return _right(places.boxes[row, exchange.source])
 
 
-def _enters(exchange: Exchange, row: int, places: Places) -> Point:
-    box = places.boxes[row, exchange.column]
-    return box.x, box.middle + box.height / 8
+def _enters(exchange: Exchange, arrow: Arrow, picture: Picture, places: Places) -> Point:
+    box = places.boxes[arrow.target, exchange.column]
+    y = box.middle + box.height / 8
+    if picture.columns[exchange.column].drawn == "bar":  # as far down as the lane it comes from
+        offset = places.boxes[arrow.source, exchange.source].middle
+        y = places.rows[arrow.target].line + offset - places.rows[arrow.source].line + 4
+        y = min(max(y, box.y + 4), box.y + box.height - 4)
+    return box.x, y
 
 
 def _arrow(arrow: Arrow, points: list[Point]) -> list[Line]:
@@ -431,8 +423,9 @@ def _long_exchange(scene: Scene, exchange: Exchange, picture: Picture, places: P
         run = (exchange, arrow if told else None, arrow.space)
         y = places.tracks[run]
         start = _leaves(exchange, arrow.source, places)
-        end = _enters(exchange, arrow.target, places)
-        scene.shapes += _arrow(arrow, [start, (left, y), (right, y), end])
+        end = _enters(exchange, arrow, picture, places)
+        bends = ((left, start[1]), (left, y), (right, y), (right, end[1]))
+        scene.shapes += _arrow(arrow, [start, *bends, end])
         if run not in named:
             named.add(run)
             text = arrow_text(arrow) if told else exchange_text(exchange)
@@ -440,23 +433,22 @@ def _long_exchange(scene: Scene, exchange: Exchange, picture: Picture, places: P
                 text = f"{exchange.parameter}: {text}"
             scene.texts.append(Text(((left + right) / 2, y), text, color=EXPOSED, boxed=True))
     if not exchange.arrows:
-        for row in exchange.rows:
-            space = row - 1 if row and not picture.rows[row].alike_below else row
-            y = places.between(space)
-            if (row, exchange.source) in places.boxes:
-                start = _leaves(exchange, row, places)
-                scene.shapes.append(Line((start, (left, y)), EXPOSED, 1.2))
-            if (row, exchange.column) in places.boxes:
-                end = _enters(exchange, row, places)
-                scene.shapes.append(Line(((right, y), end), EXPOSED, 1.2, head=True))
+        _to_others(scene, exchange, picture, places, left, right)
 
 
-def _labels(scene: Scene, middle: float, found: list[_Label]) -> None:
+def _labels(
+    scene: Scene, labels: list[GapLabel], middle: float, picture: Picture, places: Places
+) -> None:
     """Labels on arrows that cross the same space between rows, one above the other."""
-    for i, (text, (x1, y1), (x2, y2)) in enumerate(found):
-        y = middle + (i - (len(found) - 1) / 2) * 1.6 * LABEL
-        x = x1 + (x2 - x1) * (y - y1) / (y2 - y1)
-        scene.texts.append(Text((x, y), text, color=EXPOSED, boxed=True))
+    for i, label in enumerate(labels):
+        exchange, arrow = label.ends[len(label.ends) // 2]
+        y = middle + (i - (len(labels) - 1) / 2) * 1.6 * LABEL
+        x = _middle(exchange, places)
+        if arrow:
+            x1, y1 = _leaves(exchange, arrow.source, places)
+            x2, y2 = _enters(exchange, arrow, picture, places)
+            x = x1 + (x2 - x1) * (y - y1) / (y2 - y1)
+        scene.texts.append(Text((x, y), label.text, color=EXPOSED, boxed=True))
 
 
 def _reductions(
@@ -492,9 +484,9 @@ def _legend(scene: Scene, picture: Picture, top: float) -> float:
     lines = [f"what a rank holds of a layer's output: {_shape_legend(picture)}"]
     if any(block.band for block in picture.blocks):
         y += 18
-        whole = Box(x, y - 6, 8, 12, 16)
+        whole = Box(x, y - 3, 8, 10, 16)
         _outline(scene, whole)
-        _cuboid(scene, replace(whole, height=5), PART)
+        _cuboid(scene, replace(whole, height=4), PART)
         names = sorted({block.band.name for block in picture.blocks if block.band})
         lines.append(f"the same, where it is some {' or '.join(names)} of the whole (dashed)")
     if any(block.whole for block in picture.blocks):
@@ -545,6 +537,7 @@ def _arrow_legend(picture: Picture) -> str:
         text += "; back: gradients alone"
     elif all(arrow.backward == arrow.forward for arrow in arrows):
         text += "; the backward returns as many"
-    if not all(map(is_told_by_arrow, picture.exchanges)):
+    merged = any(len(x.ends) > 1 for labels in gap_labels(picture).values() for x in labels)
+    if merged or not all(map(is_told_by_arrow, picture.exchanges)):
         text += "; N × bytes: so many on each of N edges"
     return text

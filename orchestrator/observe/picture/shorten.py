@@ -117,7 +117,7 @@ def _shifted(way: Way, by: int) -> Way:
 
 def _is_chain(picture: Picture, run: list[Group]) -> bool:
     """Whether of every block but the last only the next one reads."""
-    ways = [*picture.readings, *picture.exchanges]
+    ways: list[Reading | Exchange] = [*picture.readings, *picture.exchanges]
     return all(
         way.column <= after.last
         for before, after in pairwise(run)
