@@ -423,6 +423,8 @@ def _long_exchange(scene: Scene, exchange: Exchange, picture: Picture, places: P
         run = (exchange, arrow if told else None, arrow.space)
         y = places.tracks[run]
         start = _leaves(exchange, arrow.source, places)
+        if not picture.columns[exchange.source].joins:  # beside what its own rank reads
+            start = (start[0], start[1] + 5)
         end = _enters(exchange, arrow, picture, places)
         bends = ((left, start[1]), (left, y), (right, y), (right, end[1]))
         scene.shapes += _arrow(arrow, [start, *bends, end])
