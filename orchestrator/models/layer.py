@@ -294,7 +294,9 @@ class Layer:
         inputs: names of the layers that it reads; () for the layer before.
         kind: the field's word for it, used in files and tables; the class's own name in lower
             case, unless it or the kind that it extends says another.
-        drawn: in the picture: ``block``, ``pool``, or "" for nothing of its own.
+        drawn: in the picture: ``block``; ``pool``; ``plus``, ``times`` or ``bar`` for what joins
+            values; ``norm`` for nothing of its own; "" for a block where it is trained, else
+            nothing.
         input_count: how many values it reads; None for any number.
         reads_tokens: its input is token numbers.
         is_loss: its output, added up, is what is minimised.
