@@ -17,6 +17,7 @@ from orchestrator.plan.schema import (
     Training,
     json_schema,
 )
+from orchestrator.plan.shares import Shares
 from orchestrator.plan.shipped import shipped, shipped_names
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ModelChoice",
     "Plan",
     "Schedule",
+    "Shares",
     "Split",
     "Training",
     "json_schema",

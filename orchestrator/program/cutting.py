@@ -17,7 +17,7 @@ from orchestrator.errors import InputError
 from orchestrator.models.box import Box, is_empty
 from orchestrator.models.layer import Cut, Layer, SizedLayer, Statistics
 from orchestrator.models.ranges import Ranges, normalise, shift
-from orchestrator.plan import Axis, Entry, Plan
+from orchestrator.plan import Axis, Entry, Plan, Shares
 
 
 class Part(NamedTuple):
@@ -254,16 +254,21 @@ class Cutter:
         what = {"batch": "examples", "channel": "output channels", "input": "input channels"}[axis]
         low = total // count
         even = [low + (i < total % count) for i in range(count)]
-        key = "shares" if self.entry.shares else "split"
-        remedy = f"shares: {even} in an entry of its own"
+        unequal = self.entry.shares_of(axis) is not None
+        key: tuple[str, ...] = ("shares",) if unequal else ("split",)
+        written: object = even
+        if isinstance(self.entry.shares, Shares) or len(self.axes) > 1:
+            key = ("shares", axis) if unequal else ("split", axis)
+            written = f"{{{axis}: {even}}}"
+        remedy = f"shares: {written} in an entry of its own"
         if axis == "batch":
             remedy = f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
         elif total < count:
             remedy = f"at most {total} rank{'s' * (total > 1)} in an entry of its own"
         raise InputError(
             f"{sized.name}: {total} {what} do not divide over {count} ranks"
-            + (f" in shares {list(shares)}" if self.entry.shares else ""),
-            self.plan.place(("placement", self.number, key)),
+            + (f" in shares {list(shares)}" if unequal else ""),
+            self.plan.place(("placement", self.number, *key)),
             remedy,
         )
 

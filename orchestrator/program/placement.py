@@ -20,7 +20,7 @@ from orchestrator.models.layer import INPUT, LABELS, SizedLayer
 from orchestrator.models.model import Model
 from orchestrator.plan import Plan
 from orchestrator.program.cutting import Cutter, Part
-from orchestrator.program.selection import selected
+from orchestrator.program.selection import entry_layers, layers_text, selected
 
 FROM_INPUT, FROM_LABELS = -1, -2  # sources that are data, not layers
 
@@ -131,64 +131,88 @@ def _entries_by_layer(plan: Plan, model: Model) -> tuple[dict[int, int], list[in
     """
     entry_of: dict[int, int] = {}
     order: list[int] = []
-    names = [layer.name for layer in model.layers]
-    for number, entry in enumerate(plan.placement):
-        location = plan.place(("placement", number, "layers"))
-        wanted = selected(model, entry.layers, location)
-        text = entry.layers if isinstance(entry.layers, str) else ", ".join(entry.layers)
+    for number in range(len(plan.placement)):
+        wanted = entry_layers(plan, model, number)
         twice = [i for i in wanted if i in entry_of]
         if twice:
-            free = [names[i] for i in range(len(names) - 1) if i not in entry_of]
-            how = "starts at" if twice[0] == wanted[0] else "holds"
-            raise InputError(
-                f"{text!r} {how} {names[twice[0]]}, which is placed already",
-                location,
-                f"start this entry at {free[0]}" if free
-                else "nothing is left to place, drop this entry",
-            )  # fmt: skip
+            _refuse_twice(plan, model, entry_of, number, wanted, twice[0])
         entry_of |= dict.fromkeys(wanted, number)
         order += wanted
-    missing = [i for i in range(len(names) - 1) if i not in entry_of]
+    loss = len(model.layers) - 1
+    missing = [i for i in range(loss) if i not in entry_of]
     if missing:
         _refuse_missing(plan, model, entry_of, missing)
     _check_order(plan, model, entry_of, order)
-    loss = len(names) - 1
     entry_of[loss] = entry_of[loss - 1]
     return entry_of, [*order, loss]
+
+
+def _refuse_twice(
+    plan: Plan,
+    model: Model,
+    entry_of: dict[int, int],
+    number: int,
+    wanted: tuple[int, ...],
+    twice: int,
+) -> NoReturn:
+    free = [i for i in range(len(model.layers) - 1) if i not in entry_of]
+    left = [i for i in wanted if i in free] or free
+    raise InputError(
+        f"{', '.join(map(repr, plan.placement[number].layer_ranges))} names "
+        f"{model.layers[twice].name}, which placement[{entry_of[twice]}] has already",
+        plan.place(("placement", number, "layers")),
+        f"write layers: {layers_text(model, left)}" if left
+        else "every layer has its ranks, remove this entry",
+    )  # fmt: skip
 
 
 def _refuse_missing(
     plan: Plan, model: Model, entry_of: dict[int, int], missing: list[int]
 ) -> NoReturn:
-    names = [layer.name for layer in model.layers]
+    """All layers that no entry names; the remedy is an entry for the first of them in a row."""
     run = [i for i in missing if i - missing[0] == missing.index(i)]
-    following = entry_of.get(run[-1] + 1)
-    if following is not None and run[0] > 0:
-        entry = plan.placement[following]
-        raise InputError(
-            f"{entry.layers!r} starts at {names[run[-1] + 1]}, which leaves layers out",
-            plan.place(("placement", following, "layers")),
-            f"start this entry at {names[run[0]]}",
-        )
-    a, b = names[missing[0]], names[missing[-1]]
+    names = {model.layers[i].name for i in run}
+    readers = [n for i, n in entry_of.items() if names & set(model.layers[i].sources)]
+    named = layers_text(model, run)
+    where = f"before placement[{min(readers)}]" if readers else "as the last entry"
+    remedy = f"add - {{layers: {named}, ranks: [0], split: none}} {where}"
+    if readers and min(readers) in _entries_read(model, entry_of, run):
+        remedy = f"add {named} to the layers of placement[{min(readers)}]"
     raise InputError(
-        f"layers without a rank: {' '.join(names[i] for i in missing)}",
+        f"layers without a rank: {layers_text(model, missing).strip('[]')}",
         plan.place(("placement",)),
-        f"end the last entry at {b}, or add an entry {a}..{b}",
+        remedy,
     )
 
 
 def _check_order(plan: Plan, model: Model, entry_of: dict[int, int], order: list[int]) -> None:
+    """A layer comes behind all that it reads, entry by entry."""
     position = {model.layers[i].name: p for p, i in enumerate(order)}
     for p, i in enumerate(order):
         for source in model.layers[i].sources:
             if position.get(source, -1) > p:
-                name, number = model.layers[i].name, entry_of[model.index[source]]
+                name, number = model.layers[i].name, entry_of[i]
+                later = entry_of[model.index[source]]
+                remedy = f"move placement[{later}] before placement[{number}]"
+                others = [j for j in entry_of if entry_of[j] == later]
+                if number in _entries_read(model, entry_of, others):
+                    remedy = f"move {name} and what reads it into an entry behind "
+                    remedy += f"placement[{later}]"
                 raise InputError(
-                    f"{name} reads {source}, which placement[{number}] places later",
-                    plan.place(("placement", entry_of[i], "layers")),
-                    f"move the entry with {source} before this one",
+                    f"{name} reads {source}, which placement[{later}] places later",
+                    plan.place(("placement", number, "layers")),
+                    remedy,
                 )
+
+
+def _entries_read(model: Model, entry_of: dict[int, int], layers: list[int]) -> set[int]:
+    """The entries of all that some layers read, directly or through others."""
+    seen, unread = set[int](), set(layers)
+    while unread:
+        i = unread.pop()
+        seen.add(i)
+        unread |= {model.index[s] for s in model.layers[i].sources if s in model.index} - seen
+    return {entry_of[i] for i in seen - set(layers) if i in entry_of}
 
 
 def _stages(plan: Plan) -> list[int]:
