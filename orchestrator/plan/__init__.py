@@ -15,6 +15,7 @@ from orchestrator.plan.schema import (
     Training,
     json_schema,
 )
+from orchestrator.plan.shares import Shares
 from orchestrator.plan.shipped import shipped, shipped_names
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Grid",
     "ModelChoice",
     "Plan",
+    "Shares",
     "Split",
     "Training",
     "json_schema",

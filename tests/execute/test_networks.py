@@ -67,6 +67,9 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "token in uneven shares": every("[0, 1]", "token", ", shares: [2, 1]"),
     "token in odd lengths": every("0..3", "token"),
     "batch x channel": every("0..3", "{batch: 2, channel: 2}"),
+    "batch x token in uneven shares": every(
+        "0..5", "{batch: 2, token: 3}", ", shares: {token: [1, 3, 2], batch: [3, 1]}"
+    ),
     "token x channel": every("0..3", "{token: 2, channel: 2}"),
     "batch x token x channel": every("0..7", "{batch: 2, token: 2, channel: 2}"),
     "stages": (
@@ -226,6 +229,30 @@ STAGES = {
             entry("stem..blocks.1.conv2", "[0]", "none"),
             entry("blocks.1.relu2..blocks.2.conv3", "[1]", "none"),
             entry("blocks.2.projection..fc", "[2]", "none"),
+        ),
+    ),
+    "uneven rows and uneven channels": (
+        resnet(),
+        (
+            entry(
+                "stem..blocks.2.relu3", "0..3", "{height: 2, channel: 2}",
+                ", shares: {height: [2, 1], channel: [3, 1]}",
+            ),
+            entry(
+                "mean..fc", "0..3", "{batch: 2, input: 2}", ", shares: {batch: [3, 1]}"
+            ),
+        ),
+    ),
+    "towers listed beside each other, in uneven grids": (
+        inception(),
+        (
+            entry("[stem, relu]", "0..3", "{batch: 2, height: 2}", ", shares: {height: [3, 1]}"),
+            entry(
+                "[a1..a, c1..c]", "0..3", "{height: 2, batch: 2}",
+                ", shares: {batch: [3, 1], height: [5, 2]}",
+            ),
+            entry("[d1..d, b1..b]", "[4, 5]", "height", ", shares: [1, 2]"),
+            entry("joined..fc", "[0]", "none"),
         ),
     ),
     "a skip from one split into another": (
