@@ -1,8 +1,9 @@
 """Proof by running: no deadlock, exact bytes, and the same training as one device.
 
-Splits are proven, layers are not: one device computes a layer with the function that the ranks
-use for their parts of it (see :mod:`orchestrator.execute.reference`). A layer that is wrong by
-itself is wrong on both sides and passes. The test suite holds every kind of layer against torch.
+One device computes the whole network with torch's own modules (see
+:mod:`orchestrator.execute.reference`), the ranks compute parts of it with the layers' own
+functions. Where the two differ, the first step is run again and compared layer by layer
+(:mod:`orchestrator.execute.fault`), so that the layer or the exchange that is wrong is named.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.execute.fault import first_fault
 from orchestrator.execute.finite import Diverged
 from orchestrator.execute.local import LocalExecutor, disagreements
 from orchestrator.execute.reference import Reference
@@ -81,8 +83,8 @@ def verify(
 ) -> Verdict:
     """Train a few steps as the program says and as one device does, and compare.
 
-    A difference is a fault of the split: of a part, an exchange, a reduction, an update or their
-    order. The arithmetic of a layer is the same function on both sides and is not tested here.
+    A difference is a fault of a layer's part, an exchange, a reduction, an update or their order.
+    The first problem of such a plan names what is wrong first, where one step shows it.
 
     Args:
         program: in float64 or float32.
@@ -105,13 +107,18 @@ def verify(
         try:
             ours, reference = split.step(step), whole.step(step)
         except Diverged as error:
-            return Verdict(program.name, True, False, float("nan"), float("nan"), (str(error),))
+            named = first_fault(program, feed, recipe, update_examples, TOLERANCE[program.dtype])
+            told = (named, str(error)) if named else (str(error),)
+            return Verdict(program.name, True, False, float("nan"), float("nan"), told)
         loss_error = max(loss_error, _relative(ours, reference))
     tolerance = TOLERANCE[program.dtype]
     errors = _parameter_errors(split.parameters(), whole.weights, start, tolerance)
     problems = differences(program, steps, split.sent(), split.handed())
     ledger_exact = not problems
     worst = max(errors.values())
+    if not max(loss_error, worst) <= tolerance:
+        named = first_fault(program, feed, recipe, update_examples, tolerance)
+        problems += [named] if named else []
     if not loss_error <= tolerance:
         problems.append(f"loss differs by {loss_error:.2e}, allowed {tolerance:.0e}")
     if not worst <= tolerance:
