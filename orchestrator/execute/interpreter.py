@@ -139,8 +139,8 @@ class Recording:
 
     def updates(self, segment: int, parameters: SegmentParameters) -> None:
         """Keep the gradients that an update is about to be made with."""
-        if segment not in self.updated and parameters.own:
-            gradients = parameters.target_gradients()
+        gradients = parameters.target_gradients()
+        if segment not in self.updated and gradients:
             self.updated[segment] = torch.cat([gradient.flatten() for gradient in gradients])
 
 

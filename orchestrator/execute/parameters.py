@@ -219,6 +219,9 @@ class SegmentParameters:
         Args:
             scale: factor on the gradients: global batch over the examples of this update.
         """
+        if self.flat is not None and not self.shard_slots():  # of more ranks than values
+            self.gradients = [None] * len(self.slots)
+            return
         if self._optimizer is None:
             self._optimizer = self._sgd(recipe)
         for group in self._optimizer.param_groups:

@@ -78,7 +78,7 @@ class Recorder(Generic[Key]):
 
 
 def _watched(x: Tensor, gradients: dict[int, Tensor], number: int) -> Tensor:
-    if not x.requires_grad:
+    if not (x.requires_grad and torch.is_grad_enabled()):
         return x
     alias = x.view_as(x)
 

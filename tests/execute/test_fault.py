@@ -106,6 +106,28 @@ PLANS: dict[str, tuple[Model, tuple[str, ...], str]] = {
         ),
         "n_microbatches: 2\nschedule: InterleavedZeroBubble\noptimizer_sharding: zero1\n",
     ),
+    # the table's gradient, which every rank of the head has, was summed over the embedding's ranks
+    "a replicated head": (
+        TIED,
+        (
+            "layers: embedding..down, ranks: [0, 1], split: token",
+            "layers: sum..head, ranks: [2, 3], split: none",
+        ),
+        "n_microbatches: 2\n",
+    ),
+    "a replicated head on some of the embedding's ranks": (
+        TIED,
+        (
+            "layers: embedding..relu, ranks: [0, 1, 2, 3], split: {token: 2, channel: 2}",
+            "layers: down..head, ranks: [1, 2], split: none",
+        ),
+        "",
+    ),
+    "more ranks than values of a norm": (
+        TIED,
+        ("layers: all, ranks: [0, 1, 2], split: token",),
+        "replicas: 2\noptimizer_sharding: zero1\n",
+    ),
     "replicated": (
         TIED,
         (
@@ -134,7 +156,10 @@ def fault(program: Program, updates: dict[str, int] | None = None) -> str:
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_nothing_is_found_where_nothing_is_wrong(plan: str) -> None:
-    assert fault(program_of(plan)) == ""
+    program = program_of(plan)
+    verdict = verify(program, RECIPE, update_examples={})
+    assert verdict.passed, verdict.problems
+    assert fault(program) == ""
 
 
 # -- exchanges ------------------------------------------------------------------------------------
