@@ -22,6 +22,7 @@ from orchestrator.models import (
     Linear,
     Model,
     ReLU,
+    RMSNorm,
 )
 from orchestrator.models.batch_norm import BatchApply, BatchMoments
 from orchestrator.models.cross_entropy import CrossEntropy, JoinedCrossEntropy, ScoreParts
@@ -59,6 +60,12 @@ TIED = Model(
         LayerNorm(name="norm"),
         Linear(name="head", features=8, tied="embedding.weight", bias=None),
     ],
+)
+SCALED = Model("scaled", (4,), [RMSNorm(name="norm"), linear("fc", 4)])
+TWICE = Model(
+    "twice",
+    (3, 4, 4),
+    [conv("conv", 4, 3), BatchNorm(name="norm1"), BatchNorm(name="norm2"), linear("fc", 4)],
 )
 RESNET = resnet()
 PLANS: dict[str, tuple[Model, tuple[str, ...], str]] = {
@@ -123,11 +130,17 @@ PLANS: dict[str, tuple[Model, tuple[str, ...], str]] = {
         ),
         "",
     ),
+    # a shard that is padding alone had an optimizer of nothing
     "more ranks than values of a norm": (
-        TIED,
-        ("layers: all, ranks: [0, 1, 2], split: token",),
+        SCALED,
+        (
+            "layers: norm, ranks: 0..3, split: batch",
+            "layers: fc, ranks: [0], split: none",
+        ),
         "replicas: 2\noptimizer_sharding: zero1\n",
     ),
+    # a bias before a norm has a gradient of rounding alone, which was measured against itself
+    "a norm behind a norm": (TWICE, ("layers: all, ranks: [0], split: none",), ""),
     "replicated": (
         TIED,
         (
