@@ -13,16 +13,15 @@ from orchestrator.errors import InputError
 from orchestrator.execute.verify import Verdict, verify
 from orchestrator.models import Constant, Layer, LayerPart, Model, ParameterSpec, Value
 from orchestrator.models.model import Recipe
-from orchestrator.program import compile_plan
 from tests.networks import gpt, inception, linear, llama, resnet, separable, squeeze_excitation
-from tests.program.small import small_plan, small_program
+from tests.program.small import small_program
 
 RECIPE = Recipe(lr=0.05)
 
 
-def verdict(model: Model, *entries: str, more: str = "", batch: int = 4) -> Verdict:
-    plan = small_plan(*entries, batch=batch, more=more)
-    return verify(compile_plan(plan, model, dtype="float64"), RECIPE, update_examples={})
+def verdict(model: Model, *entries: str, more: str = "", batch: int = 4, steps: int = 3) -> Verdict:
+    program = small_program(model, *entries, batch=batch, more=more, dtype="float64")
+    return verify(program, RECIPE, update_examples={}, steps=steps)
 
 
 def entry(layers: str, ranks: str, split: str, more: str = "") -> str:
@@ -431,7 +430,7 @@ KINDS = [
 
 @pytest.mark.parametrize("sabotage", [shifted, scaled_gradient, no_gradient_of_the_last])
 @pytest.mark.parametrize(("build", "kind"), KINDS, ids=[f"{b.__name__}-{k}" for b, k in KINDS])
-def test_a_wrong_part_function_is_found(
+def test_a_wrong_part_function_is_named(
     build: Callable[[], Model],
     kind: str,
     sabotage: Callable[[Compute], Compute],
@@ -440,4 +439,12 @@ def test_a_wrong_part_function_is_found(
     model = build()
     (cls,) = {type(layer.layer) for layer in model.layers if layer.kind == kind}
     monkeypatch.setattr(cls, "compute", sabotage(cls.compute))
-    assert not verdict(model, *every("[0]", "none")).passed
+    named = [layer.name for layer in model.layers if layer.kind == kind]
+    (first, *_) = verdict(model, *every("[0]", "none"), steps=1).problems
+    if sabotage is shifted:
+        assert first.startswith(f"{named[0]}: its output on rank 0 differs by ")
+        assert first.endswith(" in step 1 (forward)")
+    else:
+        wrong = ("the gradient of its ", "its output on rank 0 passes no gradient back ")
+        assert first.startswith(tuple(f"{named[-1]}: {what}" for what in wrong))
+        assert first.endswith(" in step 1 (backward)")
