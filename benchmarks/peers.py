@@ -85,13 +85,15 @@ placement:
   - {layers: pool2..relu3, ranks: [1], split: none}
   - {layers: fc4..fc5, ranks: [0], split: none}
 """
-PIPELINES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
+# The schedules that torch has, too; ZB-H1 is not one of them.
 _PIPELINE_PLANS = {
     "GPipe": "pipeline-gpipe",
     "1F1B": "pipeline-1f1b",
     "Interleaved1F1B": "pipeline-interleaved",
+    "LoopedBFS": "pipeline-interleaved",
     "InterleavedZeroBubble": "pipeline-interleaved",
     "ZBVZeroBubble": "pipeline-zero-bubble",
+    "DualPipeV": "pipeline-zero-bubble",
 }
 
 Comparison = Callable[[int, Size], list[Row]]
@@ -157,7 +159,7 @@ def compare_timeline(small: bool, rank: int, size: Size) -> list[Row]:
 COMPARISONS: dict[str, tuple[int, Comparison]] = {
     "one device": (1, compare_single),
     "data parallel": (2, compare_data_parallel),
-    **{f"pipeline {name}": (2, partial(compare_pipeline, name)) for name in PIPELINES},
+    **{f"pipeline {name}": (2, partial(compare_pipeline, name)) for name in _PIPELINE_PLANS},
     "fc columns": (2, compare_columns),
     "fc output, input": (2, compare_megatron),
     "timeline": (2, partial(compare_timeline, False)),

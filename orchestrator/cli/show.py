@@ -26,7 +26,7 @@ from orchestrator.program.ledger import (
     sent,
 )
 from orchestrator.program.resolve import model_of
-from orchestrator.program.selection import selected
+from orchestrator.program.selection import entry_layers
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.fit import RankFit, fits, what_would_fit
 from orchestrator.simulate.memory import peak_memory
@@ -103,9 +103,8 @@ def describe(plan: Plan, program: Program, *, unfold: bool = True) -> dict[str, 
     activations = activation_bytes(traffic) * (1 if unfold else copies)
     split_of: dict[str, tuple[Any, list[int]]] = {}
     for number, entry in enumerate(plan.placement):
-        span = selected(model, entry.layers, plan.place(("placement", number, "layers")))
         split = entry.split if isinstance(entry.split, str) else dict(entry.grid.axes)
-        for i in span:
+        for i in entry_layers(plan, model, number):
             split_of[model.layers[i].name] = (split, list(entry.ranks))
     return {
         "name": plan.name,

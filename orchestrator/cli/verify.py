@@ -50,9 +50,9 @@ def command(
     """Prove that each PLAN cannot deadlock, hands over exactly the bytes it says, and trains the
     same network as one device: every loss and, after the last step, every parameter.
 
-    What is proven is the split: who computes which part, what is exchanged and summed, and in
-    which order. One device computes each layer with the same function as the plan's ranks, so a
-    layer whose own arithmetic is wrong passes here; the test suite holds layers against torch.
+    One device computes the whole network with torch's own modules, the plan's ranks with the
+    layers' functions for parts. Where they differ, the layer, exchange or sum of gradients that is
+    wrong first is named.
 
     Runs on the local executor, at the model's real layer sizes.
     """

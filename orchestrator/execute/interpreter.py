@@ -23,7 +23,8 @@ from orchestrator.execute.parameters import (
     cut_out,
     put_in,
 )
-from orchestrator.execute.segment_runner import SegmentRunner
+from orchestrator.execute.recording import Recorder
+from orchestrator.execute.segment_runner import Place, SegmentRunner
 from orchestrator.execute.transport import CountingTransport, Handle, Transport
 from orchestrator.models.box import Box, shape_of, whole
 from orchestrator.models.layer import LABELS
@@ -121,6 +122,28 @@ class Unread:
         return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops, loading)
 
 
+class Recording:
+    """What a rank's interpreter records of one step.
+
+    Attributes:
+        passes: of every layer.
+        returned: by boundary, chunk of the reader and message, the gradient that came back.
+        updated: by segment, the summed gradients of what this rank updates, flat; of the step's
+            first update.
+    """
+
+    def __init__(self) -> None:
+        self.passes: Recorder[Place] = Recorder()
+        self.returned: dict[tuple[int, int, Message], Tensor] = {}
+        self.updated: dict[int, Tensor] = {}
+
+    def updates(self, segment: int, parameters: SegmentParameters) -> None:
+        """Keep the gradients that an update is about to be made with."""
+        gradients = parameters.target_gradients()
+        if segment not in self.updated and gradients:
+            self.updated[segment] = torch.cat([gradient.flatten() for gradient in gradients])
+
+
 class LossNotFinite(RuntimeError):
     """The loss of a step is infinite or not a number, and no gradient has been made of it."""
 
@@ -154,6 +177,7 @@ class RankInterpreter:
         self._build(value)
         self.sent: Counter[Edge] = Counter()
         self.loss = torch.zeros((), dtype=torch.float64)
+        self.recording: Recording | None = None
         self.number = -2  # of the step before; none yet
         self.left: Mark = None
         self._reset()
@@ -231,6 +255,13 @@ class RankInterpreter:
                 yield handle
         self.finish = self.left = self.device.mark(COMPUTE)
 
+    def record(self) -> Recording:
+        """Record what follows: one step."""
+        self.recording = Recording()
+        for runner in self.runners.values():
+            runner.recorder = self.recording.passes
+        return self.recording
+
     def rest(self) -> None:
         """What the host does now belongs to no step: the next one begins when it is called."""
         self.number = -2
@@ -293,6 +324,8 @@ class RankInterpreter:
             update = whole.update_chunks * whole.chunk
             scale = self.program.global_batch / update if update else 1.0
             self._take_back(segment)
+            if self.recording is not None:
+                self.recording.updates(segment, self.parameters[segment])
             self.parameters[segment].step(self.recipe, scale)
             return
         runner = self.runners[segment]
@@ -408,7 +441,7 @@ class RankInterpreter:
         parameters = self.parameters[tie.consumer]
         (number,) = [
             n for n in parameters.borrowed
-            if parameters.names[n].rpartition(".")[0] == tie.reader
+            if parameters.every[n].layer.name == tie.reader
         ]  # fmt: skip
         return (parameters.borrowed_gradients if gradient else parameters.borrowed)[number]
 
@@ -469,6 +502,8 @@ class RankInterpreter:
                 else:
                     piece = self.buffers.pop(received[message.target])
                 found.append((message, piece))
+                if self.recording is not None:
+                    self.recording.returned[boundary.index, reader, message] = piece.clone()
         return found
 
     def _keep_input_gradient(self, index: int, chunk: int, gradient: Tensor) -> None:

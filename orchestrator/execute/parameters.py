@@ -14,8 +14,9 @@ in flat buffers of equal shards, and each rank keeps the velocity of its own sha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -134,8 +135,8 @@ def initial_parameter(layer: SizedLayer, spec: ParameterSpec, seed: int) -> Tens
 class SegmentParameters:
     """Weights, gradients and velocities of one segment on one rank.
 
-    ``weights`` are in the order of the layers' tiles, those that are borrowed from other layers
-    among them; slots, gradients and velocities are of its own only.
+    ``weights`` and ``every`` slot are in the order of the layers' tiles, those that are borrowed
+    from other layers among them; slots, gradients and velocities are of its own only.
 
     Args:
         group: ranks that hold the same; their gradients are summed.
@@ -155,7 +156,7 @@ class SegmentParameters:
         sharded: bool,
         value: Callable[[Slot], Tensor],
     ) -> None:
-        every = slots_of(part)
+        self.every = every = slots_of(part)
         self.slots = [slot for slot in every if not slot.spec.tied_to]
         starts = [value(slot) for slot in self.slots]
         self.sizes = [start.numel() for start in starts]
@@ -174,7 +175,6 @@ class SegmentParameters:
             n: torch.zeros(slot.shape, **options).requires_grad_()  # type: ignore[call-overload]
             for n, slot in enumerate(every) if slot.spec.tied_to
         }  # fmt: skip
-        self.names = [slot.name for slot in every]
         own = iter(self.own)
         self.weights = [
             self.borrowed[n] if n in self.borrowed else next(own) for n in range(len(every))
@@ -232,6 +232,9 @@ class SegmentParameters:
         Args:
             scale: factor on the gradients: global batch over the examples of this update.
         """
+        if self.flat is not None and not self.shard_slots():  # of more ranks than values
+            self.gradients = [None] * len(self.slots)
+            return
         if self._optimizer is None:
             self._optimizer = self._sgd(recipe)
         for group in self._optimizer.param_groups:
@@ -239,7 +242,7 @@ class SegmentParameters:
                 for target in group["params"]:
                     self._optimizer.state[target]["momentum_buffer"].mul_(group["lr"] / recipe.lr)
                 group["lr"] = recipe.lr
-        for target, gradient in zip(self._targets, self._target_gradients(), strict=True):
+        for target, gradient in zip(self._targets, self.target_gradients(), strict=True):
             target.grad = gradient if scale == 1 else gradient.mul_(scale)
         self._optimizer.step()
         for target in self._targets:
@@ -262,12 +265,28 @@ class SegmentParameters:
                 decays.append(slot.decays)
         return sgd(self._targets, buffers, decays, recipe)
 
-    def _target_gradients(self) -> list[Tensor]:
+    def target_gradients(self) -> list[Tensor]:
+        """Of what this rank updates: its tensors, or the pieces of them in its shard."""
         if self.flat is None:
             assert all(g is not None for g in self.gradients)
             return [g for g in self.gradients if g is not None]
         assert self.flat_gradient is not None
         return [self.flat_gradient[low:high] for _, low, high in self.shard_slots()]
+
+    def pieces(self, flat: Tensor) -> Iterator[tuple[Slot, int, int, Tensor]]:
+        """(slot, start and stop within it, values) of what this rank updates, laid end to end."""
+        if self.flat is None:
+            spans = [(slot, 0, length) for slot, length in zip(self.slots, self.sizes, strict=True)]
+        else:
+            starts = dict(zip(self.slots, accumulate(self.sizes, initial=0), strict=False))
+            spans = [
+                (slot, low - starts[slot], high - starts[slot])
+                for slot, low, high in self.shard_slots()
+            ]
+        done = 0
+        for slot, low, high in spans:
+            yield slot, low, high, flat[done : done + high - low]
+            done += high - low
 
     def shard_slots(self) -> list[tuple[Slot, int, int]]:
         """(slot, start, stop) in the flat buffer of what lies in this rank's shard."""

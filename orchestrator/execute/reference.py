@@ -14,7 +14,8 @@ from torch import Tensor
 
 from orchestrator.execute.interpreter import Feed
 from orchestrator.execute.parameters import TORCH_DTYPE, initial_parameter, update
-from orchestrator.models.layer import INPUT, LABELS, run_whole
+from orchestrator.execute.recording import Recorder
+from orchestrator.models.layer import INPUT, LABELS, SizedLayer, run_whole
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.randomness import Draw
 
@@ -42,6 +43,8 @@ class Reference:
         self.model, self.feed, self.recipe = model, feed, recipe
         self.global_batch, self.dtype = global_batch, TORCH_DTYPE[dtype]
         self.update_examples = dict(update_examples)
+        # by layer, and first example of a slice
+        self.recorder: Recorder[tuple[str, int]] | None = None
         self.weights: dict[str, Tensor] = {}
         self.velocities: dict[str, Tensor] = {}
         self.decays: dict[str, bool] = {}
@@ -109,11 +112,21 @@ class Reference:
                 for spec in sized.specs
             }
             inputs = [values[source] for source in sized.sources]
-            values[sized.name] = run_whole(sized, inputs, named, draw)
+            values[sized.name] = self._whole(sized, inputs, named, draw)
         last = values[self.model.layers[span[-1]].name]
         if self.model.layers[span[-1]].layer.is_loss:
             return last / (self.global_batch * self.model.predictions)
         return last
+
+    def _whole(
+        self, sized: SizedLayer, inputs: list[Tensor], named: dict[str, Tensor], draw: Draw
+    ) -> Tensor:
+        if self.recorder is None:
+            return run_whole(sized, inputs, named, draw)
+        key = (sized.name, int(draw.samples[0]))
+        inputs, parameters = self.recorder.reads(key, inputs, list(named.values()))
+        named = dict(zip(named, parameters, strict=True))
+        return self.recorder.gives(key, run_whole(sized, inputs, named, draw))
 
     def _owner(self, name: str) -> str:
         return self.tied.get(name, name)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.parameters import SegmentParameters, cut_out
+from orchestrator.execute.recording import Recorder
 from orchestrator.models.box import Box, is_empty, within
 from orchestrator.models.layer import run
 from orchestrator.models.randomness import Draw
@@ -25,6 +26,7 @@ from orchestrator.program.segments import Segment, SegmentPart
 
 # A value of a segment: the position of the layer that makes it, or -1 - that of an import.
 Values = dict[int, Tensor]
+Place = tuple[int, int, int]  # of a recorded pass: segment, position of the layer, chunk
 
 
 class Link(NamedTuple):
@@ -47,6 +49,7 @@ class Owed(NamedTuple):
 class Saved:
     """What a chunk's forward leaves for its backward."""
 
+    chunk: int
     imports: tuple[Tensor, ...]
     draw: Draw
     links: list[Link] = field(default_factory=list)
@@ -75,6 +78,7 @@ class SegmentRunner:
         self.segment, self.part, self.parameters = segment, part, parameters
         self.loss_scale = loss_scale
         self.saved: dict[int, Saved] = {}
+        self.recorder: Recorder[Place] | None = None
         self.given = {*segment.exports, len(part.layers) - 1}
         self.runs = _runs(segment, part, self.given, split=split)
         self.starts = _weight_starts(part)
@@ -91,12 +95,12 @@ class SegmentRunner:
             imports: ``part.import_shape(n)`` of each.
             recompute: keep the imports only.
         """
-        saved = Saved(imports, draw)
+        saved = Saved(chunk, imports, draw)
         self.saved[chunk] = saved
         if recompute:
             values = {-1 - n: x for n, x in enumerate(imports)}
             with torch.no_grad():
-                self._through(values, slice(0, len(self.part.layers)), draw)
+                self._through(values, slice(0, len(self.part.layers)), saved)
             return {n: values[n] for n in self.given}
         self._build(saved)
         return {
@@ -140,7 +144,7 @@ class SegmentRunner:
         values = {-1 - n: x for n, x in enumerate(saved.imports)}
         for number in range(len(self.part.layers)):
             with torch.no_grad():
-                self._through(values, slice(number, number + 1), saved.draw)
+                self._through(values, slice(number, number + 1), saved)
             yield values[number]
 
     def _build(self, saved: Saved) -> None:
@@ -154,13 +158,13 @@ class SegmentRunner:
                 inputs[n] = x.requires_grad_(wants and n not in unused and x.is_floating_point())
             inside = dict(inputs)
             with torch.enable_grad():
-                self._through(inside, layers, saved.draw)
+                self._through(inside, layers, saved)
             outputs = {n: inside[n] for n in leaving}
             values.update(outputs)
             weights = slice(self.starts[layers.start], self.starts[layers.stop])
             saved.links.append(Link(weights, inputs, outputs))
 
-    def _through(self, values: Values, layers: slice, draw: Draw) -> None:
+    def _through(self, values: Values, layers: slice, saved: Saved) -> None:
         """Compute some layers, from what they read to what they give; what no later one reads is
         let go at once."""
         for number in range(layers.start, layers.stop):
@@ -170,8 +174,13 @@ class SegmentRunner:
                 x = values[source]
                 inputs.append(x if box is None else cut_out(x, (((0, len(x)),), *box)))
             weights = self.parameters.weights[self.starts[number] : self.starts[number + 1]]
-            y = run(part, inputs, weights, draw)
-            values[number] = y * self.loss_scale if part.sized.layer.is_loss else y
+            key = (self.segment.index, number, saved.chunk)
+            if self.recorder is not None:
+                inputs, weights = self.recorder.reads(key, inputs, weights)
+            y = run(part, inputs, weights, saved.draw)
+            if part.sized.layer.is_loss:
+                y = y * self.loss_scale
+            values[number] = y if self.recorder is None else self.recorder.gives(key, y)
             del inputs, y
             for n in self.spent[number]:
                 del values[n]

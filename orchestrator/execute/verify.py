@@ -1,8 +1,9 @@
 """Proof by running: no deadlock, exact bytes, and the same training as one device.
 
-Splits are proven, layers are not: one device computes a layer with the function that the ranks
-use for their parts of it (see :mod:`orchestrator.execute.reference`). A layer that is wrong by
-itself is wrong on both sides and passes. The test suite holds every kind of layer against torch.
+One device computes the whole network with torch's own modules (see
+:mod:`orchestrator.execute.reference`), the ranks compute parts of it with the layers' own
+functions. Where the two differ, the first step is run again and compared layer by layer
+(:mod:`orchestrator.execute.fault`), so that the layer or the exchange that is wrong is named.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.execute.fault import first_fault
 from orchestrator.execute.finite import Diverged
 from orchestrator.execute.local import LocalExecutor, disagreements
 from orchestrator.execute.reference import Reference
@@ -22,6 +24,7 @@ from orchestrator.program.ledger import differences
 
 # Relative error allowed after a few steps, by dtype: what differs is the order of additions.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+OF_A_SUM = 64  # units in the last place that the rounding of a gradient's sum may come to
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ def verify(
 ) -> Verdict:
     """Train a few steps as the program says and as one device does, and compare.
 
-    A difference is a fault of the split: of a part, an exchange, a reduction, an update or their
-    order. The arithmetic of a layer is the same function on both sides and is not tested here.
+    A difference is a fault of a layer's part, an exchange, a reduction, an update or their order.
+    The first problem of such a plan names what is wrong first, where one step shows it.
 
     Args:
         program: in float64 or float32.
@@ -105,13 +108,18 @@ def verify(
         try:
             ours, reference = split.step(step), whole.step(step)
         except Diverged as error:
-            return Verdict(program.name, True, False, float("nan"), float("nan"), (str(error),))
+            named = first_fault(program, feed, recipe, update_examples, TOLERANCE[program.dtype])
+            told = (named, str(error)) if named else (str(error),)
+            return Verdict(program.name, True, False, float("nan"), float("nan"), told)
         loss_error = max(loss_error, _relative(ours, reference))
     tolerance = TOLERANCE[program.dtype]
     errors = _parameter_errors(split.parameters(), whole.weights, start, tolerance)
     problems = differences(program, steps, split.sent(), split.handed())
     ledger_exact = not problems
     worst = max(errors.values())
+    if not max(loss_error, worst) <= tolerance:
+        named = first_fault(program, feed, recipe, update_examples, tolerance)
+        problems += [named] if named else []
     if not loss_error <= tolerance:
         problems.append(f"loss differs by {loss_error:.2e}, allowed {tolerance:.0e}")
     if not worst <= tolerance:
@@ -134,20 +142,21 @@ def _parameter_errors(
     """By tensor, the largest difference over the largest change.
 
     A change too small for its weights' format is measured against what rounding may do to it: a
-    few units in the last place of the largest weight have to pass, and of the largest change in the
-    network, since a gradient that cancels to nothing, as that of a bias on attention's keys, is
-    the rounding of its terms.
+    few units in the last place of the largest weight have to pass, and of the largest change of
+    all. A bias before a batch norm has a gradient of zero, and what rounding leaves of that is
+    large only beside itself.
     """
-    changes = {
-        name: (value.detach().double() - start[name].double()).abs().max()
-        for name, value in reference.items()
-    }
-    largest = max(changes.values())
     found = {}
+    largest = max(
+        float((value.detach().double() - start[name].double()).abs().max())
+        for name, value in reference.items()
+    )
     for name, value in reference.items():
         wide = value.detach().double()
-        rounding = 8 * torch.finfo(value.dtype).eps * torch.maximum(wide.abs().max(), largest)
-        size = torch.maximum(changes[name], rounding / tolerance).clamp_min(1e-300)
+        change = (wide - start[name].double()).abs().max()
+        eps = torch.finfo(value.dtype).eps
+        rounding = eps * (8 * wide.abs().max() + OF_A_SUM * largest)
+        size = torch.maximum(change, rounding / tolerance).clamp_min(1e-300)
         error = float((ours[name] - wide).abs().max() / size)
         found[name] = error if error == error else float("inf")
     return found

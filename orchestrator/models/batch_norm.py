@@ -59,6 +59,7 @@ class BatchNorm(Layer):
     eps: Annotated[float, Bounds(0)] = 1e-5
     weight: float = 1.0
     kind: ClassVar[str] = "batch_norm"
+    drawn: ClassVar[str] = "norm"
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs

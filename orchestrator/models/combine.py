@@ -56,6 +56,7 @@ class Add(Layer):
     """The sum of values of one shape, such as a residual and what it skipped."""
 
     kind: ClassVar[str] = "add"
+    drawn: ClassVar[str] = "plus"
     input_count: ClassVar[int | None] = None
 
     def output(self, *inputs: Value) -> Value:
@@ -106,6 +107,7 @@ class Multiply(Layer):
     """
 
     kind: ClassVar[str] = "multiply"
+    drawn: ClassVar[str] = "times"
     input_count: ClassVar[int | None] = 2
 
     def output(self, *inputs: Value) -> Value:
@@ -167,6 +169,7 @@ class Concat(Layer):
     """The channels of several values, one after another."""
 
     kind: ClassVar[str] = "concat"
+    drawn: ClassVar[str] = "bar"
     input_count: ClassVar[int | None] = None
 
     def output(self, *inputs: Value) -> Value:

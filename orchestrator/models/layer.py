@@ -259,6 +259,19 @@ class Statistics(NamedTuple):
     width: int
 
 
+class Copies(NamedTuple):
+    """Bytes that a library needs for a moment, for copies in a layout of its own.
+
+    Args:
+        forward: above the output.
+        backward, weights_only: above the gradients, with and without that of the input.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    weights_only: int = 0
+
+
 # -- the layer ------------------------------------------------------------------------------------
 
 
@@ -294,7 +307,9 @@ class Layer:
         inputs: names of the layers that it reads; () for the layer before.
         kind: the field's word for it, used in files and tables; the class's own name in lower
             case, unless it or the kind that it extends says another.
-        drawn: in the picture: ``block``, ``pool``, or "" for nothing of its own.
+        drawn: in the picture: ``block``; ``pool``; ``plus``, ``times`` or ``bar`` for what joins
+            values; ``norm`` for nothing of its own; "" for a block where it is trained, else
+            nothing.
         input_count: how many values it reads; None for any number.
         reads_tokens: its input is token numbers.
         is_loss: its output, added up, is what is minimised.
@@ -448,6 +463,10 @@ class Layer:
             before, after, keeps_input=True, keeps_output=True, backward_extra=before,
             weights=part.parameters * itemsize,
         )  # fmt: skip
+
+    def processor_copies(self, part: LayerPart, examples: int) -> Copies:
+        """What the library of a processor (oneDNN, of float32) copies besides :meth:`memory`."""
+        return Copies()
 
     # -- torch
 

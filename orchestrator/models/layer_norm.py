@@ -49,6 +49,7 @@ class ChannelNorm(Layer):
     """
 
     eps: float = 1e-5
+    drawn: ClassVar[str] = "norm"
 
     # -- what a kind says
 

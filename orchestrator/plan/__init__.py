@@ -7,21 +7,19 @@ the model; what is wrong comes as one ``InputError`` with file, line, key and re
 from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split
 from orchestrator.plan.load import load_plan, read_plan
 from orchestrator.plan.schema import (
-    SCHEDULES,
     SCHEMA_VERSION,
     Entry,
     Exchange,
     ModelChoice,
     Plan,
-    Schedule,
     Training,
     json_schema,
 )
+from orchestrator.plan.shares import Shares
 from orchestrator.plan.shipped import shipped, shipped_names
 
 __all__ = [
     "AXES",
-    "SCHEDULES",
     "SCHEMA_VERSION",
     "SPLITS",
     "Axis",
@@ -30,7 +28,7 @@ __all__ = [
     "Grid",
     "ModelChoice",
     "Plan",
-    "Schedule",
+    "Shares",
     "Split",
     "Training",
     "json_schema",

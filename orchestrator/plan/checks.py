@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.plan.grid import AXES
+from orchestrator.plan.layers import ends
 from orchestrator.plan.problem import Problem, found, listed
+from orchestrator.plan.shares import Shares
 
 if TYPE_CHECKING:
     from orchestrator.plan.schema import Entry, ModelChoice, Plan
@@ -46,17 +48,39 @@ def of_entry(entry: Entry) -> list[Problem]:
     return problems
 
 
-def _of_shares(entry: Entry, shares: tuple[int, ...]) -> list[Problem]:
-    n_ranks = len(entry.ranks)
-    if not isinstance(entry.split, str) or entry.split == "none":
-        beside = "none" if entry.split == "none" else "a grid"
-        message = f"found shares beside {beside}; allowed: beside one of {listed(AXES)}"
+def _of_shares(entry: Entry, shares: tuple[int, ...] | Shares) -> list[Problem]:
+    axes = dict(entry.grid.axes)
+    if not axes:
+        message = f"found shares beside none; allowed: beside {listed(AXES)}, or a grid of these"
         return [Problem(("shares",), message, "remove shares")]
+    if isinstance(shares, Shares):
+        problems = []
+        for axis, parts in shares.axes:
+            path = ("shares", axis)
+            if axis not in axes:
+                message = f"found shares along {axis}, which the split does not cut; "
+                message += f"allowed: {listed(axes)}"
+                problems.append(Problem(path, message, f"remove {axis}, or add it to split"))
+            elif len(parts) != axes[axis]:
+                message = f"found {len(parts)} shares for {axes[axis]} parts along {axis}; "
+                message += "allowed: one for each part"
+                remedy = f"write {axis}: {_unequal(axes[axis])}"
+                problems.append(Problem(path, message, remedy))
+        return problems
+    if len(axes) > 1:
+        axis, count = max(axes.items(), key=lambda item: item[1])
+        message = "found one list of shares beside a grid; allowed: a list for each axis"
+        return [Problem(("shares",), message, f"write shares: {{{axis}: {_unequal(count)}}}")]
+    n_ranks = len(entry.ranks)
     if len(shares) != n_ranks:
         message = f"found {len(shares)} shares for {n_ranks} ranks; allowed: one for each rank"
-        example = ", ".join(["2", *["1"] * min(n_ranks - 1, 7)])
-        return [Problem(("shares",), message, f"write shares: [{example}]")]
+        return [Problem(("shares",), message, f"write shares: {_unequal(n_ranks)}")]
     return []
+
+
+def _unequal(count: int) -> str:
+    """An example of shares in so many parts."""
+    return f"[{', '.join(['2', *['1'] * min(count - 1, 7)])}]"
 
 
 def of_plan(plan: Plan) -> list[Problem]:
@@ -97,16 +121,22 @@ def _of_ranks(placement: tuple[Entry, ...]) -> list[Problem]:
 
 
 def _of_layers(placement: tuple[Entry, ...]) -> list[Problem]:
-    """A name that begins or ends two entries is certainly placed twice."""
+    """A name that begins or ends two ranges is certainly placed twice."""
     problems = []
     seen: dict[str, int] = {}
     for i, entry in enumerate(placement):
-        for name in dict.fromkeys((entry.first, entry.last)):
-            if name in seen:
-                message = f"found layer {name} here and in placement[{seen[name]}]; allowed: once"
-                remedy = "end one range a layer earlier, or begin the other a layer later"
-                problems.append(Problem(("placement", i, "layers"), message, remedy))
-            seen[name] = i
+        for position, text in enumerate(entry.layer_ranges):
+            inside = () if isinstance(entry.layers, str) else (position,)
+            for name in dict.fromkeys(ends(text)):
+                if name in seen:
+                    where = f"here and in placement[{seen[name]}]"
+                    where = "twice in one list" if seen[name] == i else where
+                    message = f"found layer {name} {where}; allowed: once"
+                    remedy = "end one range a layer earlier, or begin the other a layer later"
+                    if inside and text == name:
+                        remedy = f"remove {name} from this list"
+                    problems.append(Problem(("placement", i, "layers", *inside), message, remedy))
+                seen[name] = i
     return problems
 
 
@@ -139,7 +169,7 @@ def _of_batch(plan: Plan) -> list[Problem]:
     problems = []
     size = plan.microbatch_size
     for i, entry in enumerate(plan.placement):
-        if entry.shares is None and size % entry.grid.batch:
+        if entry.shares_of("batch") is None and size % entry.grid.batch:
             n = entry.grid.batch
             message = f"found {n} batch parts of a microbatch of {size} images (global_batch_size "
             message += f"/ (replicas x n_microbatches)); allowed: parts that divide {size}"

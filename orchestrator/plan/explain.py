@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from orchestrator.plan.layers import ALLOWED
 from orchestrator.plan.problem import PROBLEM, Path, Problem, found, listed, nearest, printable
 from orchestrator.plan.schema import Plan
 
@@ -32,8 +33,7 @@ _BOUNDS = {
 
 _PATTERNS: dict[str | int, str] = {
     "name": "letters, digits and . _ -, beginning with a letter or digit",
-    "layers": "one layer's name, or first..last",
-    "layer_batch": "one layer's name, or first..last",
+    "layer_batch": ALLOWED,
     "function": "the name of a Python function",
 }
 

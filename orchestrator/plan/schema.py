@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,20 +25,22 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.config import JsonDict
+from pydantic_core import PydanticKnownError
 
 from orchestrator.plan import checks
 from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
+from orchestrator.plan.layers import LONGEST, TEXT, read_layers
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
+from orchestrator.plan.shares import LARGEST, Shares, read_shares
+from orchestrator.schedules import SCHEDULES
 
 SCHEMA_VERSION = 1
-Schedule = Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"]
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 Exchange = Literal["gather", "broadcast", "scatter"]
 
 MOST_RANKS = 2**20
 MOST_IMAGES = 2**31 - 1
-_LAYER = r"[A-Za-z0-9_]+(?:[.\-/][A-Za-z0-9_]+)*"
 _RANGE_OF_RANKS = r"^ *([0-9]{1,7}) *\.\. *([0-9]{1,7}) *$"
 
 
@@ -49,6 +51,14 @@ def _read_version(value: object) -> int:
     newer = isinstance(value, int) and value > SCHEMA_VERSION
     remedy = "install a newer orchestrator" if newer else f"write schema_version: {SCHEMA_VERSION}"
     raise refusal([Problem((), message, remedy)])
+
+
+def _read_schedule(value: object) -> str:
+    """A name in the registry, refused as pydantic refuses what is not one of a Literal."""
+    if isinstance(value, str) and value in SCHEDULES:
+        return value
+    names = " or ".join(f"'{name}'" for name in SCHEDULES)
+    raise PydanticKnownError("literal_error", {"expected": names})
 
 
 def _read_ranks(value: object) -> object:
@@ -89,7 +99,25 @@ def _check_ranks(ranks: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Rank = Annotated[int, Field(ge=0, lt=MOST_RANKS)]
-Layers = Annotated[str, Field(pattern=rf"^{_LAYER}(?:\.\.{_LAYER})?$", max_length=300)]
+ScheduleName = Annotated[
+    str,
+    PlainValidator(_read_schedule),
+    WithJsonSchema({"type": "string", "enum": list(SCHEDULES)}),
+]
+LayerRange = Annotated[str, Field(pattern=TEXT, max_length=LONGEST)]
+_LAYER_RANGE: JsonDict = {"type": "string", "pattern": TEXT, "maxLength": LONGEST}
+Layers = Annotated[
+    str | tuple[str, ...],
+    PlainValidator(read_layers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _LAYER_RANGE,
+                {"type": "array", "items": _LAYER_RANGE, "minItems": 1, "uniqueItems": True},
+            ]
+        }
+    ),
+]
 Ranks = Annotated[
     tuple[Rank, ...],
     Field(strict=False),
@@ -124,6 +152,30 @@ SplitOrGrid = Annotated[
                     "additionalProperties": False,
                     "not": {"required": ["channel", "input"]},
                 },
+            ]
+        }
+    ),
+]
+
+_SHARES: JsonDict = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 1, "maximum": LARGEST},
+}
+ListOrShares = Annotated[
+    tuple[int, ...] | Shares | None,
+    PlainValidator(read_shares),
+    PlainSerializer(lambda shares: dict(shares.axes) if isinstance(shares, Shares) else shares),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _SHARES,
+                {
+                    "type": "object",
+                    "properties": dict.fromkeys(AXES, _SHARES),
+                    "minProperties": 1,
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
             ]
         }
     ),
@@ -271,7 +323,7 @@ class Training(_Part):
     dtype: Precision | None = Field(
         default=None, description="The older name of precision.", examples=["float32"]
     )
-    layer_batch: dict[Layers, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
+    layer_batch: dict[LayerRange, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
         default=None,
         description="These layers take their batch in slices of so many images and update after "
         "each (the variable batch size of One Weird Trick, 2014).",
@@ -291,10 +343,12 @@ class Training(_Part):
 
 
 class Entry(_Part):
-    """A run of layers and the ranks that share it."""
+    """Some layers and the ranks that share them."""
 
     layers: Layers = Field(
-        description="first..last in model order, or one layer.", examples=["conv1..pool2"]
+        description="first..last in model order, one layer, blocks.0..11 for repeated blocks, all, "
+        "or a list of these.",
+        examples=["conv1..pool2"],
     )
     ranks: Ranks = Field(
         description="The ranks that share them: a list, or 0..7, its end included.",
@@ -307,10 +361,10 @@ class Entry(_Part):
         "2}.",
         examples=["channel"],
     )
-    shares: tuple[Annotated[int, Field(ge=1, le=MOST_IMAGES)], ...] | None = Field(
+    shares: ListOrShares = Field(
         default=None,
-        strict=False,
-        description="Unequal parts, one whole number a rank; without it the parts are equal.",
+        description="Unequal parts, one whole number a part; for a grid a list by axis, such as "
+        "{height: [2, 1]}, where an axis that is left out has equal parts.",
         examples=[[2, 1]],
     )
     exchange: Exchange = Field(
@@ -329,17 +383,14 @@ class Entry(_Part):
 
     def shares_of(self, axis: Axis) -> tuple[int, ...] | None:
         """Unequal parts along an axis; None for equal ones."""
-        return self.shares if self.split == axis else None
+        if isinstance(self.shares, Shares):
+            return self.shares.of(axis)
+        return self.shares if self.grid.has(axis) else None
 
     @property
-    def first(self) -> str:
-        """The first layer's name."""
-        return self.layers.split("..")[0]
-
-    @property
-    def last(self) -> str:
-        """The last layer's name; the first's, where there is one only."""
-        return self.layers.split("..")[-1]
+    def layer_ranges(self) -> tuple[str, ...]:
+        """The texts under ``layers``, be it one or a list."""
+        return (self.layers,) if isinstance(self.layers, str) else self.layers
 
     @model_validator(mode="after")
     def _check(self) -> Entry:
@@ -376,7 +427,7 @@ class Plan(_Part):
         description="Parts of a replica's batch in the pipeline.",
         examples=[8],
     )
-    schedule: Schedule = Field(
+    schedule: ScheduleName = Field(
         default="GPipe",
         description="The order of forwards and backwards in the pipeline.",
         examples=["1F1B"],

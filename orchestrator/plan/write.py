@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import yaml
 
 from orchestrator.plan.schema import Entry, Plan
+from orchestrator.plan.shares import Shares
 from orchestrator.plan.strict_yaml import RESOLVERS
 
 
@@ -47,19 +50,21 @@ def write_plan(plan: Plan) -> str:
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=False,
-        width=1000,
+        width=inf,
     )
 
 
 def _entry(entry: Entry) -> _OnOneLine:
     ranks = entry.ranks
     in_a_row = ranks == tuple(range(ranks[0], ranks[0] + len(ranks)))
-    data = _OnOneLine(layers=entry.layers)
+    data = _OnOneLine(layers=entry.layers if isinstance(entry.layers, str) else list(entry.layers))
     data["ranks"] = f"{ranks[0]}..{ranks[-1]}" if in_a_row and len(ranks) > 4 else list(ranks)
     data["split"] = (
         entry.split if isinstance(entry.split, str) else _OnOneLine(dict(entry.split.axes))
     )
-    if entry.shares is not None:
+    if isinstance(entry.shares, Shares):
+        data["shares"] = _OnOneLine({axis: list(parts) for axis, parts in entry.shares.axes})
+    elif entry.shares is not None:
         data["shares"] = list(entry.shares)
     if entry.exchange != "gather":
         data["exchange"] = entry.exchange

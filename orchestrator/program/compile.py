@@ -37,11 +37,6 @@ from orchestrator.program.ops import (
     W,
 )
 from orchestrator.program.placement import Placement, place
-from orchestrator.program.schedule import (
-    BUILDERS,
-    Action,
-    linearise,
-)
 from orchestrator.program.segments import (
     Boundary,
     Bucket,
@@ -51,6 +46,7 @@ from orchestrator.program.segments import (
     TooManyMessages,
     cut,
 )
+from orchestrator.schedules import SCHEDULES, Action
 
 MOST_OPS = 2**20  # takes some 10 s and 0.7 GB
 ITEMSIZE = {"float64": 8, "float32": 4, "tfloat32": 4, "float16": 2, "bfloat16": 2}
@@ -145,39 +141,22 @@ def _refuse_count(plan: Plan, listed: int, ops: int) -> NoReturn:
 def _global_order(plan: Plan, placement: Placement) -> list[Action]:
     """All actions in one legal order, after checking that the schedule fits the stages."""
     stages, microbatches = placement.stages, plan.n_microbatches
-    count = len(stages)
-    groups = len(set(stages))
-    if plan.schedule == "GPipe":
-        # One group of all stages: breadth first is legal whatever ranks they share.
-        return linearise(BUILDERS["GPipe"](1, count, microbatches), count)
-    if plan.schedule == "1F1B":
-        shape, expected = "every stage on ranks of its own", stages
-        groups = count
-        legal = len(set(stages)) == count
-    elif plan.schedule == "ZBVZeroBubble":
-        shape = "an even number of entries that run down the ranks and back up, such as 0, 1, 1, 0"
-        expected = stages[: count // 2] + stages[: count // 2][::-1]
-        legal = count % 2 == 0 and stages == expected and groups == count // 2
-    else:
-        shape = "stages that go round the same ranks in turn, such as 0, 1, 0, 1"
-        expected = tuple(stages[i % groups] for i in range(count))
-        legal = count % groups == 0 and stages == expected
-    disjoint = sum(map(len, set(stages))) == len({r for ranks in stages for r in ranks})
-    if not legal or not disjoint:
-        found = ", ".join(str(list(r)) if len(r) > 1 else str(r[0]) for r in stages)
+    schedule = SCHEDULES[plan.schedule]
+    misfit = schedule.misfit(stages, microbatches)
+    if misfit is None:
+        return schedule.order(stages, microbatches)
+    if misfit.microbatches:
         raise InputError(
-            f"{plan.schedule} needs {shape}; the stages here are on ranks {found}",
-            plan.place(("schedule",)),
-            "change the placement, or use schedule: GPipe, which takes any",
-        )
-    if plan.schedule.startswith("Interleaved") and microbatches % groups:
-        raise InputError(
-            f"{plan.schedule} goes in rounds of {groups} microbatches (one per group of ranks); "
-            f"{microbatches} do not divide",
+            f"{plan.schedule} {misfit.reason}",
             plan.place(("n_microbatches",)),
-            f"n_microbatches: {-(-microbatches // groups) * groups}",
+            f"n_microbatches: {misfit.microbatches}",
         )
-    return linearise(BUILDERS[plan.schedule](groups, count, microbatches), count)
+    found = ", ".join(str(list(r)) if len(r) > 1 else str(r[0]) for r in stages)
+    raise InputError(
+        f"{plan.schedule} {misfit.reason}; the stages here are on ranks {found}",
+        plan.place(("schedule",)),
+        "change the placement, or use schedule: GPipe, which takes any",
+    )
 
 
 def _input_gradient_flops(segment: Segment, part: SegmentPart) -> int:

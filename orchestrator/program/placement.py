@@ -12,38 +12,18 @@ less behind an exchange that goes in turns or in layers that update in smaller b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
 from orchestrator.errors import InputError
-from orchestrator.models.box import Box, is_empty
 from orchestrator.models.combine import Sum
-from orchestrator.models.layer import INPUT, LABELS, Cut, Layer, SizedLayer, Statistics
+from orchestrator.models.layer import INPUT, LABELS, SizedLayer
 from orchestrator.models.model import Model
-from orchestrator.models.ranges import Ranges, normalise, shift
-from orchestrator.plan import Axis, Entry, Plan
-from orchestrator.program.selection import selected
+from orchestrator.plan import Plan
+from orchestrator.program.cutting import Cutter, Part
+from orchestrator.program.selection import entry_layers, layers_text, selected
+from orchestrator.schedules import SCHEDULES
 
 FROM_INPUT, FROM_LABELS = -1, -2  # sources that are data, not layers
-
-
-class Part(NamedTuple):
-    """One rank's share of one layer.
-
-    Args:
-        batch: examples, within the chunk.
-        out: the box of the output that it computes.
-        reads: the box of each input that it needs for it.
-        rows: of the output; None for one for each example.
-        batches: rows of each input; None for one for each example.
-    """
-
-    batch: Ranges
-    out: Box
-    reads: tuple[Box, ...]
-    rows: Ranges | None = None
-    batches: tuple[Ranges, ...] | None = None
 
 
 class PlacedLayer(NamedTuple):
@@ -103,13 +83,13 @@ def place(plan: Plan, model: Model) -> Placement:
     strided = any(entry.exchange == "scatter" for entry in plan.placement)
     placed: list[PlacedLayer] = []
     where = {INPUT: FROM_INPUT, LABELS: FROM_LABELS}
-    cutters: dict[tuple[int, int], _Cutter] = {}
+    cutters: dict[tuple[int, int], Cutter] = {}
     for i, chunk in zip(order, chunks, strict=True):
         sized = model.layers[i]
         number = entry_of[i]
         if (number, chunk) not in cutters:
             pieces = chunk // chunks[-1] if strided else 1
-            cutters[number, chunk] = _Cutter(plan, number, sized, chunk, pieces)
+            cutters[number, chunk] = Cutter(plan, number, sized, chunk, pieces)
         cutter = cutters[number, chunk]
         # the loss goes with the layer that gives the scores
         update = updates.get(model.layers[min(i, len(model.layers) - 2)].name, 0)
@@ -152,72 +132,96 @@ def _entries_by_layer(plan: Plan, model: Model) -> tuple[dict[int, int], list[in
     """
     entry_of: dict[int, int] = {}
     order: list[int] = []
-    names = [layer.name for layer in model.layers]
-    for number, entry in enumerate(plan.placement):
-        location = plan.place(("placement", number, "layers"))
-        wanted = selected(model, entry.layers, location)
-        text = entry.layers if isinstance(entry.layers, str) else ", ".join(entry.layers)
+    for number in range(len(plan.placement)):
+        wanted = entry_layers(plan, model, number)
         twice = [i for i in wanted if i in entry_of]
         if twice:
-            free = [names[i] for i in range(len(names) - 1) if i not in entry_of]
-            how = "starts at" if twice[0] == wanted[0] else "holds"
-            raise InputError(
-                f"{text!r} {how} {names[twice[0]]}, which is placed already",
-                location,
-                f"start this entry at {free[0]}" if free
-                else "nothing is left to place, drop this entry",
-            )  # fmt: skip
+            _refuse_twice(plan, model, entry_of, number, wanted, twice[0])
         entry_of |= dict.fromkeys(wanted, number)
         order += wanted
-    missing = [i for i in range(len(names) - 1) if i not in entry_of]
+    loss = len(model.layers) - 1
+    missing = [i for i in range(loss) if i not in entry_of]
     if missing:
         _refuse_missing(plan, model, entry_of, missing)
     _check_order(plan, model, entry_of, order)
-    loss = len(names) - 1
     entry_of[loss] = entry_of[loss - 1]
     return entry_of, [*order, loss]
+
+
+def _refuse_twice(
+    plan: Plan,
+    model: Model,
+    entry_of: dict[int, int],
+    number: int,
+    wanted: tuple[int, ...],
+    twice: int,
+) -> NoReturn:
+    free = [i for i in range(len(model.layers) - 1) if i not in entry_of]
+    left = [i for i in wanted if i in free] or free
+    raise InputError(
+        f"{', '.join(map(repr, plan.placement[number].layer_ranges))} names "
+        f"{model.layers[twice].name}, which placement[{entry_of[twice]}] has already",
+        plan.place(("placement", number, "layers")),
+        f"write layers: {layers_text(model, left)}" if left
+        else "every layer has its ranks, remove this entry",
+    )  # fmt: skip
 
 
 def _refuse_missing(
     plan: Plan, model: Model, entry_of: dict[int, int], missing: list[int]
 ) -> NoReturn:
-    names = [layer.name for layer in model.layers]
+    """All layers that no entry names; the remedy is an entry for the first of them in a row."""
     run = [i for i in missing if i - missing[0] == missing.index(i)]
-    following = entry_of.get(run[-1] + 1)
-    if following is not None and run[0] > 0:
-        entry = plan.placement[following]
-        raise InputError(
-            f"{entry.layers!r} starts at {names[run[-1] + 1]}, which leaves layers out",
-            plan.place(("placement", following, "layers")),
-            f"start this entry at {names[run[0]]}",
-        )
-    a, b = names[missing[0]], names[missing[-1]]
+    names = {model.layers[i].name for i in run}
+    readers = [n for i, n in entry_of.items() if names & set(model.layers[i].sources)]
+    named = layers_text(model, run)
+    where = f"before placement[{min(readers)}]" if readers else "as the last entry"
+    remedy = f"add - {{layers: {named}, ranks: [0], split: none}} {where}"
+    if readers and min(readers) in _entries_read(model, entry_of, run):
+        remedy = f"add {named} to the layers of placement[{min(readers)}]"
     raise InputError(
-        f"layers without a rank: {' '.join(names[i] for i in missing)}",
+        f"layers without a rank: {layers_text(model, missing).strip('[]')}",
         plan.place(("placement",)),
-        f"end the last entry at {b}, or add an entry {a}..{b}",
+        remedy,
     )
 
 
 def _check_order(plan: Plan, model: Model, entry_of: dict[int, int], order: list[int]) -> None:
+    """A layer comes behind all that it reads, entry by entry."""
     position = {model.layers[i].name: p for p, i in enumerate(order)}
     for p, i in enumerate(order):
         for source in model.layers[i].sources:
             if position.get(source, -1) > p:
-                name, number = model.layers[i].name, entry_of[model.index[source]]
+                name, number = model.layers[i].name, entry_of[i]
+                later = entry_of[model.index[source]]
+                remedy = f"move placement[{later}] before placement[{number}]"
+                others = [j for j in entry_of if entry_of[j] == later]
+                if number in _entries_read(model, entry_of, others):
+                    remedy = f"move {name} and what reads it into an entry behind "
+                    remedy += f"placement[{later}]"
                 raise InputError(
-                    f"{name} reads {source}, which placement[{number}] places later",
-                    plan.place(("placement", entry_of[i], "layers")),
-                    f"move the entry with {source} before this one",
+                    f"{name} reads {source}, which placement[{later}] places later",
+                    plan.place(("placement", number, "layers")),
+                    remedy,
                 )
+
+
+def _entries_read(model: Model, entry_of: dict[int, int], layers: list[int]) -> set[int]:
+    """The entries of all that some layers read, directly or through others."""
+    seen, unread = set[int](), set(layers)
+    while unread:
+        i = unread.pop()
+        seen.add(i)
+        unread |= {model.index[s] for s in model.layers[i].sources if s in model.index} - seen
+    return {entry_of[i] for i in seen - set(layers) if i in entry_of}
 
 
 def _stages(plan: Plan) -> list[int]:
     """Pipeline stage of every entry: a new one starts where it shares no rank with the last one.
 
-    Under ZBVZeroBubble every entry is a stage, since the V turns round on one rank.
+    Or every entry is a stage, if the schedule says so.
     """
-    if plan.schedule == "ZBVZeroBubble":
+    if SCHEDULES[plan.schedule].entry_per_stage:
         return list(range(len(plan.placement)))
     stages, ranks = [0], set(plan.placement[0].ranks)
     for entry in plan.placement[1:]:
@@ -317,248 +321,3 @@ def _finer(now: int, wanted: int, rest: int, plan: Plan, number: int, why: str) 
             "change global_batch_size",
         )
     return size
-
-
-class _Cutter:
-    """Cuts the outputs of one entry's layers over its ranks.
-
-    Args:
-        first: the first of these layers, for messages.
-        chunk: examples at once.
-        pieces: equal runs of examples of which every rank has its share.
-    """
-
-    def __init__(self, plan: Plan, number: int, first: SizedLayer, chunk: int, pieces: int) -> None:
-        self.plan, self.number, self.chunk = plan, number, chunk
-        self.entry: Entry = plan.placement[number]
-        self.axes = self.entry.grid.axes
-        self.replicates = not self.axes and len(self.entry.ranks) > 1
-        self.inner = [axis for axis, _ in self.axes if axis != "batch"]
-        self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
-        # by rank, its place along the axes other than the batch
-        self.along = [tuple([at[axis] for axis in self.inner]) for at in self.places]
-        self.batches = [self._batch(at, first, chunk, pieces) for at in self.places]
-        self._found: dict[tuple[object, ...], dict[int, Part]] = {}
-
-    def is_partial(self, sized: SizedLayer) -> bool:
-        """Whether the ranks' outputs are partial sums."""
-        return dict(self.axes).get("input", 1) > 1 and _sums(sized)
-
-    def parts(self, sized: SizedLayer) -> dict[int, Part]:
-        """By rank, ascending; ranks that get no example are left out.
-
-        Layers whose boxes are given out alike have these in common.
-        """
-        boxes: dict[tuple[int, ...], tuple[Box, tuple[Box, ...]]] = {}
-        for place, at in zip(self.along, self.places, strict=True):
-            if place not in boxes:
-                boxes[place] = self._boxes(sized, at)
-        layer = sized.layer
-        rows = layer if layer.has_rows else None
-        key = (layer.is_loss, rows, *boxes.values())
-        if key not in self._found:
-            self._found[key] = self._parts(boxes, rows, loss=layer.is_loss)
-        return self._found[key]
-
-    def statistics(self, sized: SizedLayer) -> Statistics | None:
-        """The two halves of a layer that the cut takes apart."""
-        counts: dict[str, int] = {axis: count for axis, count in self.axes if count > 1}
-        plan = self.plan
-        each = plan.global_batch_size // plan.replicas
-        cut = Cut(counts, tuple(self.batches), self.chunk, each, plan.global_batch_size)
-        try:
-            return sized.statistics(cut)
-        except InputError as error:
-            location = plan.place(("placement", self.number))
-            raise InputError(error.message, location, error.remedy) from error
-
-    def gathering(
-        self, sized: SizedLayer, statistics: Statistics
-    ) -> tuple[SizedLayer, dict[int, Part]]:
-        """The half that says of each part what is needed of it, and its parts."""
-        gather = SizedLayer.of(statistics.gather, *sized.inputs, sources=sized.sources)
-        value, width = sized.inputs[0], statistics.width
-        found = {}
-        for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
-            reads = list(value.whole)
-            for cut in self.inner:
-                name = "channel" if cut == "input" else cut
-                if name in value.axes:
-                    position = value.axes.index(name)
-                    total = value.shape[position]
-                    reads[position] = normalise(self._share(sized, cut, total, at, strict=False))
-            number = 0
-            for counted in statistics.axes:
-                index = next((at[axis] for axis in at if axis == counted), 0)
-                number = number * dict[str, int](self.axes).get(counted, 1) + index
-            mine = ((width * number, width * (number + 1)),)
-            out = gather.layer.gathered(gather, tuple(reads), mine)
-            if batch and not is_empty(tuple(reads)):
-                others = gather.layer.reads(gather, out)[1:]
-                batches = (batch,) * len(gather.inputs)
-                rows = gather.layer.rows(batch)
-                found[rank] = Part(batch, out, (tuple(reads), *others), rows, batches)
-        return gather, dict(sorted(found.items()))
-
-    def applying(self, sized: SizedLayer, gather: SizedLayer, statistics: Statistics) -> SizedLayer:
-        """The half that puts together what was gathered."""
-        layer = statistics.apply
-        values = dict(zip(sized.sources, sized.inputs, strict=True))
-        values[gather.name] = gather.output
-        return SizedLayer(
-            layer, tuple([values[source] for source in layer.inputs]), sized.output, layer.inputs
-        )
-
-    def _parts(
-        self,
-        boxes: dict[tuple[int, ...], tuple[Box, tuple[Box, ...]]],
-        rows: Layer | None,
-        *,
-        loss: bool,
-    ) -> dict[int, Part]:
-        found = {}
-        ranks = zip(self.entry.ranks, self.places, self.along, self.batches, strict=True)
-        for rank, at, place, batch in ranks:
-            out, reads = boxes[place]
-            mine = self._loss_batch(rank, batch, at) if loss else batch
-            if mine and not is_empty(out):
-                found[rank] = Part(mine, out, reads)
-                if rows is not None:
-                    batches = tuple([rows.input_rows(n, mine) for n in range(len(reads))])
-                    found[rank] = Part(mine, out, reads, rows.rows(mine), batches)
-        return dict(sorted(found.items()))
-
-    def _coordinates(self, position: int) -> dict[Axis, int]:
-        """Row-major place of the position-th rank in the grid."""
-        found: dict[Axis, int] = {}
-        for axis, count in reversed(self.axes):
-            position, found[axis] = divmod(position, count)
-        return found
-
-    def _boxes(self, sized: SizedLayer, at: dict[Axis, int]) -> tuple[Box, tuple[Box, ...]]:
-        """The box of the output that a rank computes, and what it needs for it."""
-        value = sized.output
-        out = list(value.whole)
-        if sized.layer.is_loss:
-            if "token" in at and "token" in value.axes:
-                out[0] = self._share(sized, "token", value.size("token"), at, strict=False)
-            return tuple(out), sized.reads(tuple(out))
-        sums = "input" in at and _sums(sized)
-        for axis in self.inner:
-            name = "channel" if axis == "input" else axis
-            if axis == "input" and sums:
-                continue
-            self._check_axis(sized, name)
-            position = value.axes.index(name)
-            strict = axis == "channel" and sized.has_weights
-            out[position] = normalise(
-                self._share(sized, axis, value.shape[position], at, strict=strict)
-            )
-        box = tuple(out)
-        if is_empty(box):
-            return box, tuple([()] * len(sized.inputs))
-        if not sums:
-            return box, self._reads(sized, box)
-        (before,) = sized.inputs
-        channels = self._share(sized, "input", before.channels, at, strict=True)
-        touched = sized.from_inputs(channels)
-        assert touched is not None
-        channel = value.axes.index("channel")
-        out[channel] = touched[channel]
-        reads = list(sized.reads(tuple(out))[0])
-        reads[before.axes.index("channel")] = channels
-        return tuple(out), (tuple(reads),)
-
-    def _reads(self, sized: SizedLayer, box: Box) -> tuple[Box, ...]:
-        """What a layer reads for a box, or its refusal with the line of the plan."""
-        try:
-            return sized.reads(box)
-        except InputError as error:
-            key = "shares" if self.entry.shares else "split"
-            location = self.plan.place(("placement", self.number, key))
-            raise InputError(error.message, location, error.remedy) from error
-
-    def _check_axis(self, sized: SizedLayer, axis: str) -> None:
-        """Refuse an axis that a layer cannot be cut on, by name and with a reason."""
-        axes = sized.output.axes
-        reason = f"its output has no {axis}" if axis not in axes else sized.uncut(axis)
-        if reason:
-            suits = ["batch", *(x for x in axes if not sized.uncut(x))]
-            suits = [x for x in suits if x != "width"]
-            raise InputError(
-                f"{sized.name} cannot be split by {axis}: {reason}; it can by {', '.join(suits)}",
-                self.plan.place(("placement", self.number, "split")),
-                f"place {sized.name} in an entry of its own, with split: {suits[-1]} or none",
-            )
-
-    def _batch(self, at: dict[Axis, int], first: SizedLayer, chunk: int, pieces: int) -> Ranges:
-        """A rank's examples, in ``pieces`` equal runs where an exchange goes by scatter."""
-        if "batch" not in at:
-            return ((0, chunk),)
-        run = chunk // pieces
-        share = self._share(first, "batch", run, at, strict=True)
-        return normalise(r for p in range(pieces) for r in shift(share, p * run))
-
-    def _loss_batch(self, rank: int, batch: Ranges, at: dict[Axis, int]) -> Ranges:
-        """The loss of each example is computed once: ranks that share a batch share it out."""
-        count, index = 1, 0
-        for axis, n in self.axes:
-            if axis not in ("batch", "token"):
-                count, index = count * n, index * n + at[axis]
-        if self.replicates:
-            count, index = len(self.entry.ranks), self.entry.ranks.index(rank)
-        if count == 1:
-            return batch
-        low, high = batch[0][0], batch[-1][1]
-        bounds = [low + (high - low) * i // count for i in range(count + 1)]
-        return normalise([(bounds[index], bounds[index + 1])])
-
-    def _share(
-        self, sized: SizedLayer, axis: Axis, total: int, at: dict[Axis, int], *, strict: bool
-    ) -> Ranges:
-        """What a rank has of ``total`` things; with ``strict`` they must divide exactly."""
-        shares = self.entry.shares_of(axis)
-        if shares is None:  # equal ones, maybe very many
-            count, place = dict(self.axes)[axis], at[axis]
-            if strict and total % count:
-                self._refuse(sized, axis, total, (1,) * count)
-            return ((total * place // count, total * (place + 1) // count),)
-        whole = sum(shares)
-        if strict and total % whole and any(total * share % whole for share in shares):
-            self._refuse(sized, axis, total, shares)
-        return (_in_shares(total, shares)[at[axis]],)
-
-    def _refuse(
-        self, sized: SizedLayer, axis: Axis, total: int, shares: tuple[int, ...]
-    ) -> NoReturn:
-        count = len(shares)
-        what = {"batch": "examples", "channel": "output channels", "input": "input channels"}[axis]
-        low = total // count
-        even = [low + (i < total % count) for i in range(count)]
-        key = "shares" if self.entry.shares else "split"
-        remedy = f"shares: {even} in an entry of its own"
-        if axis == "batch":
-            remedy = f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
-        elif total < count:
-            remedy = f"at most {total} rank{'s' * (total > 1)} in an entry of its own"
-        raise InputError(
-            f"{sized.name}: {total} {what} do not divide over {count} ranks"
-            + (f" in shares {list(shares)}" if self.entry.shares else ""),
-            self.plan.place(("placement", self.number, key)),
-            remedy,
-        )
-
-
-@lru_cache(maxsize=4096)
-def _in_shares(total: int, shares: tuple[int, ...]) -> Ranges:
-    """``total`` things given out in these shares, rounded down; some may be empty."""
-    whole, taken, bounds = sum(shares), 0, [0]
-    for share in shares:
-        taken += share
-        bounds.append(total * taken // whole)
-    return tuple(pairwise(bounds))
-
-
-def _sums(sized: SizedLayer) -> bool:
-    """Whether a layer is a sum over its input channels, so that some of them give a partial sum."""
-    return sized.from_inputs(((0, 1),)) is not None

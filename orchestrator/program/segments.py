@@ -454,8 +454,9 @@ def _holders(parts: LayerParts) -> tuple[int, ...]:
     for part in parts.values():
         if id(part) in numbers:
             continue
-        number = numbers[id(part)] = by_tiles.setdefault(part.tiles, len(by_tiles))
-        for tile in part.tiles:
+        owned = _owned(part)
+        number = numbers[id(part)] = by_tiles.setdefault(owned, len(by_tiles))
+        for tile in owned:
             if by_tile.setdefault(tile, number) != number:
                 raise InputError(
                     f"{part.sized.name}: ranks that hold the same of {tile.parameter} differ in "
@@ -662,8 +663,12 @@ def _tie(
         alike[box].append(rank)
     same = {rank: tuple(alike[box]) for rank, box in has.items()}
     messages = _messages(0, has, wanted, same, {}, most)
-    owners = {} if producer.replicated else same
-    gradients = _messages(0, has, wanted, owners, _copies(consumer), most)
+    takers, owners = (has, {}) if producer.replicated else (has, same)
+    if consumer.replicated and not producer.replicated:  # all of it, so once: to one of the owners
+        takers, owners = {}, {}
+        for box, ranks in alike.items():
+            takers[next((rank for rank in ranks if rank in wanted), ranks[0])] = box
+    gradients = _messages(0, takers, wanted, owners, _copies(consumer), most)
     return Boundary(
         index, producer.index, consumer.index, 0, 0, borrower.name, 1,
         (tuple(messages),), (tuple(gradients),), summed=False, parameter=parameter,
@@ -687,6 +692,7 @@ def _tiles(
 
 
 def _owned(layer: LayerPart) -> tuple[Tile, ...]:
+    """Its tiles, without those of parameters that it borrows."""
     return tuple([tile for tile in layer.tiles if tile.parameter not in layer.sized.tied])
 
 

@@ -11,6 +11,7 @@ from orchestrator.models.model import Model
 from orchestrator.plan import Plan, read_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ops import Op
+from orchestrator.schedules import SCHEDULES
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.memory import RankMemory, peak_memory
 
@@ -130,8 +131,9 @@ def _harmless(plan: Plan) -> list[tuple[str, ...]]:
     counts = [plan.n_microbatches]
     while counts[-1] * 2 <= min(most, 64 * plan.n_microbatches):
         counts.append(counts[-1] * 2)
-    # GPipe keeps every microbatch until the last one's forward, so more of them save nothing.
-    order = ("schedule=1F1B",) if plan.schedule == "GPipe" else ()
+    # Some keep every microbatch until the last one's forward, so more of them save nothing.
+    leaner = SCHEDULES[plan.schedule].leaner
+    order = (f"schedule={leaner}",) if leaner else ()
     microbatches = [(), *((f"n_microbatches={n}", *order) for n in counts[1:])]
     levels = ("never", "except_last", "always")
     above = levels[levels.index(plan.activation_checkpoint) + 1 :]

@@ -7,9 +7,9 @@ the layers of a segment, in the order in which they are computed and walked back
                as a graph holds it
     a gradient of a value is alive from the first of its readers to the layer that made it
 
-Not counted: copies that a convolution library makes for itself. Measured on a CPU they are nothing
-at the peak of most AlexNet plans and 1.7 % of it without norms; in LeNet-5, whose 6 channels oneDNN
-pads to 8 or 16, they are a fifth.
+Copies that a convolution library makes for itself are counted on processors, where they were
+measured (:meth:`Layer.processor_copies`): nothing at the peak of AlexNet, whose norms need more,
+and a tenth to a third of that of plain chains of 3 x 3 convolutions. Those of GPUs are not.
 
 A tensor that two layers keep is counted once. The segment's imports and exports are counted by the
 walk over the program (:mod:`orchestrator.simulate.memory`), since they outlive it.
@@ -21,6 +21,7 @@ from collections import Counter
 from math import prod
 from typing import NamedTuple
 
+from orchestrator.models.layer import Copies
 from orchestrator.program.segments import Segment, SegmentPart
 
 
@@ -59,8 +60,14 @@ class _Graph:
     given has no value of its own.
     """
 
-    def __init__(self, segment: Segment, part: SegmentPart, itemsize: int, *, split: bool) -> None:
+    def __init__(
+        self, segment: Segment, part: SegmentPart, itemsize: int, *, split: bool, onednn: bool
+    ) -> None:
         self.segment, self.split = segment, split
+        self.copies = [
+            x.sized.layer.processor_copies(x, part.examples) if onednn else Copies()
+            for x in part.layers
+        ]
         self.layers = [x.memory(part.examples, itemsize) for x in part.layers]
         self.of: dict[int, int] = {-1 - n: -1 - n for n in range(len(segment.imports))}
         for i, layer in enumerate(self.layers):
@@ -97,13 +104,16 @@ class _Graph:
         }  # fmt: skip
 
 
-def footprint(segment: Segment, part: SegmentPart, itemsize: int, *, split: bool) -> Footprint:
+def footprint(
+    segment: Segment, part: SegmentPart, itemsize: int, *, split: bool, onednn: bool
+) -> Footprint:
     """A segment part's bytes.
 
     Args:
         split: the backward is done as I and W, so graphs are cut around layers with weights.
+        onednn: count the copies that convolutions make on a processor.
     """
-    graph = _Graph(segment, part, itemsize, split=split)
+    graph = _Graph(segment, part, itemsize, split=split, onednn=onednn)
     freed = [0] * len(graph.layers)
     forward_most, alive = _forward(graph, freed, keep=True)
     bare_most, _ = _forward(graph, [0] * len(graph.layers), keep=False)
@@ -123,7 +133,11 @@ def footprint(segment: Segment, part: SegmentPart, itemsize: int, *, split: bool
         bare_forward_most=bare_most,
         backward_most=backward_most,
         kept_after_input=left,
-        weight_most=weights + max(x.backward_extra if x.weights else 0 for x in graph.layers),
+        weight_most=weights
+        + max(
+            x.backward_extra + copies.weights_only if x.weights else 0
+            for x, copies in zip(graph.layers, graph.copies, strict=True)
+        ),
     )
 
 
@@ -142,7 +156,8 @@ def _forward(graph: _Graph, freed: list[int], *, keep: bool) -> tuple[int, int]:
     for i, (layer, sources) in enumerate(zip(graph.layers, graph.sources, strict=True)):
         if layer.same:
             continue
-        most = max(most, alive + layer.after + layer.kept + layer.forward_extra)
+        extra = layer.forward_extra + graph.copies[i].forward
+        most = max(most, alive + layer.after + layer.kept + extra)
         if keep:
             alive += layer.kept
             freed[i] += layer.kept
@@ -183,7 +198,10 @@ def _backward(graph: _Graph, freed: list[int]) -> tuple[int, int]:
             made = [s for s in graph.sources[i] if wanted[i] and _has_gradient(segment, graph, s)]
             new = 0 if layer.passes_gradient else sum(graph.bytes[s] for s in made)
             found = 0 if deferred else layer.weights
-            extra = layer.backward_extra if new or found else 0
+            extra = 0
+            if new or found:
+                copies = graph.copies[i]
+                extra = layer.backward_extra + (copies.backward if new else copies.weights_only)
             most = max(most, now + new + found + extra)
             now += found
             if layer.passes_gradient and made:

@@ -80,15 +80,20 @@ class RankMemory:
 
 
 def peak_memory(
-    program: Program, ranks: Iterable[int] | None = None, *, series: bool = False
+    program: Program,
+    ranks: Iterable[int] | None = None,
+    *,
+    series: bool = False,
+    processor: bool = False,
 ) -> list[RankMemory]:
     """The peak of every listed rank (folded replicas need what the first one needs).
 
     Args:
         ranks: only these.
         series: keep the bytes of every op, for pictures.
+        processor: the ranks are on processors, whose library copies what convolutions read.
     """
-    pieces = _Exchanges(program)
+    pieces = _Exchanges(program, onednn=processor and program.dtype in ("float32", "tfloat32"))
     wanted = program.ranks if ranks is None else ranks
     walked: dict[tuple[object, ...], RankMemory] = {}
     found = []
@@ -114,8 +119,8 @@ def _of_rank(memory: RankMemory, program: Program, rank: int) -> RankMemory:
 class _Exchanges:
     """What is asked of boundaries again and again, answered once for all ranks and chunks."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, *, onednn: bool) -> None:
+        self.program, self.onednn = program, onednn
         self.behind = [
             [b for b in program.boundaries[1:] if b.producer == segment.index and not b.parameter]
             for segment in program.segments
@@ -204,8 +209,9 @@ class _Exchanges:
         key = (segment, part.examples, sizes, split)
         if key not in self._footprints:
             self._footprints[key] = footprint(
-                self.program.segments[segment], part, self.program.itemsize, split=split
-            )
+                self.program.segments[segment], part, self.program.itemsize,
+                split=split, onednn=self.onednn,
+            )  # fmt: skip
         return self._footprints[key]
 
 

@@ -125,7 +125,8 @@ def simulate_program(
         mean, of_replicas = unequal.mean, unequal.summary()
     else:
         account = accounts[id(times)]
-    memory = tuple(peak_memory(program))
+    processor = cluster.calibration is not None and cluster.calibration.threads > 0
+    memory = tuple(peak_memory(program, processor=processor))
     peaks = {m.rank: m.peak_bytes for m in memory}
     summary = summarise(accountant, [account], peaks, mean)
     summary |= _prices(

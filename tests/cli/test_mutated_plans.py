@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.plan import shipped, shipped_names
+from orchestrator.schedules import SCHEDULES
 from tests.cli.command import command
 
 PLANS = [(shipped("partitions") / f"{n}.yaml").read_text() for n in shipped_names("partitions")]
@@ -18,11 +19,14 @@ NUMBERS = ["0", "1", "2", "3", "7", "64", "-1", "1.5", "~", "true", "10000000000
 RANKS = ["[0]", "[1]", "[0, 1]", "[1, 0]", "0..2", "0..7", "[0, 2]", "[5]", "[]"]
 SPLITS = ["none", "batch", "channel", "input", "{batch: 2, channel: 2}", "{channel: 2, input: 2}"]
 LAYERS = ["conv1..fc8", "conv1", "fc6..fc8", "conv1..conv5", "relu5..drop6", "fc8..conv1", "x"]
+LAYERS += ["[conv1, fc8]", "[conv1..fc7, drop7]", "all", "[all, fc8]", "[[conv1]]", "[]"]
+SHARES = ["[1, 2]", "[2, 1]", "[1]", "[0, 1]", "[-1, 2]", "[1, 1, 2]", "{channel: [2, 1]}"]
+SHARES += ["{batch: [1, 2], channel: [1, 1]}", "{height: 2}"]
 VALUES: dict[str, list[str]] = {
     "global_batch_size": NUMBERS,
     "n_microbatches": NUMBERS,
     "replicas": NUMBERS,
-    "schedule": ["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"],
+    "schedule": [*SCHEDULES],
     "activation_checkpoint": ["never", "except_last", "always", "sometimes"],
     "optimizer_sharding": ["none", "zero1", "zero3"],
     "summary": ["'[/x]'", "'[bold'", "'\\n'", "'\\x1b[31m'", "''", "3"],
@@ -37,7 +41,7 @@ VALUES: dict[str, list[str]] = {
     "placement.1.split": SPLITS,
     "placement.0.layers": LAYERS,
     "placement.1.layers": LAYERS,
-    "placement.0.shares": ["[1, 2]", "[2, 1]", "[1]", "[0, 1]", "[-1, 2]", "[1, 1, 2]"],
+    "placement.0.shares": SHARES,
     "placement.1.exchange": ["gather", "broadcast", "scatter", "x"],
     "training.layer_batch": ["{fc6..fc8: 32}", "{fc6..fc8: 5}", "{conv1: 1}", "{x: 1}", "{}"],
     "training.dtype": ["float64", "bfloat16", "int8"],

@@ -13,16 +13,15 @@ from orchestrator.errors import InputError
 from orchestrator.execute.verify import Verdict, verify
 from orchestrator.models import Constant, Layer, LayerPart, Model, ParameterSpec, Value
 from orchestrator.models.model import Recipe
-from orchestrator.program import compile_plan
 from tests.networks import gpt, inception, linear, llama, resnet, separable, squeeze_excitation
-from tests.program.small import small_plan, small_program
+from tests.program.small import small_program
 
 RECIPE = Recipe(lr=0.05)
 
 
-def verdict(model: Model, *entries: str, more: str = "", batch: int = 4) -> Verdict:
-    plan = small_plan(*entries, batch=batch, more=more)
-    return verify(compile_plan(plan, model, dtype="float64"), RECIPE, update_examples={})
+def verdict(model: Model, *entries: str, more: str = "", batch: int = 4, steps: int = 3) -> Verdict:
+    program = small_program(model, *entries, batch=batch, more=more, dtype="float64")
+    return verify(program, RECIPE, update_examples={}, steps=steps)
 
 
 def entry(layers: str, ranks: str, split: str, more: str = "") -> str:
@@ -67,6 +66,9 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "token in uneven shares": every("[0, 1]", "token", ", shares: [2, 1]"),
     "token in odd lengths": every("0..3", "token"),
     "batch x channel": every("0..3", "{batch: 2, channel: 2}"),
+    "batch x token in uneven shares": every(
+        "0..5", "{batch: 2, token: 3}", ", shares: {token: [1, 3, 2], batch: [3, 1]}"
+    ),
     "token x channel": every("0..3", "{token: 2, channel: 2}"),
     "batch x token x channel": every("0..7", "{batch: 2, token: 2, channel: 2}"),
     "stages": (
@@ -134,6 +136,25 @@ WALKS = {
         entry("blocks.1", "[1]", "none"),
         entry("norm..head", "[0]", "none"),
         "schedule: ZBVZeroBubble\nn_microbatches: 2",
+    ),
+    "ZB-H1": (
+        entry("FIRST..blocks.0.k", "[0]", "none"),
+        entry("blocks.0.v..head", "[1]", "none"),
+        "schedule: ZB-H1\nn_microbatches: 4",
+    ),
+    "LoopedBFS": (
+        entry("FIRST", "[0]", "none"),
+        entry("blocks.0", "[1]", "none"),
+        entry("blocks.1", "[0]", "none"),
+        entry("norm..head", "[1]", "none"),
+        "schedule: LoopedBFS\nn_microbatches: 4\nactivation_checkpoint: except_last",
+    ),
+    "DualPipeV": (
+        entry("FIRST", "[0]", "none"),
+        entry("blocks.0", "[1]", "none"),
+        entry("blocks.1", "[1]", "none"),
+        entry("norm..head", "[0]", "none"),
+        "schedule: DualPipeV\nn_microbatches: 4",
     ),
     "zero1 over tokens and replicas": (
         entry("all", "[0, 1]", "token"),
@@ -207,6 +228,30 @@ STAGES = {
             entry("stem..blocks.1.conv2", "[0]", "none"),
             entry("blocks.1.relu2..blocks.2.conv3", "[1]", "none"),
             entry("blocks.2.projection..fc", "[2]", "none"),
+        ),
+    ),
+    "uneven rows and uneven channels": (
+        resnet(),
+        (
+            entry(
+                "stem..blocks.2.relu3", "0..3", "{height: 2, channel: 2}",
+                ", shares: {height: [2, 1], channel: [3, 1]}",
+            ),
+            entry(
+                "mean..fc", "0..3", "{batch: 2, input: 2}", ", shares: {batch: [3, 1]}"
+            ),
+        ),
+    ),
+    "towers listed beside each other, in uneven grids": (
+        inception(),
+        (
+            entry("[stem, relu]", "0..3", "{batch: 2, height: 2}", ", shares: {height: [3, 1]}"),
+            entry(
+                "[a1..a, c1..c]", "0..3", "{height: 2, batch: 2}",
+                ", shares: {batch: [3, 1], height: [5, 2]}",
+            ),
+            entry("[d1..d, b1..b]", "[4, 5]", "height", ", shares: [1, 2]"),
+            entry("joined..fc", "[0]", "none"),
         ),
     ),
     "a skip from one split into another": (
@@ -385,7 +430,7 @@ KINDS = [
 
 @pytest.mark.parametrize("sabotage", [shifted, scaled_gradient, no_gradient_of_the_last])
 @pytest.mark.parametrize(("build", "kind"), KINDS, ids=[f"{b.__name__}-{k}" for b, k in KINDS])
-def test_a_wrong_part_function_is_found(
+def test_a_wrong_part_function_is_named(
     build: Callable[[], Model],
     kind: str,
     sabotage: Callable[[Compute], Compute],
@@ -394,4 +439,12 @@ def test_a_wrong_part_function_is_found(
     model = build()
     (cls,) = {type(layer.layer) for layer in model.layers if layer.kind == kind}
     monkeypatch.setattr(cls, "compute", sabotage(cls.compute))
-    assert not verdict(model, *every("[0]", "none")).passed
+    named = [layer.name for layer in model.layers if layer.kind == kind]
+    (first, *_) = verdict(model, *every("[0]", "none"), steps=1).problems
+    if sabotage is shifted:
+        assert first.startswith(f"{named[0]}: its output on rank 0 differs by ")
+        assert first.endswith(" in step 1 (forward)")
+    else:
+        wrong = ("the gradient of its ", "its output on rank 0 passes no gradient back ")
+        assert first.startswith(tuple(f"{named[-1]}: {what}" for what in wrong))
+        assert first.endswith(" in step 1 (backward)")

@@ -19,43 +19,58 @@ from orchestrator.execute.verify import verify
 from orchestrator.models import (
     GELU,
     Add,
+    Attention,
     AveragePool,
+    BatchNorm,
     Concat,
     Conv,
     Dropout,
+    Embedding,
     Flatten,
     GlobalAveragePool,
     Layer,
+    LayerNorm,
     Linear,
     MaxPool,
     Model,
     Multiply,
+    PositionEmbedding,
     ReLU,
     ResponseNorm,
+    RMSNorm,
     Sigmoid,
+    SiLU,
+    SizedLayer,
     SpatialNorm,
     build_model,
 )
 from orchestrator.models.model import Recipe
-from orchestrator.plan import read_plan
-from orchestrator.program import compile_plan
+from orchestrator.plan import Plan, read_plan
+from orchestrator.program import Program, compile_plan
 from orchestrator.program.placement import update_examples
+from orchestrator.schedules import SCHEDULES
 
-DRAWN, ACCEPTED = 550, 250
+DRAWN, ACCEPTED = 700, 320
+GRAPHS, ACCEPTED_GRAPHS = 700, 400
 # Large steps: after two of them most of each weight's change depends on every gradient.
 RECIPE = Recipe(lr=0.1, momentum=0.8, weight_decay=0.05, seed=3)
 COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
 
 
-def _conv(name: str, channels: int, kernel: int, padding: int = 0, groups: int = 1) -> Conv:
+def _conv(
+    name: str, channels: int, kernel: int, padding: int = 0, groups: int = 1, of: str = ""
+) -> Conv:
     return Conv(
-        name=name, channels=channels, kernel=kernel, padding=padding, groups=groups,
-        weight_std=0.3, bias=0.1,
+        name=name, inputs=(of,) if of else (), channels=channels, kernel=kernel, padding=padding,
+        groups=groups, weight_std=0.3, bias=0.1,
     )  # fmt: skip
 
 
-def _linear(name: str, features: int, groups: int = 1) -> Linear:
-    return Linear(name=name, features=features, groups=groups, weight_std=0.2, bias=0.1)
+def _linear(name: str, features: int, groups: int = 1, of: str = "") -> Linear:
+    inputs = (of,) if of else ()
+    return Linear(
+        name=name, inputs=inputs, features=features, groups=groups, weight_std=0.2, bias=0.1
+    )
 
 
 def _norm(columns: int) -> ResponseNorm:
@@ -123,7 +138,8 @@ SPLITS = {
 }  # fmt: skip
 SHARES = {2: ["[2, 1]", "[1, 2]", "[3, 1]", "[1, 5]"], 3: ["[1, 2, 1]", "[2, 1, 1]"],
           4: ["[3, 1, 1, 1]", "[1, 2, 2, 1]"]}  # fmt: skip
-ZERO_BUBBLE = ("InterleavedZeroBubble", "ZBVZeroBubble")
+# Rounds of two groups; at least as many as stages.
+MICROBATCHES = {"Interleaved1F1B": [2, 4], "InterleavedZeroBubble": [2, 4], "DualPipeV": [4, 5]}
 
 
 @st.composite
@@ -139,12 +155,12 @@ def stage_ranks(draw: DrawFn, schedule: str) -> list[list[int]]:
             for _ in range(entries - 1)
         ]
         return [*rows, everyone] if draw(st.booleans()) else [everyone, *rows]
-    if schedule == "1F1B":
+    if schedule in ("1F1B", "ZB-H1"):
         count = draw(st.integers(1, 4))
         width = 1 if count > 2 else width
         return [list(range(s * width, (s + 1) * width)) for s in range(count)]
     groups = [list(range(g * width, (g + 1) * width)) for g in range(2)]
-    if schedule == "ZBVZeroBubble":
+    if SCHEDULES[schedule].entry_per_stage:
         return draw(st.sampled_from([[*groups, *groups[::-1]], [groups[0], groups[0]]]))
     return draw(st.sampled_from([groups, [*groups, *groups]]))
 
@@ -154,10 +170,10 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
     """A plan as YAML, and the name of the model that it is for."""
     name = draw(st.sampled_from(sorted(MODELS)))
     layers = [layer.name for layer in MODELS[name].declared]
-    schedule = draw(st.sampled_from(["GPipe", "GPipe", "1F1B", "Interleaved1F1B", *ZERO_BUBBLE]))
+    schedule = draw(st.sampled_from(["GPipe", "GPipe", "GPipe", *SCHEDULES]))
     stages = draw(stage_ranks(schedule))
     rows = [ranks for ranks in stages for _ in range(draw(st.sampled_from([1, 1, 2])))]
-    if schedule == "ZBVZeroBubble":
+    if SCHEDULES[schedule].entry_per_stage:
         rows = stages
     rows = rows[: len(layers)]
     cuts = draw(
@@ -183,7 +199,7 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
         entries.append(f"  - {{{entry}}}\n")
         before = split
     replicas = draw(st.sampled_from([1, 1, 1, 2]))
-    microbatches = draw(st.sampled_from([2, 4] if "Interleaved" in schedule else [1, 2, 3]))
+    microbatches = draw(st.sampled_from(MICROBATCHES.get(schedule, [1, 2, 3])))
     microbatch = draw(st.sampled_from([4, 6, 12]))
     more = ""
     if draw(st.integers(0, 5)) == 0 and replicas == 1:
@@ -233,4 +249,237 @@ def test_every_plan_that_compiles_equals_one_device() -> None:
     assert seen["accepted"] >= ACCEPTED, seen
     assert not seen.pop("refused without place or remedy", 0)
     rare = [feature for feature, count in seen.items() if count < 5]
+    assert not rare, f"hardly drawn: {rare}"
+
+
+# -- graphs ---------------------------------------------------------------------------------------
+
+VOCABULARY, WIDTH = 8, 4
+
+
+@st.composite
+def images(draw: DrawFn) -> Model:
+    """Blocks of one shape: skips, towers, gates and norms; then scores."""
+    height = draw(st.sampled_from([4, 5]))
+    layers: list[Layer] = [_conv("stem", WIDTH, 3, 1)]
+    stream = ["stem"]  # values of one shape
+
+    def add(layer: Layer) -> str:
+        layers.append(layer)
+        return layer.name
+
+    for n in range(draw(st.integers(1, 4))):
+        last = stream[-1]
+        block = draw(
+            st.sampled_from(["norm", "norm", "skip", "towers", "gate", "product", "depth"])
+        )
+        if block == "norm":
+            norm = draw(st.sampled_from(["batch", "batch", "batch", "response", "spatial"]))
+            group = draw(st.sampled_from([4, None, 4, 2]))
+            made: Layer = {
+                "batch": BatchNorm(name=f"norm{n}", group=group),
+                "response": ResponseNorm(name=f"norm{n}", alpha=1.0, window=3),
+                "spatial": SpatialNorm(name=f"norm{n}", scale=1.0, window=3),
+            }[norm]
+            last = add(made)
+        elif block == "skip":
+            add(_conv(f"conv{n}", WIDTH, 3, 1))
+            other = draw(st.sampled_from(stream))
+            last = add(Add(name=f"sum{n}", inputs=(f"conv{n}", other)))
+        elif block == "towers":
+            towers = []
+            for t in range(draw(st.integers(2, 3))):
+                kernel = draw(st.sampled_from([0, 1, 3]))
+                at = f"tower{n}{t}"
+                towers.append(
+                    add(
+                        MaxPool(name=at, inputs=(last,), kernel=3, stride=1, padding=1)
+                        if not kernel
+                        else _conv(at, draw(st.sampled_from([2, 4])), kernel, kernel // 2, of=last)
+                    )
+                )
+            add(Concat(name=f"joined{n}", inputs=tuple(towers)))
+            last = add(_conv(f"conv{n}", WIDTH, 1))
+        elif block == "gate":
+            add(GlobalAveragePool(name=f"mean{n}", inputs=(last,)))
+            add(_linear(f"squeeze{n}", WIDTH))
+            add(Sigmoid(name=f"gate{n}"))
+            last = add(Multiply(name=f"gated{n}", inputs=(last, f"gate{n}")))
+        elif block == "product":
+            add(_conv(f"left{n}", WIDTH, 1, of=last))
+            add(_conv(f"right{n}", WIDTH, 1, of=last))
+            last = add(Multiply(name=f"product{n}", inputs=(f"left{n}", f"right{n}")))
+        else:
+            add(_conv(f"depth{n}", WIDTH, 3, 1, groups=WIDTH, of=last))
+            last = add(Dropout(name=f"drop{n}", p=0.3))
+        if draw(st.booleans()):
+            last = add(ReLU(name=f"relu{n}"))
+        stream.append(last)
+    if draw(st.booleans()):
+        add(GlobalAveragePool(name="mean"))
+    add(_linear("fc", 4))
+    return Model("drawn", (2, height, 4), layers, RECIPE)
+
+
+@st.composite
+def sequences(draw: DrawFn) -> Model:
+    """Blocks of a transformer, in drawn order; half of the heads use the embedding's table."""
+    layers: list[Layer] = [
+        Embedding(name="embedding", vocabulary=VOCABULARY, features=WIDTH, weight_std=0.5)
+    ]
+    stream = ["embedding"]
+
+    def add(layer: Layer) -> str:
+        layers.append(layer)
+        return layer.name
+
+    if draw(st.booleans()):
+        stream.append(add(PositionEmbedding(name="position", weight_std=0.3)))
+    for n in range(draw(st.integers(1, 3))):
+        last = stream[-1]
+        block = draw(st.sampled_from(["attention", "attention", "mlp", "gated", "norm"]))
+        if draw(st.booleans()) or block == "norm":
+            norm = draw(st.sampled_from([LayerNorm, RMSNorm]))
+            last = add(norm(name=f"norm{n}", inputs=(last,)))
+        if block == "attention":
+            keys = draw(st.sampled_from([WIDTH, WIDTH // 2]))
+            for name, width in (("q", WIDTH), ("k", keys), ("v", keys)):
+                add(_linear(f"{name}{n}", width, of=last))
+            rotary = draw(st.sampled_from([None, 100.0]))
+            causal = draw(st.booleans())
+            add(
+                Attention(
+                    name=f"attention{n}", inputs=(f"q{n}", f"k{n}", f"v{n}"), heads=2,
+                    kv_heads=2 * keys // WIDTH, causal=causal, rotary=rotary,
+                )
+            )  # fmt: skip
+            last = add(_linear(f"project{n}", WIDTH))
+        elif block == "mlp":
+            add(_linear(f"up{n}", 2 * WIDTH, of=last))
+            add(GELU(name=f"gelu{n}"))
+            last = add(_linear(f"down{n}", WIDTH))
+        elif block == "gated":
+            add(_linear(f"gate{n}", 2 * WIDTH, of=last))
+            add(SiLU(name=f"silu{n}"))
+            add(_linear(f"up{n}", 2 * WIDTH, of=last))
+            add(Multiply(name=f"product{n}", inputs=(f"silu{n}", f"up{n}")))
+            last = add(_linear(f"down{n}", WIDTH))
+        if block != "norm":
+            other = draw(st.sampled_from(stream))
+            last = add(Add(name=f"sum{n}", inputs=(last, other)))
+        stream.append(last)
+    tied = "embedding.weight" if draw(st.integers(0, 3)) else ""
+    bias = draw(st.sampled_from([None, 0.1]))
+    add(Linear(name="head", features=VOCABULARY, tied=tied, bias=bias, weight_std=0.5))
+    return Model("drawn", (draw(st.sampled_from([3, 4])),), layers, RECIPE)
+
+
+def _suit(span: tuple[SizedLayer, ...]) -> list[str]:
+    """Axes on which every layer of a span can be cut."""
+    return [
+        axis for axis in ("channel", "height", "token")
+        if all(axis in s.output.axes and not s.layer.uncut(s, axis) for s in span)
+    ]  # fmt: skip
+
+
+@st.composite
+def plans_over_graphs(draw: DrawFn) -> tuple[str, Model]:
+    """A graph, and a plan of it whose entries mostly suit their layers."""
+    model = draw(st.one_of(images(), images(), sequences()))
+    layers = model.layers[:-1]
+    schedule = draw(st.sampled_from(["GPipe", "GPipe", "GPipe", *SCHEDULES]))
+    rows = draw(stage_ranks(schedule))
+    if not SCHEDULES[schedule].entry_per_stage:
+        rows = [ranks for ranks in rows for _ in range(draw(st.sampled_from([1, 1, 2])))]
+    rows = rows[: len(layers)]
+    count = len(rows) - 1
+    cuts = draw(
+        st.lists(st.integers(1, len(layers) - 1), min_size=count, max_size=count, unique=True)
+    )
+    entries = []
+    for ranks, (first, stop) in zip(rows, pairwise([0, *sorted(cuts), len(layers)]), strict=True):
+        suits = _suit(layers[first:stop])
+        number = len(ranks)
+        splits = ["batch", "none", *suits, *suits, *(x for x in suits if x == "height")]
+        splits += ["input"] if draw(st.booleans()) and "channel" in suits else []
+        if number == 4:
+            for a in suits:
+                splits += [f"{{batch: 2, {a}: 2}}"]
+                splits += [f"{{{b}: 2, {a}: 2}}" for b in suits if b != a]
+        split = draw(st.sampled_from(splits)) if number > 1 else "none"
+        entry = (
+            f"layers: {layers[first].name}..{layers[stop - 1].name}, ranks: {ranks}, split: {split}"
+        )
+        if split in ("height", "token", "batch") and draw(st.integers(0, 3)) == 0:
+            entry += f", shares: {draw(st.sampled_from(SHARES[number]))}"
+        entries.append(f"  - {{{entry}}}\n")
+    microbatches = draw(st.sampled_from(MICROBATCHES.get(schedule, [1, 1, 2, 3])))
+    replicas = draw(st.sampled_from([1, 1, 1, 2]))
+    microbatch = draw(
+        st.sampled_from([4, 4, 6, 12] if any(len(r) == 3 for r in rows) else [4, 4, 8])
+    )
+    text = (
+        "schema_version: 1\nname: drawn\nmodel: {name: lenet5}\n"
+        f"global_batch_size: {microbatch * microbatches * replicas}\n"
+        f"n_microbatches: {microbatches}\nschedule: {schedule}\nreplicas: {replicas}\n"
+        f"activation_checkpoint: {draw(st.sampled_from(['never', 'except_last', 'always']))}\n"
+        f"optimizer_sharding: {draw(st.sampled_from(['none', 'zero1']))}\n"
+        f"placement:\n{''.join(entries)}"
+    )
+    return text, model
+
+
+def _features(program: Program, plan: Plan, text: str) -> set[str]:
+    """What a pair of a graph and a plan has of what seldom goes together."""
+    model = program.model
+    found = {layer.kind for layer in model.layers}
+    found |= {x for x in ("height", "token", "input", "zero1", "always", "shares") if x in text}
+    found |= {plan.schedule, f"{plan.replicas} replicas"}
+    axes = [entry.grid.axes for entry in plan.placement]
+    found |= {"grid of two" for grid in axes if len(grid) > 1}
+    found |= {"replicated" for segment in program.segments if segment.replicated}
+    halves = (".moments", ".parts", ".sum")
+    placed = [layer.name for segment in program.segments for layer in segment.layers]
+    found |= {half for half in halves for name in placed if name.endswith(half)}
+    behind = [b for b in program.boundaries[1:] if not b.parameter]
+    if any(b.consumer - b.producer > 1 for b in behind):
+        found.add("skips a segment")
+    for tie in (b for b in program.boundaries if b.parameter):
+        owner, borrower = program.segments[tie.producer], program.segments[tie.consumer]
+        found.add("tie")
+        found |= {"tie over stages"} if owner.stage != borrower.stage else {"tie within a stage"}
+        found |= {f"tie, {f}" for f in ("zero1", "ZB", "ZeroBubble", "replicas: 2") if f in text}
+        found |= {"tie, microbatches"} if plan.n_microbatches > 1 else set()
+        cut = {"head": borrower, "embedding": owner}
+        for what, segment in cut.items():
+            boxes = {p.layers[0].tiles for p in segment.parts.values()}
+            found |= {f"tie, {what} replicated"} if segment.replicated else set()
+            found |= {f"tie, {what} cut"} if len(boxes) > 1 else set()
+    return found
+
+
+@pytest.mark.slow
+def test_every_graph_under_every_plan_equals_one_device() -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=GRAPHS)
+    @given(plans_over_graphs())
+    def check(drawn: tuple[str, Model]) -> None:
+        text, model = drawn
+        try:
+            plan = read_plan(text, "drawn.yaml")
+            program = compile_plan(plan, model, dtype="float64")
+        except InputError as error:
+            seen["refused"] += 1
+            seen["refused without place or remedy"] += not (error.place and error.remedy)
+            return
+        verdict = verify(program, RECIPE, update_examples={}, steps=2)
+        assert verdict.passed, f"{model.declared}\n{text}\n{verdict.problems}"
+        seen["accepted"] += 1
+        seen.update(_features(program, plan, text))
+
+    check()
+    assert seen["accepted"] >= ACCEPTED_GRAPHS, seen
+    assert not seen.pop("refused without place or remedy", 0)
+    rare = [feature for feature, count in seen.items() if count < 3]
     assert not rare, f"hardly drawn: {rare}"

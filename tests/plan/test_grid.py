@@ -39,10 +39,3 @@ def test_keywords_give_the_usual_order() -> None:
 def test_axes_and_parts_must_agree() -> None:
     with pytest.raises(ValueError, match="do not say the same"):
         Grid(batch=2, axes=(("batch", 3),))
-
-
-def test_first_and_last_layer() -> None:
-    entry = Entry(layers="conv1..pool5", ranks=(0,), split="none")
-    assert (entry.first, entry.last) == ("conv1", "pool5")
-    alone = Entry(layers="features.0", ranks=(0,), split="none")
-    assert (alone.first, alone.last) == ("features.0", "features.0")

@@ -104,7 +104,6 @@ WRONG = [
     (": channel", ": channel, shares: [1]", "x.yaml:9, placement[0].shares", "1 shares", "[2, 1]"),
     (": channel", ": channel, shares: [1, 0]", "placement[0].shares[1]", "1 or more", "[2, 1]"),
     ("split: none", "split: none, shares: [1]", "placement[1].shares", "beside none", "remove"),
-    ("channel", "{batch: 2}, shares: [1, 1]", "placement[0].shares", "beside a grid", "remove"),
     ("channel", "batch, exchange: scatter", "placement[0].exchange", "not split by", "channel"),
     (": channel", ": channel, exchange: scatter", "placement[0].exchange", "no entry", "remove"),
     ("batch_size: 128", "batch_size: 3\nx: 1", "x.yaml:6, x", "unknown key 'x'", "remove it"),

@@ -47,8 +47,8 @@ def test_a_shipped_plan_loads_and_is_named_as_its_file(name: str) -> None:
     assert plan.world_size == WORLD_SIZES[name]
     assert plan.global_batch_size == 128
     assert plan.summary
-    assert plan.placement[0].first == "conv1"
-    assert plan.placement[-1].last == "fc8"
+    assert plan.placement[0].layer_ranges[0].startswith("conv1")
+    assert plan.placement[-1].layer_ranges[-1].endswith("fc8")
 
 
 @pytest.mark.parametrize("name", NAMES)

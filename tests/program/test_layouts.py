@@ -226,3 +226,20 @@ def test_nothing_is_sent_back_before_the_first_weights() -> None:
     assert (flops["0F0"], flops["0B0"]) == (384, 384)
     flops = {str(op): op.flops for op in program.rank_ops(1)}
     assert (flops["1F0"], flops["1B0"]) == (768, 1536)
+
+
+def test_unequal_parts_along_two_axes() -> None:
+    """Rank 0 has three of the four examples and six of the eight features, rank 3 one and two."""
+    program = small_program(
+        LINEAR,
+        "layers: a..relu, ranks: 0..3, split: {batch: 2, channel: 2}, "
+        "shares: {channel: [3, 1], batch: [3, 1]}",
+        "layers: b..c, ranks: [0], split: none",
+    )
+    parts = program.segments[0].parts
+    assert {r: (parts[r].batch, parts[r].layers[0].out) for r in parts} == {
+        0: (((0, 3),), (((0, 6),),)),
+        1: (((0, 3),), (((6, 8),),)),
+        2: (((3, 4),), (((0, 6),),)),
+        3: (((3, 4),), (((6, 8),),)),
+    }

@@ -15,29 +15,52 @@ ALL = "layers: a..c, ranks: [0], split: none"
 TWO = ("layers: a..relu, ranks: [0], split: none", "layers: b..c, ranks: [1], split: none")
 FOUR = ("layers: a, ranks: [0], split: none", "layers: relu, ranks: [1], split: none",
         "layers: b, ranks: [0], split: none", "layers: c, ranks: [1], split: none")  # fmt: skip
+VEE = (*FOUR[:2], "layers: b, ranks: [1], split: none", "layers: c, ranks: [0], split: none")
 TURNS = ("layers: a..relu, ranks: [0, 1], split: batch",
          "layers: b, ranks: [0, 1], split: channel, exchange: broadcast")  # fmt: skip
 
 # entries, further lines, place, message, remedy
 REFUSED: list[tuple[tuple[str, ...], str, str, str, str]] = [
     (("layers: a..d, ranks: [0], split: none",), "", "t.yaml:6, placement[0].layers",
-     "linear has no layer 'd'; its layers: a relu b c", ""),
+     "linear has no layer 'd'; its layers: a relu b c", "write one of these for d"),
     (("layers: b..a, ranks: [0], split: none",), "", "t.yaml:6, placement[0].layers",
-     "'b..a' runs backwards: a comes before b", ""),
+     "'b..a' runs backwards: a comes before b", "write a..b"),
     (("layers: a..b, ranks: [0], split: none", "layers: relu..c, ranks: [0], split: none"), "",
-     "t.yaml:7, placement[1].layers", "starts at relu, which is placed already",
-     "start this entry at c"),
+     "t.yaml:7, placement[1].layers", "'relu..c' names relu, which placement[0] has already",
+     "write layers: c"),
     ((ALL, "layers: relu..b, ranks: [0], split: none"), "", "t.yaml:7, placement[1].layers",
-     "'relu..b' starts at relu, which is placed already", "drop this entry"),
-    (("layers: a, ranks: [0], split: none", REST), "", "t.yaml:7, placement[1].layers",
-     "'b..c' starts at b, which leaves layers out", "start this entry at relu"),
+     "'relu..b' names relu, which placement[0] has already", "remove this entry"),
+    (("layers: relu, ranks: [0], split: none", "layers: a..c, ranks: [0], split: none"), "",
+     "t.yaml:7, placement[1].layers", "'a..c' names relu, which placement[0] has already",
+     "write layers: [a, b..c]"),
+    (("layers: a, ranks: [0], split: none", REST), "", "t.yaml:5, placement",
+     "layers without a rank: relu", "add - {layers: relu, ranks: [0], split: none} before "
+     "placement[1]"),
     (("layers: a..relu, ranks: [0], split: none",), "", "t.yaml:5, placement",
-     "layers without a rank: b c", "end the last entry at c, or add an entry b..c"),
+     "layers without a rank: b..c",
+     "add - {layers: b..c, ranks: [0], split: none} as the last entry"),
+    (("layers: [a, b], ranks: [0], split: none",), "", "t.yaml:5, placement",
+     "layers without a rank: relu, c", "add relu to the layers of placement[0]"),
+    # a list of layers
+    (("layers: [a, relu, d], ranks: [0], split: none",), "", "t.yaml:6, placement[0].layers[2]",
+     "linear has no layer 'd'", "one of these"),
+    (("layers: [b..c, relu..a], ranks: [0], split: none",), "", "t.yaml:6, placement[0].layers[1]",
+     "'relu..a' runs backwards", "write a..relu"),
+    (("layers: [a..b, relu, c], ranks: [0], split: none",), "", "t.yaml:6, placement[0].layers[1]",
+     "'relu' names relu, which 'a..b' in the same list names already", "leave relu out"),
+    (("layers: [all, b], ranks: [0], split: none",), "", "t.yaml:6, placement[0].layers[1]",
+     "'b' names b, which 'all' in the same list names already", "leave b out"),
+    (("layers: [c, a], ranks: [0], split: none", "layers: [relu, b], ranks: [1], split: none"), "",
+     "t.yaml:6, placement[0].layers", "c reads b, which placement[1] places later",
+     "move c and what reads it into an entry behind placement[1]"),
+    (("layers: b..c, ranks: [0], split: none", "layers: a..relu, ranks: [1], split: none"), "",
+     "t.yaml:6, placement[0].layers", "b reads relu, which placement[1] places later",
+     "move placement[1] before placement[0]"),
     # the recipe's variable batch size
     ((ALL,), "training: {layer_batch: {b: 2}}", "t.yaml:7, training.layer_batch.b",
      "must reach c, where the loss is", "b..c: 2"),
     ((ALL,), "training: {layer_batch: {d..c: 2}}", "t.yaml:7, training.layer_batch.d..c",
-     "has no layer 'd'", ""),
+     "has no layer 'd'", "write one of these for d"),
     ((ALL,), "replicas: 2\ntraining: {layer_batch: {c: 2}}", "t.yaml:8, training.layer_batch.c",
      "layer_batch with replicas", "replicas: 1"),
     ((ALL,), "training: {layer_batch: {a..c: 2}}", "t.yaml:7, training.layer_batch",
@@ -68,6 +91,12 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str, str]] = [
     (("layers: a..c, ranks: 0..1, split: batch, shares: [4, 1]",), "",
      "t.yaml:6, placement[0].shares", "a: 12 examples do not divide over 2 ranks in shares [4, 1]",
      "a global_batch_size that gives each microbatch a multiple of 5"),
+    (("layers: a..relu, ranks: 0..5, split: {batch: 2, channel: 3}", REST), "",
+     "t.yaml:6, placement[0].split.channel", "a: 8 output channels do not divide over 3 ranks",
+     "shares: {channel: [3, 3, 2]} in an entry of its own"),
+    (("layers: a..c, ranks: 0..3, split: {batch: 2, channel: 2}, shares: {channel: [2, 1]}",), "",
+     "t.yaml:6, placement[0].shares.channel", "a: 8 output channels do not divide over 2 ranks in "
+     "shares [2, 1]", "shares: {channel: [4, 4]} in an entry of its own"),
     # schedules
     (FOUR, "schedule: 1F1B", "t.yaml:10, schedule",
      "1F1B needs every stage on ranks of its own; the stages here are on ranks 0, 1, 0, 1",
@@ -88,6 +117,15 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str, str]] = [
     (FOUR, "schedule: Interleaved1F1B\nn_microbatches: 3", "t.yaml:11, n_microbatches",
      "goes in rounds of 2 microbatches (one per group of ranks); 3 do not divide",
      "n_microbatches: 4"),
+    (FOUR, "schedule: ZB-H1", "t.yaml:10, schedule",
+     "ZB-H1 needs every stage on ranks of its own; the stages here are on ranks 0, 1, 0, 1",
+     "schedule: GPipe"),
+    ((*FOUR[:3], "layers: c, ranks: [2], split: none"), "schedule: LoopedBFS",
+     "t.yaml:10, schedule", "LoopedBFS needs stages that go round the same ranks in turn", "GPipe"),
+    (FOUR, "schedule: DualPipeV\nn_microbatches: 4", "t.yaml:10, schedule",
+     "DualPipeV needs an even number of entries that run down the ranks and back up", "GPipe"),
+    (VEE, "schedule: DualPipeV\nn_microbatches: 3", "t.yaml:11, n_microbatches",
+     "DualPipeV needs as many microbatches as stages, 4; there are 3", "n_microbatches: 4"),
 ]  # fmt: skip
 
 
@@ -110,10 +148,26 @@ def test_the_remedies_that_can_be_typed_work() -> None:
     cures = [
         (("layers: a..relu, ranks: 0..2, split: channel, shares: [3, 3, 2]", REST), ""),
         (("layers: a..relu, ranks: 0..3, split: input, shares: [2, 2, 1, 1]", REST), ""),
+        (
+            (
+                "layers: a..relu, ranks: 0..5, split: {batch: 2, channel: 3}, "
+                "shares: {channel: [3, 3, 2]}",
+                REST,
+            ),
+            "",
+        ),
+        (
+            (
+                "layers: [a, relu], ranks: [0], split: none",
+                "layers: [c, b], ranks: [1], split: none",
+            ),
+            "",
+        ),
         ((ALL,), "training: {layer_batch: {b..c: 2}}"),
         ((ALL,), "training: {layer_batch: {b..c: 12}}"),
         (FOUR, "schedule: Interleaved1F1B\nn_microbatches: 4"),
         (FOUR, "schedule: GPipe"),
+        (VEE, "schedule: DualPipeV\nn_microbatches: 4"),
     ]
     for entries, more in cures:
         program = compile_plan(small_plan(*entries, batch=12, more=more), LINEAR)

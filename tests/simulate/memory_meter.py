@@ -30,8 +30,13 @@ class StoredFeed:
 
     def __init__(self, model: Model, count: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        self._images = torch.randn((count, *model.input_shape), generator=generator)
-        self._labels = torch.randint(model.classes, (count,), generator=generator)
+        shape = (count, *model.input_shape)
+        if model.input.integer:
+            self._images = torch.randint(model.vocabulary, shape, generator=generator)
+        else:
+            self._images = torch.randn(shape, generator=generator)
+        labels = (count, *model.labels.shape)
+        self._labels = torch.randint(model.classes, labels, generator=generator)
 
     def images(self, step: int, samples: Tensor) -> Tensor:
         return self._images[samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from orchestrator.plan import Plan, load_plan
 from orchestrator.plan.load import read_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import edges
-from orchestrator.program.ops import STEP, F
+from orchestrator.program.ops import STEP, F, I, W
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import load_cluster
 from orchestrator.simulate.collectives import Phase
@@ -40,9 +41,11 @@ class Given:
         self.forward, self.backward = forward, backward
 
     def work(self, program: Program, i: int) -> Work:
-        kind = program.columns.kind[i]
-        seconds = 0.0 if kind == STEP else self.forward if kind == F else self.backward
+        seconds = self.seconds(program.columns.kind[i])
         return Work(seconds, seconds)
+
+    def seconds(self, kind: str) -> float:
+        return 0.0 if kind == STEP else self.forward if kind == F else self.backward
 
     def message(self, source: int, target: int, size: int) -> tuple[float, float] | None:
         return 0.0, size
@@ -64,10 +67,26 @@ class Given:
         return 0
 
 
-def pipeline(stages: int, microbatches: int, schedule: str) -> Program:
-    """As many equal layers as stages, each on a rank of its own."""
+class Halved(Given):
+    """A backward's input half takes as long as a forward, its weight half another time."""
+
+    def __init__(self, forward: float, weight: float) -> None:
+        super().__init__(forward, forward + weight)
+        self.weight = weight
+
+    def seconds(self, kind: str) -> float:
+        return {I: self.forward, W: self.weight}.get(kind, super().seconds(kind))
+
+
+def pipeline(
+    stages: int, microbatches: int, schedule: str, ranks: Sequence[int] | None = None
+) -> Program:
+    """As many equal layers as stages, each on a rank of its own unless ``ranks`` says on which."""
     layers = [Linear(name=f"fc{i}", features=8) for i in range(stages)]
-    entries = "\n".join(f"  - {{layers: fc{i}, ranks: [{i}], split: none}}" for i in range(stages))
+    entries = "\n".join(
+        f"  - {{layers: fc{i}, ranks: [{rank}], split: none}}"
+        for i, rank in enumerate(ranks or range(stages))
+    )
     plan = read_plan(
         f"schema_version: 1\nname: p\nmodel: {{name: any}}\nglobal_batch_size: {microbatches}\n"
         f"n_microbatches: {microbatches}\nschedule: {schedule}\nplacement:\n{entries}\n",
@@ -88,6 +107,29 @@ def test_pipelines_end_when_the_papers_say(schedule: str, stages: int) -> None:
         program = pipeline(stages, microbatches, schedule)
         times = run(program, Given(1.0, 2.0))
         assert max(times.end) == (microbatches + stages - 1) * 3.0
+
+
+@pytest.mark.parametrize("p", range(2, 6))
+def test_looped_bfs_ends_when_its_closed_form_says(p: int) -> None:
+    """((v - 1) max(m, p) + m + p - 1)(t_F + t_B), Lamy-Poirier 2022."""
+    for v in (1, 2, 3):
+        for m in range(1, 9):
+            program = pipeline(p * v, m, "LoopedBFS", [*range(p)] * v)
+            times = run(program, Given(1.0, 2.0))
+            assert max(times.end) == ((v - 1) * max(m, p) + m + p - 1) * 3.0
+
+
+@pytest.mark.parametrize("p", range(2, 7))
+def test_zero_bubble_pipelines_end_when_the_papers_say(p: int) -> None:
+    """ZB-H1: m (t_F + t_I + t_W) + (p - 1)(t_F + t_I - t_W), Qi et al. 2023; DualPipeV the same
+    with two stages a rank."""
+    for m in range(2 * p, 2 * p + 4):
+        for weight in (1.0, 2.0):
+            costs, bubble = Halved(2.0, weight), (p - 1) * (4.0 - weight)
+            times = run(pipeline(p, m, "ZB-H1"), costs)
+            assert max(times.end) == m * (4.0 + weight) + bubble
+            program = pipeline(2 * p, m, "DualPipeV", [*range(p), *reversed(range(p))])
+            assert max(run(program, costs).end) == 2 * m * (4.0 + weight) + bubble
 
 
 def test_ops_keep_their_needs_and_lanes() -> None:

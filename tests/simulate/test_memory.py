@@ -6,13 +6,22 @@ import time
 
 import pytest
 
-from orchestrator.models import build_model
-from orchestrator.models.model import Model
+from orchestrator.models import (
+    Conv,
+    GlobalAveragePool,
+    Layer,
+    Linear,
+    Model,
+    ReLU,
+    build_model,
+)
 from orchestrator.plan import Plan, load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
 from orchestrator.simulate.cluster import load_cluster
 from orchestrator.simulate.fit import fits, what_would_fit
 from orchestrator.simulate.memory import peak_memory
+from tests.networks import gpt
+from tests.program.small import small_program
 from tests.simulate.memory_meter import measured_peaks
 
 SMALL = ("model.width=0.25", "global_batch_size=32")
@@ -65,7 +74,7 @@ def test_prediction_agrees_with_what_torch_allocates(
 ) -> None:
     program = compiled(name, *SMALL, *settings)
     measured = measured_peaks(program, monkeypatch)
-    predicted = peak_memory(program)
+    predicted = peak_memory(program, processor=True)
     assert len(predicted) == len(measured)
     for rank, bytes_measured in zip(predicted, measured, strict=True):
         assert rank.peak_bytes == pytest.approx(bytes_measured, rel=tolerance), rank
@@ -165,3 +174,45 @@ def test_folded_replicas_are_held_against_their_smallest_device() -> None:
     plan, model = loaded("pipeline-x-data", "replicas=4")
     memories = peak_memory(compile_plan(plan, model, fold=True))
     assert [fit.device for fit in fits(cluster, memories, replicas=4)] == ["large", "small"]
+
+
+def chain(channels: int) -> Model:
+    """Plain 3 x 3 convolutions, of which oneDNN needs copies in blocks of 16 channels."""
+    layers: list[Layer] = []
+    for i in range(4):
+        layers += [
+            Conv(name=f"conv{i}", channels=channels, kernel=3, padding=1), ReLU(name=f"relu{i}")
+        ]  # fmt: skip
+    layers += [GlobalAveragePool(name="pool"), Linear(name="fc", features=10)]
+    return Model("chain", (3, 24, 24), layers)
+
+
+@pytest.mark.parametrize("channels", [6, 16, 24])
+@pytest.mark.parametrize("split", ["[0], split: none", "[0, 1], split: channel"])
+def test_copies_of_the_convolution_library_are_counted_on_processors(
+    channels: int, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These were 10 to 30 % too low."""
+    program = small_program(chain(channels), f"layers: all, ranks: {split}", batch=16)
+    measured = measured_peaks(program, monkeypatch)
+    for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
+        assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.03), rank
+    without = peak_memory(program)[0].peak_bytes
+    assert without < 0.95 * measured[0]
+
+
+TRANSFORMER = {
+    "one": ("layers: all, ranks: [0], split: none",),
+    "batch": ("layers: all, ranks: [0, 1], split: batch",),
+    "channel": ("layers: all, ranks: [0, 1], split: channel",),
+    "token": ("layers: all, ranks: [0, 1], split: token",),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMER)
+def test_memory_of_a_transformer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt(tokens=32, channels=64, heads=4)
+    program = small_program(model, *TRANSFORMER[name], batch=16)
+    measured = measured_peaks(program, monkeypatch)
+    for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
+        assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.03), rank

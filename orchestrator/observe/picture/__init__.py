@@ -1,7 +1,8 @@
 """Any plan drawn as figure 2 of the AlexNet paper draws its two columns.
 
-    program ──► layout ──► scene ──► file
-                what       where     SVG or PNG, by matplotlib, which is imported here alone
+    program ──► graph ──► layout ──► shorten ──► scene ──► file
+                who       what       not all     where     SVG or PNG, by matplotlib, which is
+                reads                of it                 imported here alone
 
 A row is a rank, a block what it holds of a layer's output, an arrow what it sends to another rank.
 Krizhevsky, Sutskever, Hinton, "ImageNet classification with deep convolutional neural networks",
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from orchestrator.observe.picture.layout import lay_out
 from orchestrator.observe.picture.scene import compose
+from orchestrator.observe.picture.shorten import shorten
 from orchestrator.program import Program
 
 
@@ -29,4 +31,4 @@ def draw_program(program: Program, path: Path) -> None:
     """
     from orchestrator.observe.picture.render import save
 
-    save(compose(lay_out(program)), path)
+    save(compose(shorten(lay_out(program))), path)

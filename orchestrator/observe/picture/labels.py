@@ -4,7 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 
-from orchestrator.observe.picture.layout import Arrow, Block, Column, Exchange, Reduction, Row
+from orchestrator.models.layer import SEQUENCE_AXES
+from orchestrator.observe.picture.layout import (
+    Arrow,
+    Block,
+    Column,
+    Exchange,
+    Group,
+    LeftOut,
+    Picture,
+    Reduction,
+    Row,
+)
+
+POOLS = {
+    "pool": "max\npooling",
+    "average_pool": "average\npooling",
+    "global_pool": "global\naverage",
+}
+KINDS = {
+    "linear": "dense", "sum": "added up", "embedding": "table", "position_embedding": "added",
+    **{kind: text.replace("\n", " ") for kind, text in POOLS.items()},
+}  # fmt: skip
 
 
 def short_bytes(count: float) -> str:
@@ -17,13 +38,29 @@ def short_bytes(count: float) -> str:
     return f"{count:.{digits}f} {units[power]}"
 
 
-def block_text(block: Block) -> str:
-    """Height x width x channels, in the paper's order, or features; then images, if they change."""
-    channels, *sides = block.shape
-    lines = ["×".join(map(str, (*sides, channels)))] if block.shape != (1,) else []
+def block_text(block: Block, column: Column, picture: Picture) -> str:
+    """Height x width x channels, in the paper's order, tokens x channels, or features; which rows
+    of the whole; images, if they change."""
+    lines = []
+    if block.shape != (1,) and column.drawn not in ("plus", "times"):
+        in_order = block.axes == SEQUENCE_AXES
+        channels, *sides = block.shape
+        lines.append("×".join(map(str, block.shape if in_order else (*sides, channels))))
+    if block.band and not column.joins:
+        lines.append(f"{block.band.name} {block.band.start}:{block.band.stop}")
     if block.images:
-        lines.append(f"{block.images} images")
+        lines.append(f"{block.images} {picture.examples}")
+    if block.says_whole:
+        lines.append("whole on each")
     return "\n".join(lines)
+
+
+def column_name(picture: Picture, column: int) -> str:
+    """A column's name; signs have none, but where ranks talk before them."""
+    found = picture.columns[column]
+    if found.drawn in ("plus", "times") and all(e.column != column for e in picture.exchanges):
+        return ""
+    return found.label
 
 
 def column_text(column: Column) -> str:
@@ -31,16 +68,28 @@ def column_text(column: Column) -> str:
     if column.kernel:
         stride = f", stride {column.stride}" if column.stride > 1 else ""
         return f"{column.kernel}×{column.kernel}{stride}"
-    return {"linear": "dense", "sum": "added up"}.get(column.kind, "")
+    return KINDS.get(column.kind, "")
 
 
-def row_text(row: Row, batch: int) -> str:
+def group_text(group: Group) -> str:
+    """A block's name, and which ones do the same."""
+    if not group.others:
+        return group.name
+    return f"{group.name} … {group.others[-1]}: ×{len(group.others) + 1}"
+
+
+def left_out_text(gap: LeftOut) -> str:
+    """What is left out in the middle."""
+    return f"{gap.columns} layers\nleft out:\n{gap.first}\nto {gap.last}"
+
+
+def row_text(row: Row, picture: Picture) -> str:
     """A rank, how many do the same, and its share of the batch."""
     lines = [f"rank {row.rank}"]
     if row.copies > 1:
         lines.append(f"and {row.copies - 1} alike")
-    if row.images < batch:
-        lines.append(f"{row.images} of {batch}\nimages")
+    if row.images < picture.batch:
+        lines.append(f"{row.images} of {picture.batch}\n{picture.examples}")
     return "\n".join(lines)
 
 
@@ -52,6 +101,10 @@ def alike_text(row: Row) -> str:
 def arrow_text(arrow: Arrow) -> str:
     """Bytes forward; and those back, where they are not as many."""
     forward = short_bytes(arrow.forward)
+    if not arrow.backward:
+        return f"{forward}, none back"
+    if not arrow.forward:
+        return f"back {short_bytes(arrow.backward)}"
     if arrow.backward == arrow.forward:
         return forward
     return f"{forward}, back {short_bytes(arrow.backward)}"
@@ -67,7 +120,9 @@ def is_told_by_arrow(exchange: Exchange) -> bool:
 def exchange_text(exchange: Exchange) -> str:
     """How many edges, and how much on each."""
     low, high = short_bytes(exchange.sizes[0]), short_bytes(exchange.sizes[-1])
-    return f"{len(exchange.sizes)} × {low}" + (f" to {high}" if low != high else "")
+    arrows = exchange.arrows
+    back = "back " if arrows and not any(arrow.forward for arrow in arrows) else ""
+    return f"{back}{len(exchange.sizes)} × {low}" + (f" to {high}" if low != high else "")
 
 
 def reduction_text(reduction: Reduction) -> str:

@@ -3,8 +3,9 @@
 Its parts:
 
     rows       ranks; ranks and groups of ranks that do the same are shown once or twice
-    columns    the image, layers with weights, and every layer before which ranks talk
+    columns    the image, layers with weights, joins, and every layer before which ranks talk
     blocks     what a rank holds of a column's output
+    readings   which column reads which, within a row
     exchanges  arrows between rows, with their bytes a step
     reductions groups of ranks that sum gradients
 """
@@ -15,9 +16,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
 
-from orchestrator.models.layer import LayerPart, SizedLayer
+from orchestrator.models.box import is_empty
+from orchestrator.models.layer import IMAGE_AXES, INPUT, LayerPart, Value
 from orchestrator.models.ranges import Ranges
+from orchestrator.observe.picture.graph import JOINS, Graph, Node, graph_of
 from orchestrator.program.ledger import (
     GRADIENT,
     Edge,
@@ -25,30 +29,52 @@ from orchestrator.program.ledger import (
     edges,
     gradient_bytes,
 )
-from orchestrator.program.ops import Program
+from orchestrator.program.ops import LANE_OF, SEND, SEND_F, Program
 
 MOST_ROWS = 4  # so many ranks are drawn one by one, whether they do the same or not
-IMAGE = "image"
+IMAGE, TOKENS = "image", "tokens"
+BANDS = {"height": "rows", "token": "tokens"}  # axes of which a part is drawn within the whole
 
 
 @dataclass(frozen=True)
 class Column:
-    """One step of the chain from the image to the class scores.
+    """A layer on the way from the image to the class scores.
 
     Args:
-        layer: its name; ``image`` for the first column.
+        layer: its name; ``image``, ``tokens`` or ``input`` for the first column.
         kind: the layer's kind.
+        drawn: ``block``; ``plus``, ``times`` or ``bar`` for what joins several.
         kernel, stride: of a convolution, else 0.
         stage: pipeline stage.
-        pooled: the output is max-pooled before the next column reads it.
+        pooled: kind of the pool through which the next column reads the output; else "".
+        axes: of the output.
+        level: place from left to right; towers that stand above one another share it.
+        region, lane: the split that it stands behind, and its place there from top to bottom.
+        group: the block of layers under whose heading it stands; "" for none.
     """
 
     layer: str
     kind: str
+    drawn: str
     kernel: int
     stride: int
     stage: int
-    pooled: bool
+    pooled: str
+    axes: tuple[str, ...]
+    level: int
+    region: int
+    lane: int
+    group: str = ""
+
+    @property
+    def label(self) -> str:
+        """The layer's name, as it stands below the heading of its group."""
+        return self.layer.removeprefix(f"{self.group}.") if self.group else self.layer
+
+    @property
+    def joins(self) -> bool:
+        """Whether it is drawn small, as a sign."""
+        return self.drawn in JOINS
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,34 @@ class Row:
     copies: int
 
 
+class Group(NamedTuple):
+    """Columns ``first`` to ``last``, of one block of layers; ``others`` do the same after it, and
+    are not drawn."""
+
+    name: str
+    first: int
+    last: int
+    others: tuple[str, ...]
+
+
+class LeftOut(NamedTuple):
+    """So many columns are left out before a level, ``first`` to ``last``."""
+
+    level: int
+    columns: int
+    first: str
+    last: str
+
+
+class Band(NamedTuple):
+    """What a rank holds of an axis that is drawn whole: ``start:stop`` of ``size`` rows, tokens."""
+
+    name: str
+    start: int
+    stop: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Block:
     """What some rows hold of a column's output: one row, or several that read the same images.
@@ -77,17 +131,43 @@ class Block:
         column: position in ``Picture.columns``.
         shape: channels, height, width (fewer or more sides where the model has such); or features.
         images: in a step; 0 where it is as many as in the row's block before.
+        axes: of the shape.
+        band: where it lies in the whole, where height or tokens are split.
+        whole: several ranks compute all of it, each for itself.
+        says_whole: the row's block before is not so.
     """
 
     rows: tuple[int, ...]
     column: int
     shape: tuple[int, ...]
     images: int
+    axes: tuple[str, ...]
+    band: Band | None = None
+    whole: bool = False
+    says_whole: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One column reads another.
+
+    Args:
+        rows: that read what they hold themselves.
+        skip: there is a longer way from the one to the other, too.
+    """
+
+    source: int
+    column: int
+    rows: tuple[int, ...]
+    skip: bool
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """Bytes a step from one row to another: in the forward, and back in the backward."""
+    """Bytes a step from one row to another: in the forward, and back in the backward.
+
+    Either may be 0 beside a layer that several ranks compute whole.
+    """
 
     source: int
     target: int
@@ -103,20 +183,24 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Exchange:
-    """All that is sent before one column.
+    """All that is sent from one column to another.
 
     Args:
+        source: the one that is read.
         column: the one that reads.
         arrows: those between rows that are drawn.
         rows: drawn ones that send or receive, be it with ranks that are left out.
-        sizes: forward bytes of every edge in the drawn groups, those of left-out ranks included;
-            ascending.
+        sizes: bytes of every edge in the drawn groups, those of left-out ranks included; forward,
+            or where nothing is sent forward, back; ascending.
+        parameter: ``layer.parameter`` where that is sent, once a step, and no activation.
     """
 
+    source: int
     column: int
     arrows: tuple[Arrow, ...]
     rows: tuple[int, ...]
     sizes: tuple[int, ...]
+    parameter: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +226,7 @@ class Picture:
 
     Args:
         batch: images of a step.
+        examples: what they are: images, sequences or examples.
         activation_bytes: sent in a step by all ranks, forward and backward.
         gradient_bytes: of parameters, the same.
     """
@@ -150,6 +235,7 @@ class Picture:
     model: str
     world_size: int
     batch: int
+    examples: str
     stages: int
     parameters: int
     activation_bytes: int
@@ -157,8 +243,11 @@ class Picture:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
+    readings: tuple[Reading, ...]
     exchanges: tuple[Exchange, ...]
     reductions: tuple[Reduction, ...]
+    groups: tuple[Group, ...] = ()
+    left_out: LeftOut | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +256,16 @@ class _Held:
 
     shape: tuple[int, ...]
     images: int
+    band: Band | None
+    whole: bool
+    sources: frozenset[int]
+
+    @property
+    def alike(self) -> _Held:
+        """The same for ranks that differ only in which part of a band they hold."""
+        return (
+            self if self.band is None else replace(self, band=self.band._replace(start=0, stop=0))
+        )
 
 
 _Signature = tuple[_Held | None, ...]
@@ -175,91 +274,138 @@ _Signature = tuple[_Held | None, ...]
 def lay_out(program: Program) -> Picture:
     """Choose what to draw of a program whose ops are all listed (not ``folded``)."""
     traffic = edges(program)
-    columns = _columns(program, {edge.layer for edge in traffic if edge.direction == "forward"})
-    held = _held(program, columns)
+    graph = graph_of(program, {edge.layer for edge in traffic if edge.direction != GRADIENT})
+    columns = tuple(_column(program, graph, i) for i in range(len(graph.nodes)))
+    held = _held(program, graph)
     groups = _groups(program, traffic)
     rows = _rows(program, traffic, held, groups)
     row_of = {row.rank: i for i, row in enumerate(rows)}
+    blocks = (*_images(program, columns[0], rows), *_blocks(columns, held, rows))
     return Picture(
         name=program.name,
         model=program.model.name,
         world_size=program.world_size,
         batch=program.global_batch,
+        examples=_examples(program.model.input),
         stages=len(program.stages),
         parameters=program.model.parameters,
         activation_bytes=activation_bytes(traffic),
         gradient_bytes=gradient_bytes(traffic),
         rows=rows,
         columns=columns,
-        blocks=(*_images(program, rows), *_blocks(columns, held, rows)),
-        exchanges=_exchanges(columns, traffic, row_of, groups),
+        blocks=blocks,
+        readings=_readings(graph, held, rows, blocks),
+        exchanges=_exchanges(program, graph, row_of, groups),
         reductions=_reductions(program, traffic, row_of),
     )
+
+
+def _examples(value: Value) -> str:
+    if value.axes == IMAGE_AXES:
+        return "images"
+    return "sequences" if "token" in value.axes else "examples"
 
 
 # -- columns and what stands in them --------------------------------------------------------------
 
 
-def _columns(program: Program, read: set[str]) -> tuple[Column, ...]:
-    """The image; then layers with weights, sums, and readers of what another rank sends."""
-    found = [Column(IMAGE, IMAGE, 0, 0, 0, pooled=False)]
-    for segment in program.segments:
-        for sized in segment.layers:
-            drawn = sized.layer.drawn
-            if drawn == "pool" and sized.name not in read:
-                found[-1] = replace(found[-1], pooled=True)
-            elif drawn == "block" or sized.has_weights or sized.name in read:
-                found.append(_column(sized, segment.stage))
-    return tuple(found)
+def _column(program: Program, graph: Graph, position: int) -> Column:
+    node: Node = graph.nodes[position]
+    where = (graph.levels[position], graph.regions[position], graph.lanes[position])
+    if node.sized is None:
+        value = program.model.input
+        name = IMAGE if value.axes == IMAGE_AXES else TOKENS if value.integer else INPUT
+        return Column(name, IMAGE, "block", 0, 0, 0, node.pooled, value.axes, *where)
+    layer = node.sized.layer
+    drawn = layer.drawn if layer.drawn in JOINS else "block"
+    return Column(
+        node.name, node.sized.kind, drawn, *layer.cone, node.stage, node.pooled,
+        node.sized.output.axes, *where,
+    )  # fmt: skip
 
 
-def _column(sized: SizedLayer, stage: int) -> Column:
-    kernel, stride = sized.layer.cone
-    pooled = sized.layer.drawn == "pool"
-    return Column(sized.name, sized.kind, kernel, stride, stage, pooled)
-
-
-def _held(program: Program, columns: tuple[Column, ...]) -> dict[int, _Signature]:
+def _held(program: Program, graph: Graph) -> dict[int, _Signature]:
     """By rank, what it holds of every column but the image; None where it has no part."""
     parts: defaultdict[str, dict[int, _Held]] = defaultdict(dict)
     for segment in program.segments:
+        names = [x.source for x in segment.imports]
+        inputs = [
+            [segment.layers[s].name if s >= 0 else names[-1 - s] for s in sources]
+            for sources in segment.sources
+        ]
+        whole = segment.replicated and len(segment.parts) > 1
         for rank, part in segment.parts.items():
-            for layer in part.layers:
+            for layer, read in zip(part.layers, inputs, strict=True):
+                sources = frozenset(
+                    graph.node_of[name]
+                    for name, box in zip(read, layer.reads, strict=True)
+                    if name in graph.node_of and not is_empty(box)
+                )
                 images = part.examples * segment.chunks
-                parts[layer.sized.name][rank] = _Held(_shape(layer), images)
-    names = [column.layer for column in columns[1:]]
+                parts[layer.sized.name][rank] = _Held(
+                    layer.output_shape, images, _band(layer), whole, sources
+                )
     return {
-        rank: tuple(parts[name].get(rank % program.ranks_per_replica) for name in names)
+        rank: tuple(
+            parts[node.name].get(rank % program.ranks_per_replica) for node in graph.nodes[1:]
+        )
         for rank in program.ranks
     }
 
 
-def _shape(layer: LayerPart) -> tuple[int, ...]:
-    return layer.output_shape
+def _band(layer: LayerPart) -> Band | None:
+    value = layer.sized.output
+    for axis, name in BANDS.items():
+        if axis in value.axes:
+            ranges, size = value.along(layer.out, axis), value.size(axis)
+            if ranges != ((0, size),):
+                return Band(name, ranges[0][0], ranges[-1][1], size)
+    return None
 
 
-def _images(program: Program, rows: tuple[Row, ...]) -> Iterable[Block]:
+def _images(program: Program, column: Column, rows: tuple[Row, ...]) -> Iterable[Block]:
     """One block for all rows of a replica that read the same images."""
-    first = program.segments[0]
     readers: defaultdict[tuple[int, Ranges], list[int]] = defaultdict(list)
+    reading = [s for s in program.segments if any(x.source == INPUT for x in s.imports)]
     for position, row in enumerate(rows):
         replica, local = divmod(row.rank, program.ranks_per_replica)
-        if local in first.parts:
-            readers[replica, first.parts[local].batch].append(position)
+        part = next((s.parts[local] for s in reading if local in s.parts), None)
+        if part is not None:
+            readers[replica, part.batch].append(position)
     for positions in readers.values():
-        yield Block(tuple(positions), 0, program.model.input_shape, 0)
+        yield Block(tuple(positions), 0, program.model.input_shape, 0, column.axes)
 
 
 def _blocks(
     columns: tuple[Column, ...], held: dict[int, _Signature], rows: tuple[Row, ...]
 ) -> Iterable[Block]:
     for position, row in enumerate(rows):
-        before = row.images
-        for column, mine in zip(range(1, len(columns)), held[row.rank], strict=True):
+        before, whole = row.images, False
+        for i, mine in enumerate(held[row.rank], 1):
             if mine is not None:
                 changed = mine.images if mine.images != before else 0
-                yield Block((position,), column, mine.shape, changed)
-                before = mine.images
+                yield Block(
+                    (position,), i, mine.shape, changed, columns[i].axes, mine.band, mine.whole,
+                    mine.whole and not whole,
+                )  # fmt: skip
+                before, whole = mine.images, mine.whole
+
+
+def _readings(
+    graph: Graph, held: dict[int, _Signature], rows: tuple[Row, ...], blocks: tuple[Block, ...]
+) -> tuple[Reading, ...]:
+    has = {(row, block.column) for block in blocks for row in block.rows}
+    found = []
+    for column, node in enumerate(graph.nodes):
+        for source in node.sources:
+            reading = []
+            for position, row in enumerate(rows):
+                mine = held[row.rank][column - 1]
+                if mine and source in mine.sources and (position, source) in has:
+                    reading.append(position)
+            skip = (source, column) in graph.skips
+            found.append(Reading(source, column, tuple(reading), skip))
+    return tuple(found)
 
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -296,12 +442,13 @@ def _rows(
         return tuple(map(row, program.ranks))
     alike: defaultdict[tuple[object, ...], list[list[int]]] = defaultdict(list)
     inside = _traffic_inside(traffic, groups)
+    does = {rank: tuple(mine and mine.alike for mine in held[rank]) for rank in program.ranks}
     for group in groups:
-        alike[tuple(held[rank] for rank in group), inside[group[0]]].append(group)
+        alike[tuple(does[rank] for rank in group), inside[group[0]]].append(group)
     found = []
     for same in alike.values():
         first, copies = same[0], len(same)
-        for _, run in groupby(first, key=lambda rank: held[rank]):
+        for _, run in groupby(first, key=does.__getitem__):
             ranks = list(run)
             if len(first) <= MOST_ROWS or len(ranks) <= 3:
                 found += [row(rank, 0, copies) for rank in ranks]
@@ -329,30 +476,72 @@ def _traffic_inside(
 # -- what ranks send ------------------------------------------------------------------------------
 
 
+class _Way(NamedTuple):
+    """From one column to another; with a name, of a parameter."""
+
+    column: int
+    source: int
+    parameter: str
+
+
 def _exchanges(
-    columns: tuple[Column, ...], traffic: Counter[Edge], row_of: dict[int, int],
-    groups: list[list[int]],
-) -> tuple[Exchange, ...]:  # fmt: skip
+    program: Program, graph: Graph, row_of: dict[int, int], groups: list[list[int]]
+) -> tuple[Exchange, ...]:
     drawn = {rank for group in groups if row_of.keys() & set(group) for rank in group}
-    position = {column.layer: i for i, column in enumerate(columns)}
-    arrows: defaultdict[int, list[Arrow]] = defaultdict(list)
-    talking: defaultdict[int, set[int]] = defaultdict(set)
-    sizes: defaultdict[int, list[int]] = defaultdict(list)
-    for edge, sent in sorted(traffic.items()):
-        if edge.direction != "forward" or edge.from_rank not in drawn:
-            continue
-        column = position[edge.layer]
-        sizes[column].append(sent)
-        ends = (edge.from_rank, edge.to_rank)
-        talking[column].update(row_of[rank] for rank in ends if rank in row_of)
-        if edge.from_rank in row_of and edge.to_rank in row_of:
-            back = traffic[Edge(edge.to_rank, edge.from_rank, edge.layer, "backward")]
-            source, target = row_of[edge.from_rank], row_of[edge.to_rank]
-            arrows[column].append(Arrow(source, target, sent, back))
-    return tuple(
-        Exchange(column, tuple(arrows[column]), tuple(sorted(talking[column])), tuple(sorted(sent)))
-        for column, sent in sorted(sizes.items())
-    )
+    found = []
+    for way, sent in sorted(_sent(program, graph).items()):
+        arrows: list[Arrow] = []
+        talking: set[int] = set()
+        sizes: list[int] = []
+        for (source, target), (forward, backward) in sorted(sent.items()):
+            if source not in drawn:
+                continue
+            sizes.append(forward or backward)
+            talking.update(row_of[rank] for rank in (source, target) if rank in row_of)
+            if source in row_of and target in row_of:
+                arrows.append(Arrow(row_of[source], row_of[target], forward, backward))
+        if sizes:
+            found.append(
+                Exchange(
+                    way.source,
+                    way.column,
+                    tuple(arrows),
+                    tuple(sorted(talking)),
+                    tuple(sorted(sizes)),
+                    way.parameter,
+                )  # fmt: skip
+            )
+    return tuple(found)
+
+
+def _sent(program: Program, graph: Graph) -> dict[_Way, dict[tuple[int, int], tuple[int, int]]]:
+    """Bytes a step forward and back, by way and by sender and receiver of the forward."""
+    ways = [_way(program, graph, i) for i in range(len(program.boundaries))]
+    found: defaultdict[_Way, dict[tuple[int, int], tuple[int, int]]] = defaultdict(dict)
+    c = program.columns
+    for kind, rank, peers, boundary, size in zip(
+        c.kind, c.rank, c.peers, c.segment, c.bytes, strict=True
+    ):
+        if LANE_OF[kind] == SEND:
+            ends = (rank, peers[0]) if kind == SEND_F else (peers[0], rank)
+            forward, backward = found[ways[boundary]].get(ends, (0, 0))
+            if kind == SEND_F:
+                forward += size
+            else:
+                backward += size
+            found[ways[boundary]][ends] = (forward, backward)
+    return found
+
+
+def _way(program: Program, graph: Graph, index: int) -> _Way:
+    boundary = program.boundaries[index]
+    if boundary.parameter:
+        source = boundary.parameter.rpartition(".")[0]
+    elif boundary.producer < 0:
+        source = INPUT
+    else:
+        source = program.segments[boundary.producer].layers[boundary.layer].name
+    return _Way(graph.node_of[boundary.reader], graph.node_of[source], boundary.parameter)
 
 
 def _reductions(

@@ -2,30 +2,33 @@
 
 A row is a pipeline group, a column one unit of time; ``1F0`` is stage 1, forward, microbatch 0.
 The pictures come from the clock below, which knows nothing but the order in each row and who needs
-whose result.
+whose result. Every schedule's file opens with one.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from collections import Counter
-from itertools import groupby
+from dataclasses import replace
+from itertools import groupby, product
 from textwrap import dedent
 
 import pytest
 
 from orchestrator.program import Program
 from orchestrator.program.ops import COMPUTE, STEP
-from orchestrator.program.schedule import (
-    BUILDERS,
-    SPLITS_BACKWARD,
-    Action,
-    Timetable,
-    linearise,
-    needs_of,
-)
+from orchestrator.schedules import SCHEDULES, Action, Timetable, ends_with, linearise, needs_of
 from tests.program.small import LINEAR, small_program
 
 UNIT = {"F": 1, "B": 1, "I": 1, "W": 1}
+# what a stage does with a microbatch, if not a forward and a backward
+KINDS = {
+    "InterleavedZeroBubble": {"FIW"},
+    "ZB-H1": {"FIW"},
+    "ZBVZeroBubble": {"FIW"},
+    "DualPipeV": {"FIW", "FB"},
+}
 # name, groups, stages, microbatches
 SHAPES = [
     *(("GPipe", p, p, m) for p in range(1, 9) for m in range(1, 17)),
@@ -39,7 +42,14 @@ SHAPES = [
         for rounds in (1, 2, 3)
     ),
     *(("ZBVZeroBubble", p, 2 * p, m) for p in range(1, 7) for m in range(1, 13)),
+    *(("ZB-H1", p, p, m) for p in range(1, 9) for m in range(1, 17)),
+    *(("LoopedBFS", p, p * v, m) for p in range(1, 5) for v in (1, 2, 3) for m in range(1, 7)),
+    *(("DualPipeV", p, 2 * p, m) for p in range(1, 7) for m in range(2 * p, 2 * p + 4)),
 ]
+
+
+def build(name: str, groups: int, stages: int, microbatches: int) -> Timetable:
+    return SCHEDULES[name].build(groups, stages, microbatches)
 
 
 def clock(
@@ -57,7 +67,8 @@ def clock(
                 action = row.pop(0)
                 needed = [end[need] for need in needs_of(action, stages)]
                 start[action] = max([free[group], *needed])
-                end[action] = free[group] = start[action] + seconds[action.kind]
+                free[group] = start[action] + seconds[action.kind]
+                end.update(dict.fromkeys(ends_with(action), free[group]))
                 moved = True
         assert moved, "no group can go on"
     return start, end
@@ -81,32 +92,10 @@ def idle(table: Timetable, stages: int, seconds: dict[str, int]) -> int:
 
 
 PICTURES = {
-    ("GPipe", 3, 3, 4): """\
-        0F0 0F1 0F2 0F3  .   .   .   .  0B0 0B1 0B2 0B3
-         .  1F0 1F1 1F2 1F3  .   .  1B0 1B1 1B2 1B3  .
-         .   .  2F0 2F1 2F2 2F3 2B0 2B1 2B2 2B3  .   .
-        """,
-    ("1F1B", 3, 3, 4): """\
-        0F0 0F1 0F2  .   .  0B0 0F3 0B1  .  0B2  .  0B3
-         .  1F0 1F1  .  1B0 1F2 1B1 1F3 1B2  .  1B3  .
-         .   .  2F0 2B0 2F1 2B1 2F2 2B2 2F3 2B3  .   .
-        """,
-    ("Interleaved1F1B", 2, 4, 4): """\
-        0F0 0F1 2F0 2F1 0F2 2B0 0F3 2B1 2F2 0B0 2F3 0B1  .  2B2  .  2B3 0B2 0B3
-         .  1F0 1F1 3F0 3B0 3F1 3B1 1F2 1B0 1F3 1B1 3F2 3B2 3F3 3B3 1B2 1B3  .
-        """,
     ("InterleavedZeroBubble", 3, 3, 3): """\
         0F0 0F1 0F2  .   .  0I0 0W0 0I1 0W1 0I2 0W2
          .  1F0 1F1 1F2 1I0 1W0 1I1 1W1 1I2 1W2  .
          .   .  2F0 2I0 2F1 2I1 2F2 2I2 2W0 2W1 2W2
-        """,
-    ("InterleavedZeroBubble", 2, 2, 4): """\
-        0F0 0F1 0F2 0I0 0F3 0I1 0W0 0W1 0I2 0W2  .  0I3 0W3
-         .  1F0 1I0 1F1 1I1 1W0 1F2 1I2 1W1 1F3 1I3 1W2 1W3
-        """,
-    ("ZBVZeroBubble", 2, 4, 2): """\
-        0F0 0F1  .  3F0 3I0 3F1 3I1 0I0 3W0 0I1 3W1 0W0 0W1
-         .  1F0 2F0 1F1 2F1 2I0 1I0 2I1 1I1 2W0 1W0 2W1 1W1
         """,
     ("GPipe", 2, 4, 2): """\
         0F0 0F1 2F0 2F1  .   .  2B0 2B1 0B0 0B1
@@ -118,8 +107,17 @@ PICTURES = {
 @pytest.mark.parametrize("shape", PICTURES, ids=lambda shape: "-".join(map(str, shape)))
 def test_a_schedule_looks_like_its_picture(shape: tuple[str, int, int, int]) -> None:
     name, groups, stages, microbatches = shape
-    table = BUILDERS[name](groups, stages, microbatches)
-    assert picture(table, stages) == dedent(PICTURES[shape])
+    assert picture(build(*shape), stages) == dedent(PICTURES[shape])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_looks_like_the_picture_in_its_file(name: str) -> None:
+    text = sys.modules[SCHEDULES[name].build.__module__].__doc__ or ""
+    rows = re.findall(r"^    group \d  (.*)$", text, re.M)
+    actions = re.findall(r"(\d+)[FBIW](\d+)", "".join(rows))
+    stages, microbatches = (1 + max(map(int, numbers)) for numbers in zip(*actions, strict=True))
+    table = build(name, len(rows), stages, microbatches)
+    assert picture(table, stages).splitlines() == [row.rstrip() for row in rows]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
@@ -127,19 +125,21 @@ def test_every_action_comes_once_on_its_group_and_in_a_legal_order(
     shape: tuple[str, int, int, int],
 ) -> None:
     name, groups, stages, microbatches = shape
-    table = BUILDERS[name](groups, stages, microbatches)
-    kinds = "FIW" if name in SPLITS_BACKWARD else "FB"
-    every = [
-        Action(kind, s, m) for kind in kinds for s in range(stages) for m in range(microbatches)
-    ]
-    assert sorted(action for row in table for action in row) == sorted(every)
+    table = build(name, groups, stages, microbatches)
+    every = [action for row in table for action in row]
+    kinds: dict[tuple[int, int], str] = {}
+    for kind, s, m in every:
+        kinds[s, m] = kinds.get((s, m), "") + kind
+    assert set(kinds) == set(product(range(stages), range(microbatches)))
+    assert set(kinds.values()) <= KINDS.get(name, {"FB"})
     for group, row in enumerate(table):
         back = stages - 1 - group
-        mine = {group, back} if name == "ZBVZeroBubble" else set(range(group, stages, groups))
+        v = SCHEDULES[name].entry_per_stage
+        mine = {group, back} if v else set(range(group, stages, groups))
         assert {action.stage for action in row} == mine
     order = linearise(table, stages)
     assert Counter(order) == Counter(every)
-    place = {action: i for i, action in enumerate(order)}
+    place = {ended: i for i, action in enumerate(order) for ended in ends_with(action)}
     assert all(place[need] < place[a] for a in order for need in needs_of(a, stages))
     for row in table:
         assert [place[action] for action in row] == sorted(place[action] for action in row)
@@ -154,7 +154,7 @@ def test_gpipe_and_1f1b_end_at_their_closed_form(
     """(m + p - 1)(t_F + t_B): Huang et al. 2019, section 2.3; the same for 1F1B."""
     forward, backward = seconds
     for m in range(1, 17):
-        _, end = clock(BUILDERS[name](p, p, m), p, {"F": forward, "B": backward})
+        _, end = clock(build(name, p, p, m), p, {"F": forward, "B": backward})
         assert max(end.values()) == (m + p - 1) * (forward + backward)
 
 
@@ -163,7 +163,7 @@ def test_gpipe_and_1f1b_end_at_their_closed_form(
 def test_interleaving_divides_the_bubble_by_the_stages_of_a_rank(p: int, chunks: int) -> None:
     """Narayanan et al. 2021, section 2.2: a rank idles (p - 1)(t_F + t_B) / v."""
     for rounds in (1, 2, 4):
-        table = BUILDERS["Interleaved1F1B"](p, p * chunks, p * rounds)
+        table = build("Interleaved1F1B", p, p * chunks, p * rounds)
         assert idle(table, p * chunks, {"F": 1, "B": 2}) == p * (p - 1) * 3
 
 
@@ -171,23 +171,53 @@ def test_interleaving_divides_the_bubble_by_the_stages_of_a_rank(p: int, chunks:
 def test_zero_bubble_schedules_idle_less_than_1f1b(p: int) -> None:
     """In units where a forward, an input half and a weight half take as long (Qi et al. 2023)."""
     for m in range(1, 13):
-        usual = idle(BUILDERS["1F1B"](p, p, m), p, {"F": 2, "B": 4})
+        usual = idle(build("1F1B", p, p, m), p, {"F": 2, "B": 4})
         # two stages a rank, so each takes half as long
-        found = idle(BUILDERS["ZBVZeroBubble"](p, 2 * p, m), 2 * p, UNIT)
+        found = idle(build("ZBVZeroBubble", p, 2 * p, m), 2 * p, UNIT)
         assert found < usual
     for rounds in (1, 2, 3):
-        usual = idle(BUILDERS["1F1B"](p, p, p * rounds), p, {"F": 1, "B": 2})
-        found = idle(BUILDERS["InterleavedZeroBubble"](p, p, p * rounds), p, UNIT)
+        usual = idle(build("1F1B", p, p, p * rounds), p, {"F": 1, "B": 2})
+        found = idle(build("InterleavedZeroBubble", p, p, p * rounds), p, UNIT)
         assert found * 3 == usual  # the bound of ZB-H1: (p - 1)(t_F + t_I - t_W)
-        twice = idle(BUILDERS["InterleavedZeroBubble"](p, 2 * p, p * rounds), 2 * p, UNIT)
+        twice = idle(build("InterleavedZeroBubble", p, 2 * p, p * rounds), 2 * p, UNIT)
         assert twice <= found
 
 
+@pytest.mark.parametrize("p", range(1, 6))
+def test_looped_bfs_ends_at_its_closed_form(p: int) -> None:
+    """((v - 1) max(m, p) + m + p - 1)(t_F + t_B): with m >= p, Interleaved1F1B's bubble."""
+    for v, m in product((1, 2, 3), range(1, 12)):
+        _, end = clock(build("LoopedBFS", p, p * v, m), p * v, {"F": 2, "B": 3})
+        assert max(end.values()) == ((v - 1) * max(m, p) + m + p - 1) * 5
+
+
+@pytest.mark.parametrize("p", range(1, 7))
+def test_zb_h1_idles_as_its_paper_says(p: int) -> None:
+    """(p - 1)(t_F + t_I - t_W), Qi et al. 2023, section 2.3; with fewer microbatches than groups
+    t_W more for each that is missing. As long as a weight half is the shortest."""
+    for forward, halved, weight in [(1, 1, 1), (2, 2, 1), (3, 4, 2), (3, 2, 2), (5, 4, 1)]:
+        seconds = {"F": forward, "I": halved, "W": weight}
+        for m in range(1, 13):
+            found = idle(build("ZB-H1", p, p, m), p, seconds)
+            missing = max(0, p - m) * weight
+            assert found == p * ((p - 1) * (forward + halved - weight) + missing)
+
+
+@pytest.mark.parametrize("p", range(1, 7))
+def test_dual_pipe_v_idles_as_zb_h1_does_on_half_as_long_stages(p: int) -> None:
+    """(p - 1)(t_F + t_I - t_W), where t_F = t_I >= t_W."""
+    for same, weight in [(1, 1), (2, 1), (3, 3), (5, 2)]:
+        seconds = {"F": same, "I": same, "W": weight, "B": same + weight}
+        for m in range(2 * p, 2 * p + 4):
+            found = idle(build("DualPipeV", p, 2 * p, m), 2 * p, seconds)
+            assert found == p * (p - 1) * (2 * same - weight)
+
+
 def most(row: list[Action], more: str, less: str) -> int:
-    """The most actions of kind ``more`` without their ``less`` at any time."""
+    """The most actions of kind ``more`` without one of the kinds ``less`` at any time."""
     held = highest = 0
     for action in row:
-        held += (action.kind == more) - (action.kind == less)
+        held += (action.kind == more) - (action.kind in less)
         highest = max(highest, held)
     return highest
 
@@ -196,14 +226,19 @@ def most(row: list[Action], more: str, less: str) -> int:
 def test_no_group_keeps_more_than_its_limit(shape: tuple[str, int, int, int]) -> None:
     """Forwards in flight are activations in memory."""
     name, p, stages, m = shape
-    for group, row in enumerate(BUILDERS[name](p, stages, m)):
+    for group, row in enumerate(build(name, p, stages, m)):
         chunks = stages // p
-        if name == "GPipe":
+        if name in ("GPipe", "LoopedBFS"):
             assert most(row, "F", "B") == m * chunks
         elif name == "1F1B":
             assert most(row, "F", "B") == min(m, p - group)
+        elif name == "ZB-H1":
+            assert most(row, "F", "I") == min(m, p - group)
+            assert most(row, "F", "W") == min(m, p)
         elif name == "ZBVZeroBubble":
             assert most(row, "F", "W") <= 2 * p
+        elif name == "DualPipeV":
+            assert most(row, "F", "BW") <= 2 * p + 1
         else:
             limit = min(m * chunks, 2 * (p - group - 1) + (chunks - 1) * p + 1)
             assert most(row, "F", "B" if name == "Interleaved1F1B" else "I") <= limit
@@ -217,6 +252,11 @@ ROUND = (
     "layers: a, ranks: [0], split: none", "layers: relu..b, ranks: [1], split: none",
     "layers: c, ranks: [0], split: none",
 )  # fmt: skip
+V = (
+    "layers: a, ranks: [0], split: none", "layers: relu, ranks: [1], split: none",
+    "layers: b, ranks: [1], split: none", "layers: c, ranks: [0], split: none",
+)  # fmt: skip
+LOOP = (V[0], V[1], "layers: b, ranks: [0], split: none", "layers: c, ranks: [1], split: none")
 SHARED = (
     "layers: a, ranks: [0, 1], split: channel", "layers: relu..b, ranks: [0], split: none",
     "layers: c, ranks: [0, 1], split: batch",
@@ -240,14 +280,19 @@ def actions(program: Program, rank: int) -> list[Action]:
 
 @pytest.mark.parametrize(
     ("name", "entries"),
-    [*((name, PAIR) for name in BUILDERS if name != "ZBVZeroBubble"), ("GPipe", ROUND)],
+    [
+        *((name, V if row.entry_per_stage else PAIR) for name, row in SCHEDULES.items()),
+        ("GPipe", ROUND),
+        ("LoopedBFS", LOOP),
+    ],
 )
 def test_a_program_computes_in_the_order_of_its_schedule(
     name: str, entries: tuple[str, ...]
 ) -> None:
     program = pipelined(name, *entries)
-    for rank, row in enumerate(BUILDERS[name](2, len(entries), 4)):
-        assert actions(program, rank) == row
+    weightless = {Action("W", 1, m) for m in range(4)} if len(entries) == 4 else set()
+    for rank, row in enumerate(build(name, 2, len(entries), 4)):
+        assert actions(program, rank) == [action for action in row if action not in weightless]
 
 
 @pytest.mark.parametrize(
@@ -257,13 +302,13 @@ def test_a_program_follows_the_builder(
     name: str, entries: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GPipe once was written a second time in compile, and the tests were of the first."""
-    builder, usual = BUILDERS[name], pipelined(name, *entries)
+    row, usual = SCHEDULES[name], pipelined(name, *entries)
 
     def last_microbatch_first(groups: int, stages: int, microbatches: int) -> Timetable:
-        table = builder(groups, stages, microbatches)
+        table = row.build(groups, stages, microbatches)
         return [[a._replace(microbatch=microbatches - 1 - a.microbatch) for a in r] for r in table]
 
-    monkeypatch.setitem(BUILDERS, name, last_microbatch_first)
+    monkeypatch.setitem(SCHEDULES, name, replace(row, build=last_microbatch_first))
     turned = pipelined(name, *entries)
     for rank in usual.ranks:
         expected = [a._replace(microbatch=3 - a.microbatch) for a in actions(usual, rank)]
