@@ -629,7 +629,7 @@ def _check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
         InputError: it is not.
     """
     fits = isinstance(found, tuple) and len(found) == len(sized.inputs)
-    for box, value in zip(found if fits else (), sized.inputs, strict=True):
+    for box, value in zip(found, sized.inputs, strict=True) if fits else ():
         fits = fits and isinstance(box, tuple) and len(box) == len(value.shape)
         fits = fits and all(_are_ranges(r, n) for r, n in zip(box, value.shape, strict=True))
     if not fits:
