@@ -40,7 +40,7 @@ def check_memory(plan: Plan, model: Model, dtype: str, *, process_bytes: int = 0
     program = compile_plan(plan, model, dtype=dtype, fold=True)
     copies = program.replicas if program.folded else 1
     peaks = peak_memory(program, processor=True)
-    held = [sum(rank.parts[name] for name in _ALWAYS) for rank in peaks]
+    held = [sum(rank.parts.get(name, 0) for name in _ALWAYS) for rank in peaks]
     beside = max(rank.peak_bytes - h for rank, h in zip(peaks, held, strict=True))
     need = copies * sum(h + process_bytes for h in held) + beside
     have = memory_bytes()

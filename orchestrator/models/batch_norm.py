@@ -102,14 +102,23 @@ class BatchNorm(Layer):
         if cut.chunk % group == 0 and cut.replica_batch % group == 0:
             return
         what = f"groups of {group}" if self.group else f"the whole batch of {group}"
-        if cut.chunk < cut.replica_batch:
-            how, remedy = f"microbatches or turns of {cut.chunk}", "n_microbatches: 1"
-        else:
+        another = "or, as another network, BatchNorm(group=...) of a size that divides "
+        another += f"{min(cut.chunk, cut.replica_batch)}"
+        if cut.global_batch % group:
+            raise InputError(
+                f"{self.name}: its statistics are over {what} examples, which do not divide the "
+                f"batch of {cut.global_batch}",
+                remedy=f"a global_batch_size that is a multiple of {group}; {another}",
+            )
+        if cut.replica_batch % group:
             how, remedy = f"replicas of {cut.replica_batch}", "split: batch in place of replicas"
+        else:
+            how = f"microbatches or turns of {cut.chunk}"
+            remedy = f"n_microbatches: {cut.replica_batch // group}, without turns "
+            remedy += "(exchange: gather, no layer_batch)"
         raise InputError(
             f"{self.name}: its statistics are over {what} examples, which {how} tear apart",
-            remedy=f"{remedy}; or, as another network, BatchNorm(group=...) of a size that divides "
-            f"{min(cut.chunk, cut.replica_batch)}",
+            remedy=f"{remedy}; {another}",
         )
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:

@@ -116,7 +116,8 @@ class Multiply(Layer):
         if a != b and not gates:
             raise InputError(
                 f"layer {self.name}: it multiplies two values of one shape, or an image and a "
-                f"factor for each of its channels, found {a.shape} and {b.shape}"
+                f"factor for each of its channels, found {a.shape} and {b.shape}",
+                remedy=f"a layer with {a.channels} channels as the second input",
             )
         return a
 
@@ -179,7 +180,8 @@ class Concat(Layer):
             shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
             raise InputError(
                 f"layer {self.name}: it puts together two or more values that differ in their "
-                f"channels only, found {shapes}"
+                f"channels only, found {shapes}",
+                remedy="paddings and strides that give every tower one height and width",
             )
         shape = list(first.shape)
         shape[self._axis(first)] = sum(value.channels for value in inputs)

@@ -14,10 +14,11 @@ A user writes one as::
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import prod
 from typing import Annotated, Any
 
@@ -147,9 +148,16 @@ class Model:
             for spec in layer.specs:
                 if spec.tied_to and owned.get(spec.tied_to) != spec.shape:
                     found = owned.get(spec.tied_to, "no parameter of the model")
+                    alike = [
+                        name for name, shape in owned.items()
+                        if shape == spec.shape and not name.startswith(f"{layer.name}.")
+                    ]  # fmt: skip
                     raise InputError(
                         f"model {self.name}: {layer.name}.{spec.name}, {spec.shape}, is tied to "
-                        f"{spec.tied_to}, which is {found}; allowed: one of the same shape"
+                        f"{spec.tied_to}, which is {found}; allowed: one of the same shape",
+                        remedy=f"tie it to {alike[0]}"
+                        if alike
+                        else f"sizes of {layer.name} that give it the other's shape, or no tie",
                     )
 
     @cached_property
@@ -162,7 +170,7 @@ class Model:
             sources = layer.inputs or (before,)
             for source in sources:
                 if source not in values:
-                    raise InputError(self._missing(layer, source))
+                    raise self._missing(layer, source)
             count = layer.input_count
             if count is not None and len(sources) != count:
                 raise InputError(
@@ -180,29 +188,47 @@ class Model:
         sized.append(SizedLayer.of(loss, scores, labels, sources=loss.inputs))
         return tuple(sized)
 
-    def _missing(self, layer: Layer, source: str) -> str:
+    def _missing(self, layer: Layer, source: str) -> InputError:
+        """Why a layer cannot read from a source that is not before it."""
+        what = f"model {self.name}: layer {layer.name}"
         names = [other.name for other in self.declared]
-        if source == layer.name:
-            return f"model {self.name}: layer {layer.name} reads itself"
+        before = [INPUT, *names[: names.index(layer.name)]]
+        instead = f"name a layer before {layer.name} in its inputs, such as {before[-1]}"
         if source not in names:
-            earlier = ", ".join([INPUT, *names[: names.index(layer.name)]])
-            return (
-                f"model {self.name}: layer {layer.name} reads {source!r}, which does not exist; "
-                f"before it are: {earlier}"
+            near = difflib.get_close_matches(source, names, n=1)
+            shown = ", ".join(before if len(before) <= 60 else ["...", *before[-60:]])
+            return InputError(
+                f"{what} reads {source!r}, which does not exist; before it are: {shown}",
+                remedy=f"did you mean {near[0]}?" if near and near[0] in before else instead,
             )
-        reads = {other.name: other.inputs for other in self.declared}
-        seen, open_ = set[str](), [source]
-        while open_:
-            at = open_.pop()
-            if at not in seen:
-                seen.add(at)
-                open_ += reads.get(at) or ([names[names.index(at) - 1]] if at in names[1:] else [])
-        if layer.name in seen:
-            return f"model {self.name}: a cycle: {layer.name} reads {source}, which reads it"
-        return (
-            f"model {self.name}: layer {layer.name} reads {source}, which comes later; put "
-            f"{source} before {layer.name}"
-        )
+        if source == layer.name:
+            return InputError(f"{what} reads itself", remedy=instead)
+        way = self._way(source, layer.name)
+        if not way:
+            return InputError(
+                f"{what} reads {source}, which comes later",
+                remedy=f"put {source} before {layer.name}",
+            )
+        steps = [f"{a} reads {b}" for a, b in pairwise([layer.name, *way])]
+        shown = ", ".join(steps if len(steps) <= 6 else [*steps[:3], "...", *steps[-2:]])
+        return InputError(f"model {self.name}: a cycle: {shown}", remedy=instead)
+
+    def _way(self, start: str, end: str) -> list[str]:
+        """The shortest way from one layer to another by what each reads; empty if there is none."""
+        reads: dict[str, tuple[str, ...]] = {}
+        before = INPUT
+        for layer in self.declared:
+            reads[layer.name] = layer.inputs or (before,)
+            before = layer.name
+        ways, seen = [[start]], {start}
+        for way in ways:  # grows as it goes
+            if way[-1] == end:
+                return way
+            for source in reads.get(way[-1], ()):
+                if source not in seen:
+                    seen.add(source)
+                    ways.append([*way, source])
+        return []
 
     @cached_property
     def input(self) -> Value:

@@ -18,6 +18,7 @@ from orchestrator.models.box import Box, is_empty
 from orchestrator.models.layer import Cut, Layer, SizedLayer, Statistics
 from orchestrator.models.ranges import Ranges, normalise, shift
 from orchestrator.plan import Axis, Entry, Plan, Shares
+from orchestrator.plan.problem import listed
 
 
 class Part(NamedTuple):
@@ -160,7 +161,8 @@ class Cutter:
         out = list(value.whole)
         if sized.layer.is_loss:
             if "token" in at and "token" in value.axes:
-                out[0] = self._share(sized, "token", value.size("token"), at, strict=False)
+                tokens = self._share(sized, "token", value.size("token"), at, strict=False)
+                out[0] = normalise(tokens)
             return tuple(out), sized.reads(tuple(out))
         sums = "input" in at and _sums(sized)
         for axis in self.inner:
@@ -205,7 +207,7 @@ class Cutter:
             suits = ["batch", *(x for x in axes if not sized.uncut(x))]
             suits = [x for x in suits if x != "width"]
             raise InputError(
-                f"{sized.name} cannot be split by {axis}: {reason}; it can by {', '.join(suits)}",
+                f"{sized.name} cannot be split by {axis}: {reason}; allowed: {listed(suits)}",
                 self.plan.place(("placement", self.number, "split")),
                 f"place {sized.name} in an entry of its own, with split: {suits[-1]} or none",
             )

@@ -116,6 +116,7 @@ def place(plan: Plan, model: Model) -> Placement:
             sources, where[sized.name] = (where[sized.name],), len(placed)
             parts = cutter.parts(total)
             placed.append(PlacedLayer(total, sources, *common, False, False, parts))
+    _check_busy(plan, placed)
     ranks = [
         tuple(
             sorted({r for n, e in enumerate(plan.placement) if stage_of[n] == s for r in e.ranks})
@@ -146,6 +147,21 @@ def _entries_by_layer(plan: Plan, model: Model) -> tuple[dict[int, int], list[in
     _check_order(plan, model, entry_of, order)
     entry_of[loss] = entry_of[loss - 1]
     return entry_of, [*order, loss]
+
+
+def _check_busy(plan: Plan, placed: list[PlacedLayer]) -> None:
+    """Every rank computes something: more parts than rows or tokens leave some with nothing."""
+    busy = {rank for layer in placed for rank in layer.parts}
+    for number, entry in enumerate(plan.placement):
+        idle = [rank for rank in entry.ranks if rank not in busy]
+        if idle:
+            raise InputError(
+                f"nothing is left for rank {idle[0]}: the layers are cut into more parts than they "
+                "have values",
+                plan.place(("placement", number, "ranks")),
+                f"fewer ranks, such as {len(entry.ranks) - len(idle)}"
+                + (", or shares that are less unequal" if entry.shares else ""),
+            )
 
 
 def _refuse_twice(
