@@ -171,6 +171,14 @@ def test_edges_say_who_reads_whom() -> None:
     }  # fmt: skip
 
 
+def test_a_rank_reads_of_its_own_only_what_it_needs() -> None:
+    """Channels 0 to 7 of the join are a's four and b's first four, whoever holds the others."""
+    picture = laid_out("towers by channel")
+    joined = column(picture, "joined")
+    rows = {picture.columns[x.source].layer: x.rows for x in picture.readings if x.column == joined}
+    assert rows == {"a1": (0,), "b3": (0, 1), "c3": (1,), "d2": (1,)}
+
+
 def test_what_a_join_gets_from_another_rank_comes_from_the_tower_that_made_it() -> None:
     """Two images of 8 x 8 x channels in float32 cross, from each tower's end."""
     picture = laid_out("towers on two ranks")
