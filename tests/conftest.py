@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 
 # Before anything imports torch: the order of floating-point sums, and so their bits, depends on the
 # number of threads. Worker processes inherit it.
@@ -12,6 +13,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A local Ray cluster without a token makes one and leaves it in the home directory, where it
 # changes what later clusters ask for. This one ends with the tests.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+# A script's background job ignores SIGINT, and so would every run that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import settings  # noqa: E402
 

@@ -162,14 +162,18 @@ def launch(
 def _pickled(value: object) -> bytes:
     """With the classes of users' model files and their neighbours by value: workers cannot import
     them."""
-    modules = [m for file in model_files() for m in (file.module, *file.from_folder().values())]
-    for module in modules:
+    modules = {  # one file may be another's neighbour
+        module.__name__: module
+        for file in model_files()
+        for module in (file.module, *file.from_folder().values())
+    }
+    for module in modules.values():
         cloudpickle.register_pickle_by_value(module)
     try:
         payload: bytes = cloudpickle.dumps(value)
         return payload
     finally:
-        for module in modules:
+        for module in modules.values():
             cloudpickle.unregister_pickle_by_value(module)
 
 
