@@ -28,9 +28,10 @@ from orchestrator.execute.parameters import cut_out, put_in
 from orchestrator.execute.recording import Pass, Recorder
 from orchestrator.execute.reference import Reference
 from orchestrator.models.box import Box, is_empty, within
-from orchestrator.models.layer import INPUT, LABELS, LayerPart, SizedLayer
 from orchestrator.models.model import Recipe
 from orchestrator.models.ranges import shift
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import INPUT, LABELS
 from orchestrator.program import Program
 from orchestrator.program.segments import Boundary, Segment, SegmentPart
 

@@ -27,10 +27,10 @@ from orchestrator.execute.recording import Recorder
 from orchestrator.execute.segment_runner import Place, SegmentRunner
 from orchestrator.execute.transport import CountingTransport, Handle, Transport
 from orchestrator.models.box import Box, shape_of, whole
-from orchestrator.models.layer import LABELS
 from orchestrator.models.model import Recipe
 from orchestrator.models.randomness import Draw
 from orchestrator.models.ranges import Ranges, shift
+from orchestrator.models.value import LABELS
 from orchestrator.observe.timeline import Interval, RankTimes
 from orchestrator.program.ledger import GRADIENT, Edge, ring_bytes
 from orchestrator.program.ops import (

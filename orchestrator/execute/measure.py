@@ -33,9 +33,9 @@ from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.box import shape_of
-from orchestrator.models.layer import LayerPart, run
 from orchestrator.models.model import Recipe
 from orchestrator.models.randomness import Draw
+from orchestrator.models.sized import LayerPart
 from orchestrator.program.ops import Program
 
 UPDATED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
@@ -267,7 +267,7 @@ class Chain:
         for layer, examples, weights in self.steps:
             inputs = self._inputs(layer, examples, y, trained=trained)
             begun = time.perf_counter()
-            y = run(layer, inputs, weights, self._draw(examples))
+            y = layer.compute(inputs, weights, self._draw(examples))
             yield Layer(layer, examples, "forward"), time.perf_counter() - begun
             kept.append((layer, examples, weights, inputs, y))
             trained = trained or bool(weights)

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from orchestrator.models.box import Box, shape_of
-from orchestrator.models.layer import Constant, ParameterSpec, SizedLayer, Tile, check_tensor
 from orchestrator.models.model import Recipe
 from orchestrator.models.model_file import is_of_user, told
+from orchestrator.models.parameter import Constant, ParameterSpec, Tile
 from orchestrator.models.randomness import seed_of
+from orchestrator.models.sized import SizedLayer
 from orchestrator.models.terms import take
+from orchestrator.models.user_kinds import check_tensor
 from orchestrator.program.segments import SegmentPart
 
 TORCH_DTYPE = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}

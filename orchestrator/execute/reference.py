@@ -15,9 +15,10 @@ from torch import Tensor
 from orchestrator.execute.interpreter import Feed
 from orchestrator.execute.parameters import TORCH_DTYPE, initial_parameter, update
 from orchestrator.execute.recording import Recorder
-from orchestrator.models.layer import INPUT, LABELS, SizedLayer, run_whole
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.randomness import Draw
+from orchestrator.models.sized import SizedLayer
+from orchestrator.models.value import INPUT, LABELS
 
 Values = dict[str, Tensor]  # by the name of the layer that makes it
 
@@ -122,11 +123,11 @@ class Reference:
         self, sized: SizedLayer, inputs: list[Tensor], named: dict[str, Tensor], draw: Draw
     ) -> Tensor:
         if self.recorder is None:
-            return run_whole(sized, inputs, named, draw)
+            return sized.whole(inputs, named, draw)
         key = (sized.name, int(draw.samples[0]))
         inputs, parameters = self.recorder.reads(key, inputs, list(named.values()))
         named = dict(zip(named, parameters, strict=True))
-        return self.recorder.gives(key, run_whole(sized, inputs, named, draw))
+        return self.recorder.gives(key, sized.whole(inputs, named, draw))
 
     def _owner(self, name: str) -> str:
         return self.tied.get(name, name)

@@ -20,7 +20,6 @@ from torch import Tensor
 from orchestrator.execute.parameters import SegmentParameters, cut_out
 from orchestrator.execute.recording import Recorder
 from orchestrator.models.box import Box, is_empty, within
-from orchestrator.models.layer import run
 from orchestrator.models.randomness import Draw
 from orchestrator.program.segments import Segment, SegmentPart
 
@@ -177,7 +176,7 @@ class SegmentRunner:
             key = (self.segment.index, number, saved.chunk)
             if self.recorder is not None:
                 inputs, weights = self.recorder.reads(key, inputs, weights)
-            y = run(part, inputs, weights, saved.draw)
+            y = part.compute(inputs, weights, saved.draw)
             if part.sized.layer.is_loss:
                 y = y * self.loss_scale
             values[number] = y if self.recorder is None else self.recorder.gives(key, y)

@@ -11,24 +11,17 @@ from orchestrator.models.conv import Conv
 from orchestrator.models.cross_entropy import CrossEntropy
 from orchestrator.models.dropout import Dropout
 from orchestrator.models.embedding import Embedding, PositionEmbedding
-from orchestrator.models.layer import (
-    INPUT,
-    Constant,
-    Layer,
-    LayerPart,
-    Normal,
-    ParameterSpec,
-    SizedLayer,
-    Uniform,
-    Value,
-)
+from orchestrator.models.layer import Layer
 from orchestrator.models.layer_norm import LayerNorm, RMSNorm
 from orchestrator.models.linear import Linear
 from orchestrator.models.model import Model, Recipe
+from orchestrator.models.parameter import Constant, Normal, ParameterSpec, Uniform
 from orchestrator.models.pool import AveragePool, GlobalAveragePool, MaxPool
 from orchestrator.models.registry import build_model, load_model, model_names
 from orchestrator.models.response_norm import ResponseNorm
+from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.spatial_norm import SpatialNorm
+from orchestrator.models.value import INPUT, Value
 
 __all__ = [
     "GELU",

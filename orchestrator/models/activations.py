@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from orchestrator.models.layer import Layer, LayerMemory, LayerPart, SizedLayer
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.sized import LayerPart, SizedLayer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box
-from orchestrator.models.layer import (
-    SEQUENCE_AXES,
-    Layer,
-    LayerMemory,
-    LayerPart,
-    SizedLayer,
-    Value,
-)
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import LayerMemory
 from orchestrator.models.ranges import Ranges, normalise, size
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import SEQUENCE_AXES, Value
 
 if TYPE_CHECKING:
     from torch import Tensor

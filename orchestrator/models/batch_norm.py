@@ -21,20 +21,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box
-from orchestrator.models.fields import Bounds
-from orchestrator.models.layer import (
-    Constant,
-    Count,
-    Cut,
-    Layer,
-    LayerMemory,
-    LayerPart,
-    ParameterSpec,
-    SizedLayer,
-    Statistics,
-    Value,
-)
+from orchestrator.models.fields import Bounds, Count
+from orchestrator.models.layer import Cut, Layer, Statistics
+from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.parameter import Constant, ParameterSpec
 from orchestrator.models.ranges import Ranges, normalise
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, is_empty
-from orchestrator.models.layer import VECTOR_AXES, Layer, LayerMemory, LayerPart, SizedLayer, Value
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import LayerMemory
 from orchestrator.models.ranges import intersect, normalise, shift
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import VECTOR_AXES, Value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, padding_of, windows
-from orchestrator.models.layer import (
-    Copies,
-    Count,
-    LayerMemory,
-    LayerPart,
-    SizedLayer,
-    Value,
-    Zeros,
-    positive,
-    wants_image,
-)
+from orchestrator.models.fields import Count, NonNegative
+from orchestrator.models.layer import positive, wants_image
+from orchestrator.models.layer_costs import Copies, LayerMemory
 from orchestrator.models.ranges import normalise
+from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.terms import Term, Weighted
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +45,8 @@ class Conv(Weighted):
     channels: Count
     kernel: Count
     stride: Count = 1
-    padding: Zeros | tuple[Zeros, Zeros] = 0
-    column_reads: tuple[tuple[Zeros, ...], ...] = ()
+    padding: NonNegative | tuple[NonNegative, NonNegative] = 0
+    column_reads: tuple[tuple[NonNegative, ...], ...] = ()
     kind: ClassVar[str] = "conv"
     drawn: ClassVar[str] = "block"
 

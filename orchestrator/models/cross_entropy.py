@@ -15,17 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.models.box import Box
-from orchestrator.models.layer import (
-    INT64,
-    Cut,
-    Layer,
-    LayerMemory,
-    LayerPart,
-    SizedLayer,
-    Statistics,
-    Value,
-)
+from orchestrator.models.layer import Cut, Layer, Statistics
+from orchestrator.models.layer_costs import INT64, LayerMemory
 from orchestrator.models.ranges import Ranges
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.models.fields import Bounds
-from orchestrator.models.layer import INT64, Layer, LayerMemory, LayerPart, SizedLayer
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import INT64, LayerMemory
 from orchestrator.models.randomness import keep_mask
+from orchestrator.models.sized import LayerPart, SizedLayer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box
-from orchestrator.models.layer import (
-    INT64,
-    SEQUENCE_AXES,
-    Layer,
-    LayerMemory,
-    LayerPart,
-    Normal,
-    ParameterSpec,
-    SizedLayer,
-    Value,
-)
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import INT64, LayerMemory
+from orchestrator.models.parameter import Normal, ParameterSpec
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import SEQUENCE_AXES, Value
 
 if TYPE_CHECKING:
     from torch import Tensor

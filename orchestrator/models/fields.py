@@ -54,6 +54,10 @@ class Bounds:
         return self.low <= value and (value < self.high if self.below else value <= self.high)
 
 
+Count = Annotated[int, Bounds(1)]
+NonNegative = Annotated[int, Bounds(0)]
+
+
 @dataclass(frozen=True)
 class Matches:
     """Text that matches a pattern as a whole; ``text`` says it in words."""

@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.batch_norm import MOMENTS, combined
 from orchestrator.models.box import Box
-from orchestrator.models.layer import (
-    IMAGE_AXES,
-    Constant,
-    Count,
-    Cut,
-    Layer,
-    LayerMemory,
-    LayerPart,
-    ParameterSpec,
-    SizedLayer,
-    Statistics,
-    Value,
-)
+from orchestrator.models.fields import Count
+from orchestrator.models.layer import Cut, Layer, Statistics
+from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.parameter import Constant, ParameterSpec
 from orchestrator.models.ranges import Ranges, local
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import IMAGE_AXES, Value
 
 if TYPE_CHECKING:
     from torch import Tensor

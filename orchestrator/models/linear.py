@@ -8,15 +8,11 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.models.box import Box, Shape
-from orchestrator.models.layer import (
-    VECTOR_AXES,
-    Count,
-    LayerMemory,
-    LayerPart,
-    SizedLayer,
-    Value,
-)
+from orchestrator.models.fields import Count
+from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.terms import Weighted
+from orchestrator.models.value import VECTOR_AXES, Value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,22 +26,13 @@ from orchestrator.errors import InputError
 from orchestrator.models.box import Shape, intersection, is_empty, volume
 from orchestrator.models.combine import Sum
 from orchestrator.models.cross_entropy import CrossEntropy
-from orchestrator.models.fields import Bounds, Matches, check, check_fields
-from orchestrator.models.layer import (
-    INPUT,
-    LABELS,
-    Count,
-    Initial,
-    Layer,
-    LayerPart,
-    Name,
-    ParameterSpec,
-    SizedLayer,
-    Value,
-    asking,
-    value_of,
-)
+from orchestrator.models.fields import Bounds, Count, Matches, check, check_fields
+from orchestrator.models.layer import Layer, Name
 from orchestrator.models.model_file import is_of_user
+from orchestrator.models.parameter import Initial, ParameterSpec
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.user_kinds import asking
+from orchestrator.models.value import INPUT, LABELS, Value, value_of
 
 LOSS = "loss"
 ModelName = Annotated[str, Matches(r"[\w][\w .+-]{0,99}", "of letters, digits and . _ - +")]

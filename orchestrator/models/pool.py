@@ -7,19 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.models.box import Box, padding_of, windows
-from orchestrator.models.layer import (
-    INT64,
-    VECTOR_AXES,
-    Count,
-    Layer,
-    LayerMemory,
-    LayerPart,
-    SizedLayer,
-    Value,
-    Zeros,
-    positive,
-    wants_image,
-)
+from orchestrator.models.fields import Count, NonNegative
+from orchestrator.models.layer import Layer, positive, wants_image
+from orchestrator.models.layer_costs import INT64, LayerMemory
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import VECTOR_AXES, Value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +30,7 @@ class _Pool(Layer):
 
     kernel: Count = 3
     stride: Count = 2
-    padding: Zeros = 0
+    padding: NonNegative = 0
     drawn: ClassVar[str] = "pool"
 
     def output(self, *inputs: Value) -> Value:

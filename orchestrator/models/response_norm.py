@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, shape_of
-from orchestrator.models.fields import Bounds, Odd
-from orchestrator.models.layer import Count, Layer, LayerMemory, LayerPart, SizedLayer, Value
+from orchestrator.models.fields import Bounds, Count, Odd
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import LayerMemory
 from orchestrator.models.ranges import Ranges, intersect, local, normalise
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.models.box import Box, windows, within
 from orchestrator.models.fields import Bounds, Odd
-from orchestrator.models.layer import (
-    Layer,
-    LayerMemory,
-    LayerPart,
-    SizedLayer,
-    Value,
-    wants_image,
-)
+from orchestrator.models.layer import Layer, wants_image
+from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,22 +19,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape
-from orchestrator.models.fields import Bounds
-from orchestrator.models.layer import (
-    Constant,
-    Count,
-    Kernel,
-    Layer,
-    LayerMemory,
-    LayerPart,
-    Normal,
-    ParameterSpec,
-    Pass,
-    SizedLayer,
-    Tile,
-    Value,
-)
+from orchestrator.models.fields import Bounds, Count
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import Kernel, LayerMemory, Pass
+from orchestrator.models.parameter import Constant, Normal, ParameterSpec, Tile
 from orchestrator.models.ranges import Range, Ranges, at, intersect, local, normalise, size
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor

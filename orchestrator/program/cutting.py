@@ -15,8 +15,9 @@ from typing import NamedTuple, NoReturn
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, is_empty
-from orchestrator.models.layer import Cut, Layer, SizedLayer, Statistics
+from orchestrator.models.layer import Cut, Layer, Statistics
 from orchestrator.models.ranges import Ranges, normalise, shift
+from orchestrator.models.sized import SizedLayer
 from orchestrator.plan import Axis, Entry, Plan, Shares
 from orchestrator.plan.problem import listed
 

@@ -16,8 +16,9 @@ from typing import NamedTuple, NoReturn
 
 from orchestrator.errors import InputError
 from orchestrator.models.combine import Sum
-from orchestrator.models.layer import INPUT, LABELS, SizedLayer
 from orchestrator.models.model import Model
+from orchestrator.models.sized import SizedLayer
+from orchestrator.models.value import INPUT, LABELS
 from orchestrator.plan import Plan
 from orchestrator.program.cutting import Cutter, Part
 from orchestrator.program.selection import entry_layers, layers_text, selected

@@ -26,8 +26,10 @@ from typing import NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, hull, is_empty, shape_of, volume
-from orchestrator.models.layer import INPUT, LABELS, LayerPart, SizedLayer, Tile, Value
+from orchestrator.models.parameter import Tile
 from orchestrator.models.ranges import Ranges, intersect, local, normalise, shift, size
+from orchestrator.models.sized import LayerPart, SizedLayer
+from orchestrator.models.value import INPUT, LABELS, Value
 from orchestrator.program.placement import FROM_INPUT, FROM_LABELS, PlacedLayer, Placement
 
 # A reduction takes about this much at once: small enough to start early, large enough that

@@ -28,8 +28,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from orchestrator.models.box import Shape
-from orchestrator.models.layer import LayerPart, Pass
+from orchestrator.models.layer_costs import Pass
 from orchestrator.models.model_file import is_of_user
+from orchestrator.models.sized import LayerPart
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
-from orchestrator.models.layer import LayerPart, Pass
+from orchestrator.models.layer_costs import Pass
+from orchestrator.models.sized import LayerPart
 from orchestrator.plan import shipped_names
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import SegmentPart

@@ -21,7 +21,7 @@ from collections import Counter
 from math import prod
 from typing import NamedTuple
 
-from orchestrator.models.layer import Copies
+from orchestrator.models.layer_costs import Copies
 from orchestrator.program.segments import Segment, SegmentPart
 
 

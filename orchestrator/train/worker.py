@@ -21,8 +21,8 @@ from orchestrator.execute.interpreter import LossNotFinite, RankInterpreter, Unr
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.worker_context import WorkerContext
-from orchestrator.models.layer import INPUT, LABELS
 from orchestrator.models.model import Recipe
+from orchestrator.models.value import INPUT, LABELS
 from orchestrator.observe.metrics import Page, RankTotals, RunLabels, stage_of
 from orchestrator.observe.metrics_options import LOOPBACK, is_loopback, worker_host
 from orchestrator.observe.metrics_parts import Part, Parts

@@ -38,9 +38,11 @@ from orchestrator.models import (
 )
 from orchestrator.models.box import Box, Shape, whole
 from orchestrator.models.fields import Bounds
-from orchestrator.models.layer import Initial, Kernel, LayerMemory, Pass, Tile, value_of
+from orchestrator.models.layer_costs import Kernel, LayerMemory, Pass
+from orchestrator.models.parameter import Initial, Tile
 from orchestrator.models.ranges import Ranges, normalise, size
 from orchestrator.models.terms import part_terms
+from orchestrator.models.value import value_of
 
 COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
 

@@ -20,7 +20,7 @@ from orchestrator.models import (
     Value,
 )
 from orchestrator.models.box import Box
-from orchestrator.models.layer import Tile
+from orchestrator.models.parameter import Tile
 from tests.models.kinds import image, same, sequence, text, vector
 from tests.program.small import small_program
 

@@ -24,7 +24,9 @@ from orchestrator.models import (
     Value,
 )
 from orchestrator.models.box import Box, volume
-from orchestrator.models.layer import Kernel, Layer, LayerPart, Pass
+from orchestrator.models.layer import Layer
+from orchestrator.models.layer_costs import Kernel, Pass
+from orchestrator.models.sized import LayerPart
 from orchestrator.plan.load import read_plan
 from orchestrator.program import compile_plan
 from orchestrator.simulate.cluster import Device, load_cluster

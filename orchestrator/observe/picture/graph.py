@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.models.layer import INPUT, LABELS, SizedLayer
+from orchestrator.models.sized import SizedLayer
+from orchestrator.models.value import INPUT, LABELS
 from orchestrator.program.ops import Program
 from orchestrator.program.segments import Segment
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from orchestrator.models.layer import SEQUENCE_AXES
+from orchestrator.models.value import SEQUENCE_AXES
 from orchestrator.observe.picture.layout import (
     Arrow,
     Block,

@@ -19,8 +19,9 @@ from itertools import groupby
 from typing import NamedTuple
 
 from orchestrator.models.box import is_empty
-from orchestrator.models.layer import IMAGE_AXES, INPUT, LayerPart, Value
 from orchestrator.models.ranges import Ranges
+from orchestrator.models.sized import LayerPart
+from orchestrator.models.value import IMAGE_AXES, INPUT, Value
 from orchestrator.observe.picture.graph import JOINS, Graph, Node, graph_of
 from orchestrator.program.ledger import (
     GRADIENT,

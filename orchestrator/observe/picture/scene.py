@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import cos, hypot, pi, sin
 
-from orchestrator.models.layer import IMAGE_AXES, SEQUENCE_AXES
+from orchestrator.models.value import IMAGE_AXES, SEQUENCE_AXES
 from orchestrator.observe.palette import BUBBLE, COMPUTE, EXPOSED
 from orchestrator.observe.picture.labels import (
     POOLS,

@@ -1,0 +1,61 @@
+"""What a part of a layer costs a device: bytes of memory, kernels, copies."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Pass = Literal["forward", "backward", "backward_input", "backward_weight"]
+INT64 = 8  # bytes: places of maxima, labels, and the hash behind a dropout mask
+
+
+class LayerMemory(NamedTuple):
+    """Bytes of one layer part for one chunk.
+
+    Args:
+        before, after: its input and output.
+        keeps_input, keeps_output: whether the graph holds them for the backward.
+        kept: what else the graph holds.
+        forward_extra, backward_extra: what is needed for a moment besides.
+        weights: its parameters, and so their gradients.
+        same: the output is the input, no new tensor.
+        passes_gradient: the gradient of its inputs is that of its output, no new tensor.
+    """
+
+    before: int
+    after: int
+    keeps_input: bool = False
+    keeps_output: bool = False
+    kept: int = 0
+    forward_extra: int = 0
+    backward_extra: int = 0
+    weights: int = 0
+    same: bool = False
+    passes_gradient: bool = False
+
+
+class Kernel(NamedTuple):
+    """One kernel of a pass, which reads and writes each of its tensors once: what a window reads
+    twice comes from a cache.
+
+    Args:
+        flops: operations; a multiply-add is two.
+        bytes: read from memory and written to it.
+        product: values of the matrix that it computes, where it is a product; else 0.
+    """
+
+    flops: int
+    bytes: int
+    product: int = 0
+
+
+class Copies(NamedTuple):
+    """Bytes that a library needs for a moment, for copies in a layout of its own.
+
+    Args:
+        forward: above the output.
+        backward, weights_only: above the gradients, with and without that of the input.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    weights_only: int = 0
