@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +12,7 @@ from orchestrator.models.sized import LayerPart, SizedLayer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -34,20 +34,12 @@ class Pointwise(Layer):
         raise NotImplementedError
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         return self.function(inputs[0])
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         return self.module()(inputs[0])  # type: ignore[no-any-return]
 

@@ -8,7 +8,6 @@ Heads lie one after another along the channels, so to cut heads is to cut channe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,6 +22,7 @@ from orchestrator.models.value import SEQUENCE_AXES, Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 FLOAT32 = 4  # bytes; the least in which softmax adds up
@@ -215,11 +215,7 @@ class Attention(Layer):
     # -- torch
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
         import torch.nn.functional as nnf
@@ -247,11 +243,7 @@ class Attention(Layer):
         return y.transpose(1, 2).flatten(2)
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         import torch
 

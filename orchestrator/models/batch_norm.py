@@ -15,7 +15,6 @@ and their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -32,6 +31,7 @@ from orchestrator.models.value import Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 MOMENTS = 3  # number of values, mean, sum of squared distances from the mean
@@ -119,11 +119,7 @@ class BatchNorm(Layer):
         return LayerMemory(before, after, keeps_input=True, weights=part.parameters * itemsize)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
         import torch.nn.functional as nnf
@@ -137,11 +133,7 @@ class BatchNorm(Layer):
         return groups[0] if len(groups) == 1 else torch.cat(groups)
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         (x,) = inputs
         group = self.group or len(x)
@@ -186,11 +178,7 @@ class BatchMoments(Layer):
         return LayerMemory(before, after, kept=before, forward_extra=2 * before)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
@@ -232,11 +220,7 @@ class BatchApply(BatchNorm):
         )  # fmt: skip
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +16,7 @@ from orchestrator.models.value import VECTOR_AXES, Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -36,20 +36,12 @@ class Sum(Layer):
         return LayerMemory(before, after, same=True)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         return inputs[0]
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         return inputs[0]
 
@@ -79,11 +71,7 @@ class Add(Layer):
         return LayerMemory(before, after, passes_gradient=True)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         total = inputs[0]
         for x in inputs[1:]:
@@ -91,11 +79,7 @@ class Add(Layer):
         return total
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
@@ -135,11 +119,7 @@ class Multiply(Layer):
         return LayerMemory(before, after, keeps_input=True, backward_extra=after if a != b else 0)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         x, gate = inputs
         return x * self._spread(part.sized, gate)
@@ -152,11 +132,7 @@ class Multiply(Layer):
         return gate.view(len(gate), *(-1 if axis == "channel" else 1 for axis in a.axes))
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
@@ -209,11 +185,7 @@ class Concat(Layer):
         return LayerMemory(before, after)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
@@ -221,11 +193,7 @@ class Concat(Layer):
         return torch.cat(used, 1 + self._axis(part.sized.output))
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
@@ -257,11 +225,7 @@ class Flatten(Layer):
         return LayerMemory(before, after, same=before == after)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         from orchestrator.models.ranges import local
         from orchestrator.models.terms import take
@@ -271,11 +235,7 @@ class Flatten(Layer):
         return take(inputs[0].flatten(1), local(part.out[0], has))
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
 

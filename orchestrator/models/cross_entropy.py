@@ -10,7 +10,6 @@ are, and three values a token cross instead (Megatron-LM, Shoeybi et al. 2019, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +23,7 @@ from orchestrator.models.value import Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -79,11 +79,7 @@ class CrossEntropy(Layer):
         )
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
         import torch.nn.functional as nnf
@@ -93,11 +89,7 @@ class CrossEntropy(Layer):
         return nnf.cross_entropy(wide.flatten(0, -2), labels.flatten(), reduction="sum")
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
 
@@ -130,11 +122,7 @@ class ScoreParts(Layer):
         return LayerMemory(before, after, kept=before, forward_extra=before, backward_extra=before)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
@@ -167,11 +155,7 @@ class JoinedCrossEntropy(Layer):
         return LayerMemory(before, itemsize, keeps_input=True, kept=before, forward_extra=before)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         largest, total, label = inputs[0].unflatten(-1, (-1, NUMBERS)).unbind(-1)
         overall = largest.amax(-1, keepdim=True)

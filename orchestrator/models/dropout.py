@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -15,6 +14,7 @@ from orchestrator.models.sized import LayerPart, SizedLayer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -35,11 +35,7 @@ class Dropout(Layer):
         return ((x + y + y) * itemsize,), ((y + y + x) * itemsize,)  # with the mask
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         (x,) = inputs
         if draw is None:
@@ -48,11 +44,7 @@ class Dropout(Layer):
         return x * keep_mask(self.name, shape, part.out, self.p, draw, x)
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         (x,) = inputs
         if draw is None:

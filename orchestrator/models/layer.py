@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from orchestrator.models.randomness import Draw
     from orchestrator.models.sized import LayerPart, SizedLayer
 
+    Tensors = Sequence[Tensor]
+    NamedTensors = Mapping[str, Tensor]
+
 Name = Annotated[
     str,
     Matches(
@@ -270,11 +273,7 @@ class Layer:
     # -- torch
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         """A box of the output.
 
@@ -289,11 +288,7 @@ class Layer:
         raise NotImplementedError(f"layer kind {type(self).__name__} has no compute()")
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         """The whole output by torch's own modules: what :meth:`compute` is held against.
 

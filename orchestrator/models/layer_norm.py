@@ -8,7 +8,6 @@ and are put together as batch norm's are (:mod:`orchestrator.models.batch_norm`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,6 +25,7 @@ from orchestrator.models.value import IMAGE_AXES, Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 FLOAT32 = 4  # bytes; the least in which statistics are computed
@@ -123,11 +123,7 @@ class ChannelNorm(Layer):
         return scaled if bias is None else scaled + bias
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         from orchestrator.models.terms import take
 
@@ -196,11 +192,7 @@ class LayerNorm(ChannelNorm):
         return rows * (1 + 2 * computed)  # scale; centred and scaled values
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
         from torch.func import functional_call
@@ -232,11 +224,7 @@ class RMSNorm(ChannelNorm):
         return rows * (1 + computed)  # scale; scaled values
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
         from torch.func import functional_call
@@ -267,11 +255,7 @@ class ChannelMoments(Layer):
         return LayerMemory(before, after, kept=before, forward_extra=before)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
@@ -314,11 +298,7 @@ class AppliedNorm(Layer):
         )  # fmt: skip
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         x, gathered = (_wide(t) for t in inputs)
         mean, variance = combined(gathered)

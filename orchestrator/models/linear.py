@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
@@ -17,6 +16,7 @@ from orchestrator.models.value import VECTOR_AXES, Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -70,11 +70,7 @@ class Linear(Weighted):
         return joined if bias is None else joined + bias
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
         from torch.func import functional_call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +15,7 @@ from orchestrator.models.value import VECTOR_AXES, Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -84,11 +84,7 @@ class MaxPool(_Pool):
         return ((x + y) * itemsize + places,), (x * itemsize, (y + x) * itemsize + places)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch.nn.functional as nnf
 
@@ -99,11 +95,7 @@ class MaxPool(_Pool):
         return nnf.max_pool2d(nnf.pad(x, padding, value=float("-inf")), self.kernel, self.stride)
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
 
@@ -120,11 +112,7 @@ class AveragePool(_Pool):
         return self._window_memory(part, examples, itemsize)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch.nn.functional as nnf
 
@@ -135,11 +123,7 @@ class AveragePool(_Pool):
         return nnf.avg_pool2d(nnf.pad(x, padding), self.kernel, self.stride)
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
 
@@ -169,20 +153,12 @@ class GlobalAveragePool(Layer):
         return ((x + y) * itemsize,), ((y + x) * itemsize,)
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         return inputs[0].mean((2, 3))
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
 

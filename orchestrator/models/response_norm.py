@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -20,6 +19,7 @@ from orchestrator.models.value import Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 # input start, input stop, output start, output channels, first input channel used
@@ -74,11 +74,7 @@ class ResponseNorm(Layer):
         return ((x + y + y) * itemsize,), ((y + x + y + x) * itemsize,)  # with the base
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         from orchestrator.models.response_norm_torch import response_norm
 
@@ -86,11 +82,7 @@ class ResponseNorm(Layer):
         return response_norm(inputs[0], self, pieces)
 
     def whole(
-        self,
-        sized: SizedLayer,
-        inputs: Sequence[Tensor],
-        parameters: Mapping[str, Tensor],
-        draw: Draw | None,
+        self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
         from torch import nn
 

@@ -6,7 +6,6 @@ those of users' own kinds are checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -33,6 +32,7 @@ from orchestrator.models.value import Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -138,9 +138,7 @@ class SizedLayer:
         """The part that computes ``out`` from ``reads``."""
         return _part(self, out, reads)
 
-    def whole(
-        self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], draw: Draw | None
-    ) -> Tensor:
+    def whole(self, inputs: Tensors, parameters: NamedTensors, draw: Draw | None) -> Tensor:
         """The layer's :meth:`Layer.whole`; what a user's kind gives is checked.
 
         Raises:
@@ -244,9 +242,7 @@ class LayerPart(NamedTuple):
         require(isinstance(found, str), self.sized.layer, what, "text")
         return found
 
-    def compute(
-        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], draw: Draw | None
-    ) -> Tensor:
+    def compute(self, inputs: Tensors, parameters: Tensors, draw: Draw | None) -> Tensor:
         """The layer's :meth:`Layer.compute`; what a user's kind gives is checked.
 
         Raises:

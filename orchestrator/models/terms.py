@@ -11,7 +11,6 @@ weight for each run of output channels and of fan-in channels, and does a produc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -30,6 +29,7 @@ from orchestrator.models.value import Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from orchestrator.models.layer import Tensors
     from orchestrator.models.randomness import Draw
 
 
@@ -173,11 +173,7 @@ class Weighted(Layer):
         }[direction]
 
     def compute(
-        self,
-        part: LayerPart,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        draw: Draw | None,
+        self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
