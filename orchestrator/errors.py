@@ -8,16 +8,16 @@ class InputError(ValueError):
 
     Args:
         message: what is wrong, with what was found and what is allowed.
-        place: where it stands, such as ``plan.yaml:7, placement[0].ranks``; empty if nowhere.
+        location: where it stands, such as ``plan.yaml:7, placement[0].ranks``; empty if nowhere.
         remedy: what to type or change; empty if the message says it.
     """
 
-    def __init__(self, message: str, place: str = "", remedy: str = "") -> None:
-        super().__init__(message, place, remedy)
+    def __init__(self, message: str, location: str = "", remedy: str = "") -> None:
+        super().__init__(message, location, remedy)
         self.message = message
-        self.place = place
+        self.location = location
         self.remedy = remedy
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.message}" if self.place else self.message
+        text = f"{self.location}: {self.message}" if self.location else self.message
         return f"{text}\n  remedy: {self.remedy}" if self.remedy else text

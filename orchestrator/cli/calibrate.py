@@ -155,7 +155,7 @@ def _program(source: str, batch: int, *, replicas: int, options: tuple[str, ...]
     plan = load_plan(source, settings)
     precision = plan.training.precision or "float32"
     if precision != "float32":
-        place = plan.place(("training", "precision"))
+        place = plan.location(("training", "precision"))
         message = f"calibrate measures float32; {plan.name} asks for {precision}"
         raise InputError(message, place, "leave training.precision out of the plan to measure it")
     return compile_plan(plan, model_of(plan))

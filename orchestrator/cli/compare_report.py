@@ -46,7 +46,7 @@ def describe(
         items=tuple(_item(entry, cluster) for entry in ordered),
         batch=_curves(swept, BATCH, sweep),
         bandwidth=_curves(swept, BANDWIDTH, sweep),
-        agreement=(told := agreement_of(found)) and told[0].upper() + told[1:] + ".",
+        agreement=(text := agreement_of(found)) and text[0].upper() + text[1:] + ".",
         facts=tuple(_facts(cluster)),
         figures=tuple(
             Figure(p.key, p.value, p.source) for p in (cluster.provenance if cluster else ())
@@ -163,10 +163,10 @@ def _run_facts(record: RunRecord, item: Item) -> Iterator[Fact]:
         f"{summary.get('launcher')}, data {summary.get('data')}, {summary.get('dtype')}; program "
         f"{summary.get('program')}",
     )
-    told = "times are of the step of median length; a run's first step is left out"
+    text = "times are of the step of median length; a run's first step is left out"
     if record.step is not None and item.program is not None:
-        told += f"; the timeline is of step {record.step.step}, ops' times are medians over steps"
-    yield Fact("shown", told)
+        text += f"; the timeline is of step {record.step.step}, ops' times are medians over steps"
+    yield Fact("shown", text)
     if item.program is None:
         yield Fact(
             "timeline", "left out: this release compiles the plan to other ops than the run had"

@@ -48,7 +48,7 @@ def check_memory(plan: Plan, model: Model, dtype: str, *, process_bytes: int = 0
         ranks = f"{plan.world_size:,} rank{'s' * (plan.world_size > 1)}"
         raise InputError(
             f"{ranks} need {_gib(need)} at least; this machine has {_gib(have)}",
-            plan.place(()),
+            plan.location(()),
             "a smaller batch or model, fewer ranks or replicas, or more machines",
         )
 

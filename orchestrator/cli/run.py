@@ -120,7 +120,7 @@ def command(
     model = model_of(plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:
-        cluster.check_room(plan.world_size, plan.place(("placement",)))
+        cluster.check_room(plan.world_size, plan.location(("placement",)))
     dtype = plan.training.precision or "float32"
     if launcher == "local" or not os.environ.get("RAY_ADDRESS"):  # else on other machines, too
         each = 0 if launcher == "local" else PROCESS_BYTES

@@ -65,14 +65,14 @@ def command(
     if as_json and plan.world_size > MOST_LISTED:
         raise InputError(
             f"{plan.world_size:,} ranks; --json lists each, and at most {MOST_LISTED:,}",
-            plan.place(("replicas",)),
+            plan.location(("replicas",)),
             "leave out --json, which shows the first replica, or take fewer replicas",
         )
     program = compile_plan(plan, model, dtype=dtype, fold=fold)
     found = describe(plan, program, unfold=as_json)
     ranks: list[RankFit] = []
     if cluster is not None:
-        cluster.check_room(plan.world_size, plan.place(("placement",)))
+        cluster.check_room(plan.world_size, plan.location(("placement",)))
         ranks = fits(cluster, peak_memory(program), program.replicas if program.folded else 1)
         found["cluster"], found["fits"] = cluster.name, all(rank.fits for rank in ranks)
     if picture is not None:

@@ -227,7 +227,7 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
         f"{found['global_batch_size']}" + (f"; ranks of one of {folded} replicas" * (folded > 1))
     )
     assumed = assumed_behind(cluster, prediction)
-    told = dict.fromkeys(assumed.time)
+    footnotes = dict.fromkeys(assumed.time)
     screen.print(shares_table(found, predicted=assumed.time))
     table = Table(box=None, show_header=False)
     table.add_row(*_epoch_row(found, mark(assumed.time)))
@@ -244,14 +244,14 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
     ):
         if found[key] is not None:
             table.add_row(label, f"{mark(keys)}{three_digits(found[key])} {unit}")
-            told |= dict.fromkeys(keys)
+            footnotes |= dict.fromkeys(keys)
     if found["goodput_ratio"] is not None:
         left = mark(assumed.goodput) + share(found["goodput_ratio"])
         table.add_row("left after failures and checkpoints", left)
-        told |= dict.fromkeys(assumed.goodput)
+        footnotes |= dict.fromkeys(assumed.goodput)
     screen.print(table)
-    if told:
-        screen.print(footnote(cluster.name, [*told]), markup=False)
+    if footnotes:
+        screen.print(footnote(cluster.name, [*footnotes]), markup=False)
     for note in found["notes"]:
         screen.print(f"note: {note}", markup=False)
 

@@ -48,14 +48,14 @@ def connect(program: Program, rank: int, device: Cuda | None, timeout_s: float) 
         InputError: a rank has compiled another program.
         RuntimeError: a rank did not answer; the message says who waited for whom.
     """
-    mine = (program.digest(), program.dtype, torch.__version__)
+    own = (program.digest(), program.dtype, torch.__version__)
     everyones: list[Any] = [None] * program.world_size
     with waits_for_all(rank, program.world_size, "to agree on the program"):
-        dist.all_gather_object(everyones, mine)
+        dist.all_gather_object(everyones, own)
     for other, theirs in enumerate(everyones):
-        if theirs != mine:
+        if theirs != own:
             raise InputError(
-                f"rank {rank} runs program {mine} and rank {other} {theirs} "
+                f"rank {rank} runs program {own} and rank {other} {theirs} "
                 "(hash, dtype, torch version)",
                 remedy="install the same versions and the same plan on every node",
             )
@@ -306,14 +306,14 @@ class NcclTransport:
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
         comm = self.groups[group]
         shard = tensor.view(-1) if kind == ALL_REDUCE else tensor.view(len(group), -1)
-        mine = shard if kind == ALL_REDUCE else shard[group.index(self.rank)]
+        own = shard if kind == ALL_REDUCE else shard[group.index(self.rank)]
 
         def start() -> Any:
             if kind == ALL_REDUCE:
                 return dist.all_reduce(tensor, group=comm, async_op=True)
             if kind == ALL_GATHER:
-                return dist.all_gather_into_tensor(tensor, mine, group=comm, async_op=True)
-            return dist.reduce_scatter_tensor(mine, tensor, group=comm, async_op=True)
+                return dist.all_gather_into_tensor(tensor, own, group=comm, async_op=True)
+            return dist.reduce_scatter_tensor(own, tensor, group=comm, async_op=True)
 
         return self._queued(REDUCE, tensor, start)
 

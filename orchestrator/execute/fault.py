@@ -92,7 +92,7 @@ class _Node(NamedTuple):
         return self.sized.name
 
     @property
-    def place(self) -> tuple[int, int]:
+    def key(self) -> tuple[int, int]:
         return self.segment.index, self.position
 
 
@@ -210,7 +210,7 @@ class _Comparison:
     ) -> None:
         self.program, self.model, self.recorded = program, program.model, recorded
         self.expected, self.tolerance = expected, tolerance
-        self.nodes = {node.place: node for node in _nodes(program)}
+        self.nodes = {node.key: node for node in _nodes(program)}
         self.halves: defaultdict[str, list[_Node]] = defaultdict(list)  # by layer of the model
         for node in self.nodes.values():
             self.halves[node.layer].append(node)
@@ -356,13 +356,13 @@ class _Comparison:
         sources = dict.fromkeys(self.model.layers[self.model.index[layer]].sources)
         return [
             source for source in sources
-            if source not in (INPUT, LABELS) and self.expected.passes[source][0].wants
+            if source not in (INPUT, LABELS) and self.expected.passes[source][0].needs_grad
         ]  # fmt: skip
 
     def cut_off(self, layer: str) -> Iterator[str]:
         """A layer, or one before it, whose output autograd cannot follow to what it read."""
         without = [
-            use for node in self.halves[layer] for use in self.uses(node) if not use.seen.wants
+            use for node in self.halves[layer] for use in self.uses(node) if not use.seen.needs_grad
         ]
         for use in without:
             if use.seen.reads_trained:
@@ -374,7 +374,7 @@ class _Comparison:
             yield from self.cut_off(source)
 
     def what_comes_back(self, node: _Node) -> Iterator[str]:
-        uses = [use for use in self.uses(node) if use.seen.wants]
+        uses = [use for use in self.uses(node) if use.seen.needs_grad]
         if not uses:
             return
         if node.compared:
@@ -382,7 +382,7 @@ class _Comparison:
         else:
             expected = self.returned_by_readers(node)
         for boundary in self.program.boundaries[1:]:
-            if (boundary.producer, boundary.layer) == node.place and not boundary.parameter:
+            if (boundary.producer, boundary.layer) == node.key and not boundary.parameter:
                 yield from self.messages_back(node, boundary, expected)
         readers = " and ".join(
             dict.fromkeys(
@@ -403,7 +403,7 @@ class _Comparison:
     def readers(self, node: _Node) -> Iterator[tuple[_Node, int]]:
         for reader in self.nodes.values():
             for number, source in enumerate(reader.sources):
-                if source == node.place:
+                if source == node.key:
                     yield reader, number
 
     def returned_by_readers(self, node: _Node) -> Tensor:
@@ -449,8 +449,8 @@ class _Comparison:
         expected = self.expected.returned(source, layer)
         found: dict[str, tuple[Tensor, int]] = {}
         for node in self.halves[layer]:
-            for number, place in enumerate(node.sources):
-                if place is None or self.nodes[place].layer != source:
+            for number, key in enumerate(node.sources):
+                if key is None or self.nodes[key].layer != source:
                     continue
                 for use in self.uses(node):
                     where = _where(use)
@@ -512,7 +512,7 @@ class _Comparison:
         for rank, recording in self.recorded:
             part = segment.parts.get(rank.local_rank)
             for chunk in range(chunks) if part else ():
-                seen = recording.passes.passes.get((*node.place, chunk))
+                seen = recording.passes.passes.get((*node.key, chunk))
                 if seen is None or seen.output is None:  # the step has ended before
                     continue
                 base = chunk * segment.chunk
@@ -545,9 +545,9 @@ def _nodes(program: Program) -> Iterator[_Node]:
                 sources.append((boundary.producer, boundary.layer) if boundary else None)
             ours = sized.name in program.model.index
             layer = sized.name if ours else sized.name.rpartition(".")[0]
-            place = (segment.index, position)
+            key = (segment.index, position)
             compared = ours or any(source in summed for source in sources)
-            yield _Node(segment, position, layer, tuple(sources), place in summed, compared)
+            yield _Node(segment, position, layer, tuple(sources), key in summed, compared)
 
 
 def _first_chunks(segment: Segment) -> int:

@@ -191,10 +191,10 @@ class RankInterpreter:
             if part:
                 bucket = next((b for b in buckets if self.local_rank in b.ranks), None)
                 ranks = len(bucket.ranks) if bucket else 1
-                place = bucket.ranks.index(self.local_rank) if bucket else 0
+                group_rank = bucket.ranks.index(self.local_rank) if bucket else 0
                 parameters = SegmentParameters(
                     part, dtype=self.dtype, device=self.device.torch, value=value,
-                    group=ranks * program.replicas, place=self.replica * ranks + place,
+                    group=ranks * program.replicas, group_rank=self.replica * ranks + group_rank,
                     sharded=program.sharded,
                 )  # fmt: skip
                 self.parameters[segment.index] = parameters
@@ -492,11 +492,11 @@ class RankInterpreter:
         found = []
         for reader in range(chunk * boundary.turns, (chunk + 1) * boundary.turns):
             received = self.incoming.pop((B, boundary.index, reader), {})
-            mine = [
+            messages = [
                 m for m in boundary.gradients[reader % boundary.turns]
                 if m.source == self.local_rank
             ]  # fmt: skip
-            for message in sorted(mine, key=lambda m: m.target):
+            for message in sorted(messages, key=lambda m: m.target):
                 if message.target == self.local_rank:
                     piece = self._from_input_gradient(boundary.index, reader, message)
                 else:
@@ -589,9 +589,9 @@ class RankInterpreter:
             edge = Edge(self.rank, op.peers[0], layer, direction)
             self.sent[edge] += tensor.numel() * tensor.element_size()
             return
-        place = op.peers.index(self.rank)
-        following = op.peers[(place + 1) % len(op.peers)]
-        values = ring_bytes(op.kind, tensor.numel(), len(op.peers), place)
+        group_rank = op.peers.index(self.rank)
+        following = op.peers[(group_rank + 1) % len(op.peers)]
+        values = ring_bytes(op.kind, tensor.numel(), len(op.peers), group_rank)
         self.sent[Edge(self.rank, following, layer, GRADIENT)] += values * tensor.element_size()
 
 

@@ -248,7 +248,7 @@ class Chain:
             if part is None:
                 continue
             parameters = SegmentParameters(
-                part, dtype=self.dtype, device=torch.device("cpu"), group=1, place=0,
+                part, dtype=self.dtype, device=torch.device("cpu"), group=1, group_rank=0,
                 sharded=False, value=value,
             )  # fmt: skip
             weights = iter(parameters.weights)
@@ -277,14 +277,14 @@ class Chain:
             layer, examples, weights, inputs, y = kept.pop()
             if gradient is None or gradient.shape != y.shape:
                 gradient = torch.randn_like(y)
-            wants = [x for x in inputs if x.requires_grad]
+            trained_inputs = [x for x in inputs if x.requires_grad]
             found: tuple[Tensor, ...] = ()
-            for direction, wanted in _passes(wants, weights).items():
+            for direction, wanted in _passes(trained_inputs, weights).items():
                 del found  # its memory is used again, as in a run
                 begun = time.perf_counter()
                 found = torch.autograd.grad(y, wanted, gradient, retain_graph=bool(weights))
                 yield Layer(layer, examples, direction), time.perf_counter() - begun
-            gradient = found[0] if wants else None
+            gradient = found[0] if trained_inputs else None
 
     def _inputs(
         self, layer: LayerPart, examples: int, before: Tensor | None, *, trained: bool

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from orchestrator.models.box import Box, shape_of
 from orchestrator.models.model import Recipe
-from orchestrator.models.model_file import is_of_user, told
+from orchestrator.models.model_file import is_of_user, user_error
 from orchestrator.models.parameter import Constant, ParameterSpec, Tile
 from orchestrator.models.randomness import seed_of
 from orchestrator.models.sized import SizedLayer
@@ -129,7 +129,7 @@ def initial_parameter(layer: SizedLayer, spec: ParameterSpec, seed: int) -> Tens
     try:
         found = spec.initial.draw(spec.shape, generator)
     except Exception as error:
-        raise told(error, f"{what} fails") from error
+        raise user_error(error, f"{what} fails") from error
     check_tensor(found, spec.shape, torch.float32, f"{what} gives")
     return found
 
@@ -142,7 +142,7 @@ class SegmentParameters:
 
     Args:
         group: ranks that hold the same; their gradients are summed.
-        place: this rank's place in the group.
+        group_rank: this rank's place in the group.
         sharded: keep the velocity of one shard only.
         value: start value of a slot.
     """
@@ -154,7 +154,7 @@ class SegmentParameters:
         dtype: torch.dtype,
         device: torch.device,
         group: int,
-        place: int,
+        group_rank: int,
         sharded: bool,
         value: Callable[[Slot], Tensor],
     ) -> None:
@@ -165,7 +165,7 @@ class SegmentParameters:
         self.total = sum(self.sizes)
         self.sharded = sharded and group > 1
         padded = -(-self.total // group) * group if self.sharded else self.total
-        self.shard = slice(place * padded // group, (place + 1) * padded // group)
+        self.shard = slice(group_rank * padded // group, (group_rank + 1) * padded // group)
         options = {"dtype": dtype, "device": device}
         self.flat = torch.zeros(padded, **options) if self.sharded else None  # type: ignore[call-overload]
         self.own: list[Tensor] = []
@@ -261,9 +261,9 @@ class SegmentParameters:
             decays = [slot.decays for slot in self.slots]
         else:
             for slot, low, high in self.shard_slots():
-                mine = slice(low - self.shard.start, high - self.shard.start)
+                own = slice(low - self.shard.start, high - self.shard.start)
                 self._targets.append(self.flat.detach()[low:high].requires_grad_())
-                buffers.append(self.velocities[0][mine])
+                buffers.append(self.velocities[0][own])
                 decays.append(slot.decays)
         return sgd(self._targets, buffers, decays, recipe)
 

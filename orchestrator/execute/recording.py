@@ -25,7 +25,7 @@ class Pass:
         input_gradients, parameter_gradients: by position, the gradient of this layer's use.
         output_gradient: the sum over all uses that whoever ran the layer knows of.
         reads_trained: whether something that was read, or a parameter, has a gradient.
-        wants: whether the output has one.
+        needs_grad: whether the output has one.
     """
 
     inputs: list[Tensor]
@@ -34,7 +34,7 @@ class Pass:
     parameter_gradients: dict[int, Tensor] = field(default_factory=dict)
     output_gradient: Tensor | None = None
     reads_trained: bool = False
-    wants: bool = False
+    needs_grad: bool = False
 
 
 class Recorder(Generic[Key]):
@@ -67,7 +67,7 @@ class Recorder(Generic[Key]):
             found.output = output.detach().clone()
         if not output.requires_grad:
             return output
-        found.wants = True
+        found.needs_grad = True
         alias = output.view_as(output)
 
         def keep(gradient: Tensor) -> None:

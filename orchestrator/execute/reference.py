@@ -90,9 +90,9 @@ class Reference:
         total = 0.0
         for start in range(0, self.global_batch, size):
             rows = slice(start, start + size)
-            mine = {name: x[rows].detach() for name, x in crossing.items()}
-            inputs = [mine[name].requires_grad_() for name in trained]
-            loss = self._through(mine, range(cut, len(layers)), step, samples[rows])
+            leaves = {name: x[rows].detach() for name, x in crossing.items()}
+            inputs = [leaves[name].requires_grad_() for name in trained]
+            loss = self._through(leaves, range(cut, len(layers)), step, samples[rows])
             found = torch.autograd.grad(loss, inputs, retain_graph=True)
             for name, gradient in zip(trained, found, strict=True):
                 gradients[name][rows] = gradient

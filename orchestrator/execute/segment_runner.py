@@ -152,9 +152,11 @@ class SegmentRunner:
         for layers, entering, unused, leaving in self.runs:
             inputs = {}
             for n in entering:
-                wants = n >= 0 or self.segment.imports[-1 - n].trained
+                needs_grad = n >= 0 or self.segment.imports[-1 - n].trained
                 x = values[n].detach()
-                inputs[n] = x.requires_grad_(wants and n not in unused and x.is_floating_point())
+                inputs[n] = x.requires_grad_(
+                    needs_grad and n not in unused and x.is_floating_point()
+                )
             inside = dict(inputs)
             with torch.enable_grad():
                 self._through(inside, layers, saved)

@@ -109,8 +109,8 @@ def verify(
             ours, reference = split.step(step), whole.step(step)
         except Diverged as error:
             named = first_fault(program, feed, recipe, update_examples, TOLERANCE[program.dtype])
-            told = (named, str(error)) if named else (str(error),)
-            return Verdict(program.name, True, False, float("nan"), float("nan"), told)
+            causes = (named, str(error)) if named else (str(error),)
+            return Verdict(program.name, True, False, float("nan"), float("nan"), causes)
         loss_error = max(loss_error, _relative(ours, reference))
     tolerance = TOLERANCE[program.dtype]
     errors = _parameter_errors(split.parameters(), whole.weights, start, tolerance)

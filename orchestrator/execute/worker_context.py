@@ -263,14 +263,14 @@ class DriverLine:
                 if order == _STOP:
                     self._stop.set()
                 else:
-                    told = pickle.loads(order)
-                    self._hear.get(type(told), _not_heard)(told)
+                    message = pickle.loads(order)
+                    self._hear.get(type(message), _unhandled)(message)
         except (EOFError, OSError):
             if not self._ended:  # the driver is gone, and with it all who would read our results
                 os._exit(ABORTED_EXIT_CODE)
 
 
-def _not_heard(told: object) -> None:
+def _unhandled(message: object) -> None:
     """Nobody listens for it."""
 
 

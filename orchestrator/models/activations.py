@@ -44,13 +44,13 @@ class Pointwise(Layer):
         return self.module()(inputs[0])  # type: ignore[no-any-return]
 
     def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        kept = y if self.keeps == "output" else x
-        return ((x + y) * itemsize,), ((y + kept + x) * itemsize,)
+        saved = y if self.keeps == "output" else x
+        return ((x + y) * itemsize,), ((y + saved + x) * itemsize,)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        keeps_output = self.keeps == "output"
-        return LayerMemory(before, after, keeps_input=not keeps_output, keeps_output=keeps_output)
+        saves_output = self.keeps == "output"
+        return LayerMemory(before, after, saves_input=not saves_output, saves_output=saves_output)
 
 
 @dataclass(frozen=True, kw_only=True)

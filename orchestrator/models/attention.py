@@ -181,22 +181,22 @@ class Attention(Layer):
         dim, per_value = self._dim(part.sized), examples * itemsize
         tokens, channels = size(part.out[0]), size(part.out[1])
         keys, key_channels = size(part.reads[1][0]), size(part.reads[1][1])
-        kept = examples * tokens * (channels // dim) * max(itemsize, FLOAT32)
+        saved = examples * tokens * (channels // dim) * max(itemsize, FLOAT32)
         if self.causal and not _from_start(part.out[0]):
-            kept += tokens * keys * itemsize
+            saved += tokens * keys * itemsize
         uneven = self._shared(part) == 0
         changed = 0
         if uneven or self.rotary is not None:
             one = keys * (channels if uneven else key_channels) * per_value
             changed = tokens * channels * per_value + 2 * one
         if self.rotary is not None:
-            kept += keys * dim * itemsize  # cosines and sines
+            saved += keys * dim * itemsize  # cosines and sines
         return LayerMemory(
             before,
             after,
-            keeps_input=not changed,
-            keeps_output=True,
-            kept=kept + changed,
+            saves_input=not changed,
+            saves_output=True,
+            saved=saved + changed,
             backward_extra=changed,  # gradients of what was changed, before those of the inputs
         )
 

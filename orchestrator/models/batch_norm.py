@@ -116,7 +116,7 @@ class BatchNorm(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, keeps_input=True, weights=part.parameters * itemsize)
+        return LayerMemory(before, after, saves_input=True, weights=part.parameters * itemsize)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -165,8 +165,8 @@ class BatchMoments(Layer):
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         return ((out[0], *sized.inputs[0].whole[1:]),)
 
-    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
-        return (reads[0], mine)
+    def gathered(self, sized: SizedLayer, reads: Box, positions: Ranges) -> Box:
+        return (reads[0], positions)
 
     def rows(self, batch: Ranges) -> Ranges:
         return _firsts(batch, self.group)
@@ -175,7 +175,7 @@ class BatchMoments(Layer):
         before, _ = part.bytes(examples, itemsize)
         after = part.written_values * -(-examples // self.group) * itemsize
         # a copy with the channels first, the distances from the mean, which are kept, and squares
-        return LayerMemory(before, after, kept=before, forward_extra=2 * before)
+        return LayerMemory(before, after, saved=before, forward_extra=2 * before)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -215,7 +215,7 @@ class BatchApply(BatchNorm):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         _, after = part.bytes(examples, itemsize)
         return LayerMemory(
-            after, after, keeps_input=True, forward_extra=after, backward_extra=after,
+            after, after, saves_input=True, forward_extra=after, backward_extra=after,
             weights=part.parameters * itemsize,
         )  # fmt: skip
 

@@ -116,7 +116,7 @@ class Multiply(Layer):
         before, after = part.bytes(examples, itemsize)
         a, b = part.sized.inputs
         # the gradient of a factor is a product of the image's size before it is added up
-        return LayerMemory(before, after, keeps_input=True, backward_extra=after if a != b else 0)
+        return LayerMemory(before, after, saves_input=True, backward_extra=after if a != b else 0)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -173,9 +173,9 @@ class Concat(Layer):
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         axis, start, found = self._axis(sized.output), 0, []
         for value in sized.inputs:
-            mine = intersect(out[axis], ((start, start + value.channels),))
+            overlap = intersect(out[axis], ((start, start + value.channels),))
             box = list(out)
-            box[axis] = shift(mine, -start)
+            box[axis] = shift(overlap, -start)
             found.append(tuple(box))
             start += value.channels
         return tuple(found)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, padding_of, windows
 from orchestrator.models.fields import Count, NonNegative
-from orchestrator.models.layer import positive, wants_image
+from orchestrator.models.layer import require_image, require_nonempty
 from orchestrator.models.layer_costs import Copies, LayerMemory
 from orchestrator.models.ranges import normalise
 from orchestrator.models.sized import LayerPart, SizedLayer
@@ -57,9 +57,9 @@ class Conv(Weighted):
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
-        wants_image(self, value, "a convolution")
+        require_image(self, value, "a convolution")
         sides = [(n + sum(self.pads) - self.kernel) // self.stride + 1 for n in value.shape[1:]]
-        shape = positive(self, (self.channels, *sides), value.shape)
+        shape = require_nonempty(self, (self.channels, *sides), value.shape)
         self.terms(value.channels, self.channels)  # refuses groups that do not divide
         return Value(shape, value.axes)
 
@@ -164,9 +164,9 @@ class Conv(Weighted):
         forward = max(blocked + weights + given - computed * after, given)
         own = part.parameters * FLOAT32
         for_input = given + weights + (_blocked(read) - read) * before - own
-        kept = BLOCK // 2 * before if few else blocked
+        saved = BLOCK // 2 * before if few else blocked
         half = BLOCK // 2 * after if few and computed <= BLOCK // 2 else given
-        for_weights = kept + half + (weights if read >= BLOCK else 0)
+        for_weights = saved + half + (weights if read >= BLOCK else 0)
         # of the first layer of images no copy was seen at the peak of a network
         alone = for_weights if read >= BLOCK // 4 else 0
         return Copies(forward, max(for_input, for_weights), alone)
@@ -182,7 +182,7 @@ class Conv(Weighted):
         padded = per_value * channels * sides
         # the padded copy is kept in place of the input; its gradient is there before it is cropped
         return found._replace(
-            keeps_input=False, kept=found.kept + padded,
+            saves_input=False, saved=found.saved + padded,
             backward_extra=found.backward_extra + padded,
         )  # fmt: skip
 

@@ -75,7 +75,7 @@ class CrossEntropy(Layer):
         labels = before // itemsize // scores.channels * INT64
         wide = logs if itemsize < 4 else 0
         return LayerMemory(
-            before, itemsize, kept=logs + labels, forward_extra=wide, backward_extra=logs
+            before, itemsize, saved=logs + labels, forward_extra=wide, backward_extra=logs
         )
 
     def compute(
@@ -114,12 +114,12 @@ class ScoreParts(Layer):
         scores, _ = sized.inputs
         return ((out[0], ((0, scores.channels),)), (out[0],))
 
-    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
-        return (reads[0], mine)
+    def gathered(self, sized: SizedLayer, reads: Box, positions: Ranges) -> Box:
+        return (reads[0], positions)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, kept=before, forward_extra=before, backward_extra=before)
+        return LayerMemory(before, after, saved=before, forward_extra=before, backward_extra=before)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -152,7 +152,7 @@ class JoinedCrossEntropy(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, _ = part.bytes(examples, itemsize)
-        return LayerMemory(before, itemsize, keeps_input=True, kept=before, forward_extra=before)
+        return LayerMemory(before, itemsize, saves_input=True, saved=before, forward_extra=before)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None

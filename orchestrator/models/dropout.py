@@ -29,7 +29,7 @@ class Dropout(Layer):
         before, after = part.bytes(examples, itemsize)
         # x, x >> 16 and their xor, before mask and output exist
         drawing = 3 * INT64 * (after // itemsize)
-        return LayerMemory(before, after, kept=after, forward_extra=max(0, drawing - 2 * after))
+        return LayerMemory(before, after, saved=after, forward_extra=max(0, drawing - 2 * after))
 
     def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return ((x + y + y) * itemsize,), ((y + y + x) * itemsize,)  # with the mask

@@ -66,7 +66,7 @@ class Embedding(Layer):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         numbers = examples * part.output_shape[0] * INT64
-        return LayerMemory(before, after, kept=numbers, weights=part.parameters * itemsize)
+        return LayerMemory(before, after, saved=numbers, weights=part.parameters * itemsize)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None

@@ -202,7 +202,7 @@ class Layer:
         """Of an input, the rows that it needs for these examples."""
         return batch
 
-    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
+    def gathered(self, sized: SizedLayer, reads: Box, positions: Ranges) -> Box:
         """Of a layer that gathers: the box that a part gives which reads this box, at its positions
         of the last axis."""
         raise NotImplementedError(f"layer kind {type(self).__name__} gathers nothing")
@@ -262,7 +262,7 @@ class Layer:
         """
         before, after = part.bytes(examples, itemsize)
         return LayerMemory(
-            before, after, keeps_input=True, keeps_output=True, backward_extra=before,
+            before, after, saves_input=True, saves_output=True, backward_extra=before,
             weights=part.parameters * itemsize,
         )  # fmt: skip
 
@@ -305,7 +305,7 @@ class Layer:
         return part.compute(inputs, tensors, draw)
 
 
-def wants_image(layer: Layer, value: Value, what: str) -> None:
+def require_image(layer: Layer, value: Value, what: str) -> None:
     """Refuse what is no image.
 
     Raises:
@@ -315,7 +315,7 @@ def wants_image(layer: Layer, value: Value, what: str) -> None:
         raise InputError(f"layer {layer.name}: {what} reads images, not {value.shape}")
 
 
-def positive(layer: Layer, shape: Shape, before: Shape) -> Shape:
+def require_nonempty(layer: Layer, shape: Shape, before: Shape) -> Shape:
     """The shape, if it holds anything.
 
     Raises:

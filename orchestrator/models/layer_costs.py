@@ -13,8 +13,8 @@ class LayerMemory(NamedTuple):
 
     Args:
         before, after: its input and output.
-        keeps_input, keeps_output: whether the graph holds them for the backward.
-        kept: what else the graph holds.
+        saves_input, saves_output: whether the graph holds them for the backward.
+        saved: what else the graph holds.
         forward_extra, backward_extra: what is needed for a moment besides.
         weights: its parameters, and so their gradients.
         same: the output is the input, no new tensor.
@@ -23,9 +23,9 @@ class LayerMemory(NamedTuple):
 
     before: int
     after: int
-    keeps_input: bool = False
-    keeps_output: bool = False
-    kept: int = 0
+    saves_input: bool = False
+    saves_output: bool = False
+    saved: int = 0
     forward_extra: int = 0
     backward_extra: int = 0
     weights: int = 0

@@ -63,7 +63,7 @@ class ChannelNorm(Layer):
         """All channels by torch's own function, which computes the statistics on the way."""
         raise NotImplementedError
 
-    def kept(self, rows: int, read: int, computed: int) -> int:
+    def saved(self, rows: int, read: int, computed: int) -> int:
         """How many values the graph of a part holds besides the input.
 
         Args:
@@ -133,15 +133,15 @@ class ChannelNorm(Layer):
         if part.out == part.reads[0]:
             return self.fused(wide, weight, bias).to(x.dtype)
         shift, scale = self.moments(wide)
-        mine = take(wide, local(part.out[-1], part.reads[0][-1]), wide.dim() - 1)
-        return self.normalised(mine, shift, scale, weight, bias).to(x.dtype)
+        computed = take(wide, local(part.out[-1], part.reads[0][-1]), wide.dim() - 1)
+        return self.normalised(computed, shift, scale, weight, bias).to(x.dtype)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         read, computed = part.input_shapes[0][-1], part.output_shape[-1]
         rows = before // itemsize // read
         wide = max(itemsize, FLOAT32)
-        values = self.kept(rows, read, computed)
+        values = self.saved(rows, read, computed)
         if itemsize < wide:  # wide copies in place of the input and of the weight
             values += rows * read + computed
             if read == computed and self.has_bias:  # the fused function keeps it, too
@@ -150,8 +150,8 @@ class ChannelNorm(Layer):
         return LayerMemory(
             before,
             after,
-            keeps_input=itemsize == wide,
-            kept=values * wide,
+            saves_input=itemsize == wide,
+            saved=values * wide,
             forward_extra=narrow,
             weights=part.parameters * itemsize,
         )
@@ -186,7 +186,7 @@ class LayerNorm(ChannelNorm):
 
         return nnf.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
-    def kept(self, rows: int, read: int, computed: int) -> int:
+    def saved(self, rows: int, read: int, computed: int) -> int:
         if read == computed:
             return 2 * rows  # mean and scale
         return rows * (1 + 2 * computed)  # scale; centred and scaled values
@@ -220,7 +220,7 @@ class RMSNorm(ChannelNorm):
 
         return nnf.rms_norm(x, x.shape[-1:], weight, self.eps)
 
-    def kept(self, rows: int, read: int, computed: int) -> int:
+    def saved(self, rows: int, read: int, computed: int) -> int:
         return rows * (1 + computed)  # scale; scaled values
 
     def whole(
@@ -247,12 +247,12 @@ class ChannelMoments(Layer):
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         return ((*out[:-1], ((0, sized.inputs[0].channels),)),)
 
-    def gathered(self, sized: SizedLayer, reads: Box, mine: Ranges) -> Box:
-        return (*reads[:-1], mine)
+    def gathered(self, sized: SizedLayer, reads: Box, positions: Ranges) -> Box:
+        return (*reads[:-1], positions)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, kept=before, forward_extra=before)
+        return LayerMemory(before, after, saved=before, forward_extra=before)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -291,9 +291,9 @@ class AppliedNorm(Layer):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         _, after = part.bytes(examples, itemsize)
         channels = part.output_shape[-1]
-        kept = self.norm.kept(after // itemsize // channels, 0, channels) * itemsize
+        saved = self.norm.saved(after // itemsize // channels, 0, channels) * itemsize
         return LayerMemory(
-            after, after, keeps_input=True, kept=kept, forward_extra=after,
+            after, after, saves_input=True, saved=saved, forward_extra=after,
             weights=part.parameters * itemsize,
         )  # fmt: skip
 

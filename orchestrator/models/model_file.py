@@ -128,7 +128,7 @@ def import_model_file(file: Path) -> ModelFile:
         for stale in [name, *found.from_folder()]:
             del sys.modules[stale]
         _files.pop(path, None)
-        raise told(error, f"{file} fails on import", path.parent) from error
+        raise user_error(error, f"{file} fails on import", path.parent) from error
     with suppress(OSError):
         found.sources = {source: source.read_bytes() for source in found.files()}
     _files[path] = found
@@ -186,7 +186,7 @@ def is_of_user(kind: type) -> bool:
     return kind.__module__.split(".")[0] != _PACKAGE
 
 
-def told(error: BaseException, what: str, folder: Path | None = None) -> InputError:
+def user_error(error: BaseException, what: str, folder: Path | None = None) -> InputError:
     """An exception in a user's code as a message with the file and line where it was raised.
 
     Args:
@@ -198,7 +198,7 @@ def told(error: BaseException, what: str, folder: Path | None = None) -> InputEr
     line = _line(error, folder)
     if isinstance(error, InputError):
         message = f"{line}: {error.message}" if line else error.message
-        return InputError(message, error.place, error.remedy)
+        return InputError(message, error.location, error.remedy)
     text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
     reason = f"{type(error).__name__}: {text}".rstrip(": ")
     return InputError(f"{what}: {reason}" + (f" ({line})" if line else ""))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.models.box import Box, padding_of, windows
 from orchestrator.models.fields import Count, NonNegative
-from orchestrator.models.layer import Layer, positive, wants_image
+from orchestrator.models.layer import Layer, require_image, require_nonempty
 from orchestrator.models.layer_costs import INT64, LayerMemory
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import VECTOR_AXES, Value
@@ -35,9 +35,9 @@ class _Pool(Layer):
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
-        wants_image(self, value, "a pool")
+        require_image(self, value, "a pool")
         sides = [(n + 2 * self.padding - self.kernel) // self.stride + 1 for n in value.shape[1:]]
-        return Value(positive(self, (value.channels, *sides), value.shape), value.axes)
+        return Value(require_nonempty(self, (value.channels, *sides), value.shape), value.axes)
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         sides = [
@@ -61,11 +61,11 @@ class _Pool(Layer):
         before, after = part.bytes(examples, itemsize)
         padding = self._padding(part)
         if len(set(padding)) == 1:
-            return LayerMemory(before, after, keeps_input=True)
+            return LayerMemory(before, after, saves_input=True)
         channels, height, width = part.input_shapes[0]
         padded = channels * (height + sum(padding[2:])) * (width + sum(padding[:2]))
         padded *= examples * itemsize
-        return LayerMemory(before, after, kept=padded, backward_extra=padded)
+        return LayerMemory(before, after, saved=padded, backward_extra=padded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class MaxPool(_Pool):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         found = self._window_memory(part, examples, itemsize)
         places = found.after // itemsize * INT64
-        return found._replace(kept=found.kept + places)
+        return found._replace(saved=found.saved + places)
 
     def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         places = y * INT64  # the backward zeroes gx, then adds gy at the places
@@ -139,7 +139,7 @@ class GlobalAveragePool(Layer):
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
-        wants_image(self, value, "a pool")
+        require_image(self, value, "a pool")
         return Value((value.channels,), VECTOR_AXES)
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:

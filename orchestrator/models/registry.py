@@ -14,7 +14,7 @@ from orchestrator.models.alexnet import FAMILY, build_alexnet
 from orchestrator.models.fields import as_annotated, check
 from orchestrator.models.lenet import build_lenet5
 from orchestrator.models.model import Model
-from orchestrator.models.model_file import import_model_file, running, told
+from orchestrator.models.model_file import import_model_file, running, user_error
 
 _BUILDERS: dict[str, Callable[..., Model]] = {
     **{name: partial(build_alexnet, name) for name in FAMILY},
@@ -30,15 +30,15 @@ def model_names() -> tuple[str, ...]:
 def build_model(
     name: str,
     options: Mapping[str, Any],
-    place: str = "",
-    option_places: Mapping[str, str] | None = None,
+    location: str = "",
+    option_locations: Mapping[str, str] | None = None,
 ) -> Model:
     """A model of this package by name.
 
     Args:
         name: one of :func:`model_names`.
         options: ``classes``, ``image_size``, ``width``, ``norm``, as far as the model has them.
-        place: where the name stands, for messages.
+        location: where the name stands, for messages.
         option_places: where the options stand.
 
     Raises:
@@ -48,23 +48,23 @@ def build_model(
         near = difflib.get_close_matches(name, _BUILDERS, n=1)
         raise InputError(
             f"there is no model {name!r}; models: {', '.join(_BUILDERS)}",
-            place,
+            location,
             f"model.name: {near[0]}" if near else "",
         )
-    builder, places = _BUILDERS[name], option_places or {}
-    options = _checked(builder, f"model {name}", options, place, places)
+    builder, locations = _BUILDERS[name], option_locations or {}
+    options = _checked(builder, f"model {name}", options, location, locations)
     try:
         return builder(**options)
     except InputError as error:
-        raise InputError(error.message, error.place or place, error.remedy) from error
+        raise InputError(error.message, error.location or location, error.remedy) from error
 
 
 def load_model(
     file: Path,
     function: str,
     options: Mapping[str, Any],
-    place: str = "",
-    option_places: Mapping[str, str] | None = None,
+    location: str = "",
+    option_locations: Mapping[str, str] | None = None,
 ) -> Model:
     """A model from the user's file: ``function(**options)`` must return a :class:`Model`.
 
@@ -72,7 +72,7 @@ def load_model(
 
     Args:
         options: any keywords of the function, held against its annotations.
-        place: where the file is named, for messages.
+        location: where the file is named, for messages.
         option_places: where the options stand.
 
     Raises:
@@ -80,31 +80,33 @@ def load_model(
             that fails (with its file and line), or no model in return.
     """
     if not file.is_file():
-        raise InputError(f"there is no model file {file}", place)
+        raise InputError(f"there is no model file {file}", location)
     if file.suffix != ".py":
-        raise InputError(f"{file} is not a Python file", place, "a file that ends in .py")
+        raise InputError(f"{file} is not a Python file", location, "a file that ends in .py")
     try:
         imported = import_model_file(file)
     except InputError as error:
-        raise InputError(error.message, place, error.remedy) from error
+        raise InputError(error.message, location, error.remedy) from error
     builder, what = getattr(imported.module, function, None), f"{file.name}:{function}"
     if not callable(builder):
         has = vars(imported.module).items()
         found = ", ".join(n for n, v in has if inspect.isfunction(v))
-        raise InputError(f"{file} has no function {function!r}; it has: {found or 'none'}", place)
-    options = _checked(builder, what, options, place, option_places or {})
+        raise InputError(
+            f"{file} has no function {function!r}; it has: {found or 'none'}", location
+        )
+    options = _checked(builder, what, options, location, option_locations or {})
     try:
         with running(imported):
             model = builder(**options)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, and whatever else a user's code may raise
-        found_error = told(error, f"{what} fails", imported.path.parent)
-        raise InputError(found_error.message, place, found_error.remedy) from error
+        found_error = user_error(error, f"{what} fails", imported.path.parent)
+        raise InputError(found_error.message, location, found_error.remedy) from error
     if not isinstance(model, Model):
         raise InputError(
             f"{what} returned {type(model).__name__}, not a Model",
-            place,
+            location,
             "return orchestrator.models.Model(name, input_shape, layers)",
         )
     return model
@@ -114,8 +116,8 @@ def _checked(
     builder: Callable[..., Model],
     what: str,
     options: Mapping[str, Any],
-    place: str,
-    places: Mapping[str, str],
+    location: str,
+    locations: Mapping[str, str],
 ) -> dict[str, Any]:
     """The options as the builder's signature asks for them."""
     allowed = _keywords(builder)
@@ -128,7 +130,7 @@ def _checked(
         near = difflib.get_close_matches(extra[0], names, n=1)
         raise InputError(
             f"{what} has no option {extra[0]!r}; it has: {', '.join(names) or 'none'}",
-            places.get(extra[0], place),
+            locations.get(extra[0], location),
             f"did you mean {near[0]}?" if near else "remove it",
         )
     missing = [
@@ -136,14 +138,14 @@ def _checked(
     ]
     if missing:
         raise InputError(
-            f"{what} needs the option {missing[0]!r}", place, f"--set model.{missing[0]}=..."
+            f"{what} needs the option {missing[0]!r}", location, f"--set model.{missing[0]}=..."
         )
     found = {}
     for name, value in options.items():
         hint = allowed[name].annotation if name in names else inspect.Parameter.empty
         if hint is not inspect.Parameter.empty:
             value = as_annotated(value, hint)
-            check(value, hint, f"{what}: option {name}", places.get(name, place))
+            check(value, hint, f"{what}: option {name}", locations.get(name, location))
         found[name] = value
     return found
 

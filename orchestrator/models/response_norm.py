@@ -65,7 +65,7 @@ class ResponseNorm(Layer):
         positions = prod(shape_of(part.out)[1:])
         piece = max(stop - start for start, stop, *_ in pieces) * positions * examples * itemsize
         return LayerMemory(
-            before, after, keeps_input=True, kept=after, forward_extra=2 * piece,
+            before, after, saves_input=True, saved=after, forward_extra=2 * piece,
             # direct, crossed and spread; those of the piece before are alive until replaced
             backward_extra=(3 if len(pieces) == 1 else 5) * piece,
         )  # fmt: skip

@@ -51,8 +51,8 @@ class _Function(torch.autograd.Function):
             gx[:, ctx.pieces[0][0] + ctx.pieces[0][3] :].zero_()
         factor = 2 * layer.alpha * layer.beta / layer.window
         for (start, stop, first, count, offset), base in zip(ctx.pieces, bases, strict=True):
-            inside, mine = x[:, start:stop], g[:, first : first + count]
-            direct = mine * _power(base, layer.beta)
+            inside, g_inside = x[:, start:stop], g[:, first : first + count]
+            direct = g_inside * _power(base, layer.beta)
             crossed = (direct * inside[:, offset : offset + count]).div_(base)
             half = layer.window // 2
             spread = _window_sum(crossed, half, -offset, stop - start)

@@ -16,7 +16,7 @@ from orchestrator.models.box import Box, Shape, shape_of, volume, within
 from orchestrator.models.fields import NonNegative, check
 from orchestrator.models.layer import Cut, Layer, Statistics
 from orchestrator.models.layer_costs import Kernel, LayerMemory, Pass
-from orchestrator.models.model_file import is_of_user, told
+from orchestrator.models.model_file import is_of_user, user_error
 from orchestrator.models.parameter import ParameterSpec, Tile
 from orchestrator.models.ranges import Ranges
 from orchestrator.models.user_kinds import (
@@ -256,7 +256,7 @@ class LayerPart(NamedTuple):
         try:
             y = layer.compute(self, inputs, parameters, draw)
         except Exception as error:
-            raise told(error, f"layer {layer.name} fails") from error
+            raise user_error(error, f"layer {layer.name} fails") from error
         shape = (len(inputs[0]), *self.output_shape)
         dtype = dtype_of(inputs, parameters)
         check_tensor(y, shape, dtype, f"layer {layer.name}: its compute gives")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.models.box import Box, windows, within
 from orchestrator.models.fields import Bounds, Odd
-from orchestrator.models.layer import Layer, wants_image
+from orchestrator.models.layer import Layer, require_image
 from orchestrator.models.layer_costs import LayerMemory
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import Value
@@ -30,7 +30,7 @@ class SpatialNorm(Layer):
     kind: ClassVar[str] = "spatial_norm"
 
     def output(self, *inputs: Value) -> Value:
-        wants_image(self, inputs[0], "a spatial norm")
+        require_image(self, inputs[0], "a spatial norm")
         return inputs[0]
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
@@ -48,7 +48,7 @@ class SpatialNorm(Layer):
         before, after = part.bytes(examples, itemsize)
         # x², the base and its power are saved, by three nodes
         return LayerMemory(
-            before, after, keeps_input=True, kept=3 * before, forward_extra=before,
+            before, after, saves_input=True, saved=3 * before, forward_extra=before,
             backward_extra=3 * before,
         )  # fmt: skip
 

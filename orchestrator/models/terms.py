@@ -213,19 +213,19 @@ class Weighted(Layer):
         terms = part_terms(sized, wanted, inside)
         weights = sum(tile.parameter == "weight" for tile in part.tiles)
         in_one = len(terms) == 1 or weights == 1  # equal groups are one call
-        kept = forward_extra = backward_extra = 0
+        saved = forward_extra = backward_extra = 0
         if not in_one:
             channels = [local(term.reads, inside) for term in terms]
             per_channel = before // size(inside)
             # channels in several runs are put together in a copy, which the product then keeps
-            kept += sum(size(c) for c in channels if len(c) > 1) * per_channel
+            saved += sum(size(c) for c in channels if len(c) > 1) * per_channel
             widest = max(size(c) for c in channels) * per_channel
             forward_extra = after + widest  # the pieces of the output, and one input in one run
             backward_extra += before + widest
         return self.more_memory(
             part, examples * itemsize,
             LayerMemory(
-                before, after, keeps_input=True, kept=kept, forward_extra=forward_extra,
+                before, after, saves_input=True, saved=saved, forward_extra=forward_extra,
                 backward_extra=backward_extra, weights=part.parameters * itemsize,
             ),
             in_one=in_one and len(terms) > 1,

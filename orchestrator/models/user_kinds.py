@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, is_empty
-from orchestrator.models.model_file import is_of_user, told
+from orchestrator.models.model_file import is_of_user, user_error
 from orchestrator.models.parameter import Tile
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def asking(layer: Layer, what: str) -> Iterator[None]:
     except Exception as error:
         if not is_of_user(type(layer)):
             raise
-        raise told(error, f"layer {layer.name}: its {what}") from error
+        raise user_error(error, f"layer {layer.name}: its {what}") from error
 
 
 def require(holds: bool, layer: Layer, given: str, allowed: str) -> None:

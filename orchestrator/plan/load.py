@@ -88,6 +88,6 @@ def read_plan(
     try:
         plan = Plan.model_validate(values)
     except ValidationError as error:
-        raise input_error(explain(error), origin.place) from None
+        raise input_error(explain(error), origin.location) from None
     plan._origin = origin
     return plan

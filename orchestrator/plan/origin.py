@@ -25,7 +25,7 @@ class Origin:
     lines: Mapping[Path, int] = field(default_factory=dict)
     overrides: Mapping[Path, str] = field(default_factory=dict)
 
-    def place(self, path: Path) -> str:
+    def location(self, path: Path) -> str:
         """``x.yaml:12, placement[1].ranks``; a key left out stands where its holder begins."""
         for length in range(len(path), -1, -1):
             outer = path[:length]

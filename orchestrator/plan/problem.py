@@ -39,20 +39,20 @@ def refusal(problems: Sequence[Problem]) -> PydanticCustomError:
     return PydanticCustomError(PROBLEM, "{text}", {"text": text, "problems": tuple(problems)})
 
 
-def input_error(problems: Sequence[Problem], place: Callable[[Path], str]) -> InputError:
+def input_error(problems: Sequence[Problem], location: Callable[[Path], str]) -> InputError:
     """The first few problems as one message; each keeps its place and its remedy.
 
     Args:
         problems: at least one.
-        place: says where a path stands, such as ``plan.yaml:7, placement[0].ranks``.
+        location: says where a path stands, such as ``plan.yaml:7, placement[0].ranks``.
     """
     shown = problems[:SHOWN_AT_ONCE]
-    blocks = [str(InputError(p.message, place(p.path), p.remedy)) for p in shown[1:]]
+    blocks = [str(InputError(p.message, location(p.path), p.remedy)) for p in shown[1:]]
     if len(problems) > len(shown):
         blocks.append(f"and {len(problems) - len(shown)} more")
     first = shown[0]
     # Text after the first remedy is its continuation, so the blocks read one below another.
-    return InputError(first.message, place(first.path), "\n".join([first.remedy, *blocks]))
+    return InputError(first.message, location(first.path), "\n".join([first.remedy, *blocks]))
 
 
 def dotted(path: Path) -> str:

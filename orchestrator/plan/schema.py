@@ -490,7 +490,7 @@ class Plan(_Part):
         """Where ``model.file`` is; None for a built-in model."""
         return None if self.model.file is None else self.folder / self.model.file
 
-    def place(self, path: Path) -> str:
+    def location(self, path: Path) -> str:
         """Where a value was written, for messages.
 
         Args:
@@ -499,7 +499,7 @@ class Plan(_Part):
         Returns:
             ``partitions/x.yaml:12, placement[1].ranks``, or ``--set training.lr=0.1``.
         """
-        return self._origin.place(path) or f"plan {self.name}, {dotted(path)}".rstrip(", ")
+        return self._origin.location(path) or f"plan {self.name}, {dotted(path)}".rstrip(", ")
 
     def to_yaml(self) -> str:
         """The plan as YAML that loads back to an equal plan, overrides included.

@@ -56,7 +56,7 @@ def read_values(
     set_by: dict[Path, str] = {}
     origin = Origin(label, folder, document.lines, set_by)
     if document.problems:
-        raise input_error(document.problems, origin.place)
+        raise input_error(document.problems, origin.location)
     if not isinstance(document.value, dict):
         raise _not_a_mapping(document, label, kind)
     for override in overrides:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import compress, takewhile
 from typing import NoReturn
 
 from orchestrator.errors import InputError
@@ -133,7 +133,7 @@ def _refuse_count(plan: Plan, listed: int, ops: int) -> NoReturn:
     raise InputError(
         f"a step of this plan has at least {ops * listed:,} ops (listed replicas: {listed:,}, "
         f"microbatches of each: {plan.n_microbatches:,}); allowed: {MOST_OPS:,}",
-        plan.place((key,)),
+        plan.location((key,)),
         "fewer microbatches, ranks or replicas",
     )
 
@@ -148,21 +148,21 @@ def _global_order(plan: Plan, placement: Placement) -> list[Action]:
     if misfit.microbatches:
         raise InputError(
             f"{plan.schedule} {misfit.reason}",
-            plan.place(("n_microbatches",)),
+            plan.location(("n_microbatches",)),
             f"n_microbatches: {misfit.microbatches}",
         )
     found = ", ".join(str(list(r)) if len(r) > 1 else str(r[0]) for r in stages)
     raise InputError(
         f"{plan.schedule} {misfit.reason}; the stages here are on ranks {found}",
-        plan.place(("schedule",)),
+        plan.location(("schedule",)),
         "change the placement, or use schedule: GPipe, which takes any",
     )
 
 
 def _input_gradient_flops(segment: Segment, part: SegmentPart) -> int:
     """Of the layers whose inputs were computed from something that is trained."""
-    wanted = zip(part.layers, segment.wants, strict=True)
-    return 2 * part.examples * sum(layer.macs_per_example for layer, wants in wanted if wants)
+    layers = compress(part.layers, segment.needs_input_grad)
+    return 2 * part.examples * sum(layer.macs_per_example for layer in layers)
 
 
 Arrived = defaultdict[int, list[int]]
@@ -254,33 +254,33 @@ class _Emitter:
         """All ops of a step."""
         by_stage: dict[int, list[int]] = {}
         for segment in self.segments:
-            mine = by_stage.setdefault(segment.stage, [])
+            segments = by_stage.setdefault(segment.stage, [])
             if segment.index < self.turning:
-                mine.append(segment.index)
+                segments.append(segment.index)
         for tie in self.ties:
             self.lend(tie)
         for kind, stage, microbatch in order:
-            mine = by_stage[stage]
+            segments = by_stage[stage]
             if kind == F:
-                self.forwards(mine, microbatch)
+                self.forwards(segments, microbatch)
             elif kind == W:
-                for s in reversed(mine):
+                for s in reversed(segments):
                     self.weight_gradients(s, microbatch)
             else:
-                for s in reversed(mine):
+                for s in reversed(segments):
                     self.backwards(s, microbatch, kind)
         for segment_index, reduced in self.to_step:
             self.step(segment_index, reduced)
         return self.columns, tuple(map(tuple, self.order))
 
-    def forwards(self, mine: list[int], chunk: int) -> None:
+    def forwards(self, segments: list[int], chunk: int) -> None:
         """The forward of some segments in a row, and of all finer chunks behind the last one."""
-        for s in mine:
+        for s in segments:
             self.compute_forward(s, chunk)
             for boundary in self.leaving[s]:
                 if not self.in_turns(boundary):
                     self.send_forward(boundary, chunk, gated=False)
-        following = mine[-1] + 1 if mine else len(self.segments)
+        following = segments[-1] + 1 if segments else len(self.segments)
         if following < len(self.segments) and self.begins_turns(following):
             self.take_turns(following, chunk)
 
@@ -300,10 +300,10 @@ class _Emitter:
         """
         turns = self.segments[s - 1].chunk // self.segments[s].chunk
         size = self.segments[s].chunk
-        mine = [x.index for x in takewhile(lambda x: x.chunk == size, self.segments[s:])]
+        segments = [x.index for x in takewhile(lambda x: x.chunk == size, self.segments[s:])]
         entering = [
             b for b in self.boundaries
-            if b.consumer in mine and b.producer < s and b.producer >= 0 and self.in_turns(b)
+            if b.consumer in segments and b.producer < s and b.producer >= 0 and self.in_turns(b)
         ]  # fmt: skip
         for boundary in entering:
             self.send_forward(boundary, chunk * turns, gated=True)
@@ -312,8 +312,8 @@ class _Emitter:
             if turn + 1 < turns:
                 for boundary in entering:
                     self.send_forward(boundary, now + 1, gated=True)
-            self.forwards(mine, now)
-            for x in reversed(mine):
+            self.forwards(segments, now)
+            for x in reversed(segments):
                 self.backwards(x, now, B)
 
     # -- computation --------------------------------------------------------------------------

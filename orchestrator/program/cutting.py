@@ -90,7 +90,7 @@ class Cutter:
         try:
             return sized.statistics(cut)
         except InputError as error:
-            location = plan.place(("placement", self.number))
+            location = plan.location(("placement", self.number))
             raise InputError(error.message, location, error.remedy) from error
 
     def gathering(
@@ -112,8 +112,8 @@ class Cutter:
             for counted in statistics.axes:
                 index = next((at[axis] for axis in at if axis == counted), 0)
                 number = number * dict[str, int](self.axes).get(counted, 1) + index
-            mine = ((width * number, width * (number + 1)),)
-            out = gather.layer.gathered(gather, tuple(reads), mine)
+            positions = ((width * number, width * (number + 1)),)
+            out = gather.layer.gathered(gather, tuple(reads), positions)
             if batch and not is_empty(tuple(reads)):
                 others = gather.layer.reads(gather, out)[1:]
                 batches = (batch,) * len(gather.inputs)
@@ -141,12 +141,12 @@ class Cutter:
         ranks = zip(self.entry.ranks, self.places, self.along, self.batches, strict=True)
         for rank, at, place, batch in ranks:
             out, reads = boxes[place]
-            mine = self._loss_batch(rank, batch, at) if loss else batch
-            if mine and not is_empty(out):
-                found[rank] = Part(mine, out, reads)
+            examples = self._loss_batch(rank, batch, at) if loss else batch
+            if examples and not is_empty(out):
+                found[rank] = Part(examples, out, reads)
                 if rows is not None:
-                    batches = tuple([rows.input_rows(n, mine) for n in range(len(reads))])
-                    found[rank] = Part(mine, out, reads, rows.rows(mine), batches)
+                    batches = tuple([rows.input_rows(n, examples) for n in range(len(reads))])
+                    found[rank] = Part(examples, out, reads, rows.rows(examples), batches)
         return dict(sorted(found.items()))
 
     def _coordinates(self, position: int) -> dict[Axis, int]:
@@ -197,7 +197,7 @@ class Cutter:
             return sized.reads(box)
         except InputError as error:
             key = "shares" if self.entry.shares else "split"
-            location = self.plan.place(("placement", self.number, key))
+            location = self.plan.location(("placement", self.number, key))
             raise InputError(error.message, location, error.remedy) from error
 
     def _check_axis(self, sized: SizedLayer, axis: str) -> None:
@@ -209,7 +209,7 @@ class Cutter:
             suits = [x for x in suits if x != "width"]
             raise InputError(
                 f"{sized.name} cannot be split by {axis}: {reason}; allowed: {listed(suits)}",
-                self.plan.place(("placement", self.number, "split")),
+                self.plan.location(("placement", self.number, "split")),
                 f"place {sized.name} in an entry of its own, with split: {suits[-1]} or none",
             )
 
@@ -271,7 +271,7 @@ class Cutter:
         raise InputError(
             f"{sized.name}: {total} {what} do not divide over {count} ranks"
             + (f" in shares {list(shares)}" if unequal else ""),
-            self.plan.place(("placement", self.number, *key)),
+            self.plan.location(("placement", self.number, *key)),
             remedy,
         )
 

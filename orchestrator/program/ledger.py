@@ -151,8 +151,8 @@ def _sent(program: Program, replicas: int) -> Iterator[tuple[Edge, str, int]]:
                 edge = Edge(first + rank, first + peers[0], crossed[segment], direction)
                 yield edge, kind, size * times
         elif lane == REDUCE:
-            count, place = len(peers), places.of(rank, peers)
-            for here in range(place, place + replicas * (step := count // replicas), step):
+            count, first = len(peers), places.of(rank, peers)
+            for here in range(first, first + replicas * (step := count // replicas), step):
                 edge = Edge(peers[here], peers[(here + 1) % count], readers[segment], GRADIENT)
                 yield edge, kind, ring_bytes(kind, size // item, count, here) * item * times
 
@@ -171,15 +171,16 @@ class _Places:
 
 
 @lru_cache(maxsize=4096)
-def ring_bytes(kind: str, values: int, count: int, place: int) -> int:
-    """Values that the rank at ``place`` of a ring of ``count`` sends for a buffer of ``values``."""
+def ring_bytes(kind: str, values: int, count: int, group_rank: int) -> int:
+    """Values that one rank of a ring of ``count`` sends for a buffer of ``values``."""
 
     def chunk(i: int) -> int:
         i %= count
         return values * (i + 1) // count - values * i // count
 
-    scatter = values - chunk(place + 1)  # it ends with its own chunk summed, and never sends that
-    gather = values - chunk(place + 2)  # it starts from the chunk that it has summed
+    # It ends with its own chunk summed, and never sends that.
+    scatter = values - chunk(group_rank + 1)
+    gather = values - chunk(group_rank + 2)  # it starts from the chunk that it has summed
     return {REDUCE_SCATTER: scatter, ALL_GATHER: gather, ALL_REDUCE: scatter + gather}[kind]
 
 

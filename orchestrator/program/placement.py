@@ -159,7 +159,7 @@ def _check_busy(plan: Plan, placed: list[PlacedLayer]) -> None:
             raise InputError(
                 f"nothing is left for rank {idle[0]}: the layers are cut into more parts than they "
                 "have values",
-                plan.place(("placement", number, "ranks")),
+                plan.location(("placement", number, "ranks")),
                 f"fewer ranks, such as {len(entry.ranks) - len(idle)}"
                 + (", or shares that are less unequal" if entry.shares else ""),
             )
@@ -178,7 +178,7 @@ def _refuse_twice(
     raise InputError(
         f"{', '.join(map(repr, plan.placement[number].layer_ranges))} names "
         f"{model.layers[twice].name}, which placement[{entry_of[twice]}] has already",
-        plan.place(("placement", number, "layers")),
+        plan.location(("placement", number, "layers")),
         f"write layers: {layers_text(model, left)}" if left
         else "every layer has its ranks, remove this entry",
     )  # fmt: skip
@@ -198,7 +198,7 @@ def _refuse_missing(
         remedy = f"add {named} to the layers of placement[{min(readers)}]"
     raise InputError(
         f"layers without a rank: {layers_text(model, missing).strip('[]')}",
-        plan.place(("placement",)),
+        plan.location(("placement",)),
         remedy,
     )
 
@@ -218,7 +218,7 @@ def _check_order(plan: Plan, model: Model, entry_of: dict[int, int], order: list
                     remedy += f"placement[{later}]"
                 raise InputError(
                     f"{name} reads {source}, which placement[{later}] places later",
-                    plan.place(("placement", number, "layers")),
+                    plan.location(("placement", number, "layers")),
                     remedy,
                 )
 
@@ -255,7 +255,7 @@ def update_examples(plan: Plan, model: Model) -> dict[str, int]:
     """By layer name, examples after which it is updated: the recipe's variable batch size."""
     updates: dict[str, int] = {}
     for text, examples in (plan.training.layer_batch or {}).items():
-        location = plan.place(("training", "layer_batch", text))
+        location = plan.location(("training", "layer_batch", text))
         span = selected(model, text, location)
         if span != tuple(range(span[0], len(model.layers) - 1)):
             last = model.layers[-2].name
@@ -309,7 +309,7 @@ def _chunks(
     if updates and all(x.name in updates for x in model.layers if x.has_weights):
         raise InputError(
             "every layer with weights is in layer_batch: that is a smaller batch for all",
-            plan.place(("training", "layer_batch")),
+            plan.location(("training", "layer_batch")),
             f"global_batch_size: {min(updates.values())}",
         )
     finer = (
@@ -322,7 +322,7 @@ def _chunks(
     if refined is not None and stages[entry_of[refined]] != stages[-1]:
         raise InputError(
             f"{model.layers[refined].name} starts to work in turns but pipeline stages follow it",
-            plan.place(("placement", entry_of[refined])),
+            plan.location(("placement", entry_of[refined])),
             "let the layers that take turns be the last stage",
         )
     return [*chunks, chunks[-1]]
@@ -334,7 +334,7 @@ def _finer(now: int, wanted: int, rest: int, plan: Plan, number: int, why: str) 
         raise InputError(
             f"a microbatch of {plan.global_batch_size // plan.replicas // plan.n_microbatches} "
             f"examples does not divide into {why} of {wanted or 'less than one'}",
-            plan.place(("placement", number)),
+            plan.location(("placement", number)),
             "change global_batch_size",
         )
     return size

@@ -14,10 +14,10 @@ def model_of(plan: Plan) -> Model:
         InputError: no such model or file, an option it does not have, a file that fails.
     """
     choice, options = plan.model, plan.model.options
-    places = {option: plan.place(("model", option)) for option in options}
+    places = {option: plan.location(("model", option)) for option in options}
     if choice.name is not None:
-        return build_model(choice.name, options, plan.place(("model",)), places)
+        return build_model(choice.name, options, plan.location(("model",)), places)
     file, function = plan.model_file, choice.function
     assert file is not None  # the plan's schema has seen to both
     assert function is not None
-    return load_model(file, function, options, plan.place(("model", "file")), places)
+    return load_model(file, function, options, plan.location(("model", "file")), places)

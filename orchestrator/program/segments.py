@@ -117,7 +117,7 @@ class Segment:
             or -1 - the position of the import.
         imports: what it reads from other segments and from the data.
         exports: positions of the layers whose output other segments read.
-        wants: by layer, whether one of its inputs was computed from something that is trained.
+        needs_input_grad: by layer, whether an input was computed from something that is trained.
         replicated: every rank computes all of it.
     """
 
@@ -130,7 +130,7 @@ class Segment:
     sources: tuple[tuple[int, ...], ...]
     imports: tuple[Import, ...]
     exports: tuple[int, ...]
-    wants: tuple[bool, ...]
+    needs_input_grad: tuple[bool, ...]
     replicated: bool
 
     @cached_property
@@ -146,7 +146,7 @@ class Segment:
     @cached_property
     def trained(self) -> bool:
         """Whether gradients reach it: something in it, or before it, is trained."""
-        return any(self.wants) or any(layer.has_weights for layer in self.layers)
+        return any(self.needs_input_grad) or any(layer.has_weights for layer in self.layers)
 
     @property
     def has_loss(self) -> bool:
@@ -282,7 +282,7 @@ def cut(placement: Placement, itemsize: int, replicas: int, most: int) -> Cut:
                 sources=sources,
                 imports=tuple(numbered),
                 exports=tuple(sorted(source - start for source in exported[index])),
-                wants=tuple(_any_trained(layer, trained) for layer in layers[start:end]),
+                needs_input_grad=tuple(_any_trained(layer, trained) for layer in layers[start:end]),
                 replicated=first.replicated,
             )
         )
@@ -619,10 +619,10 @@ def _messages(
     return found
 
 
-def _piece(has: Box, wants: Box) -> tuple[Box, Box, int] | None:
+def _piece(has: Box, needed: Box) -> tuple[Box, Box, int] | None:
     """Where what both boxes hold lies in the one and in the other, and how many values it is."""
     taken, given, number = [], [], 1
-    for a, b in zip(has, wants, strict=True):
+    for a, b in zip(has, needed, strict=True):
         overlap = _overlap(a, b)
         if not overlap.number:
             return None
@@ -633,7 +633,7 @@ def _piece(has: Box, wants: Box) -> tuple[Box, Box, int] | None:
 
 
 class _Overlap(NamedTuple):
-    """What one range has and another wants: positions in the one and in the other, how many."""
+    """Positions of what two ranges share, in the one and in the other, and how many they are."""
 
     taken: Ranges
     given: Ranges
@@ -642,9 +642,9 @@ class _Overlap(NamedTuple):
 
 # Pairs of ranks meet in few ways, and every boundary between layers that are split alike is alike.
 @lru_cache(maxsize=65_536)
-def _overlap(has: Ranges, wants: Ranges) -> _Overlap:
-    both = intersect(has, wants)
-    return _Overlap(local(both, has), local(both, wants), size(both))
+def _overlap(has: Ranges, needed: Ranges) -> _Overlap:
+    both = intersect(has, needed)
+    return _Overlap(local(both, has), local(both, needed), size(both))
 
 
 # -- parameters -----------------------------------------------------------------------------------

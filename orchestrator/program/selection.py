@@ -21,7 +21,7 @@ def entry_layers(plan: Plan, model: Model, number: int) -> tuple[int, ...]:
     text_of: dict[int, str] = {}
     for position, text in enumerate(entry.layer_ranges):
         inside = () if isinstance(entry.layers, str) else (position,)
-        location = plan.place(("placement", number, "layers", *inside))
+        location = plan.location(("placement", number, "layers", *inside))
         positions = selected(model, text, location)
         for i in positions:
             if i in text_of:

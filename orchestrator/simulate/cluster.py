@@ -192,7 +192,7 @@ class Cluster:
         """Keys of the figures that have no source."""
         return tuple(p.key for p in self.provenance if p.source is None)
 
-    def check_room(self, world_size: int, place: str = "") -> None:
+    def check_room(self, world_size: int, location: str = "") -> None:
         """Whether a program has a device for each of its ranks.
 
         Raises:
@@ -203,7 +203,7 @@ class Cluster:
             raise InputError(
                 f"the plan needs {world_size} ranks, cluster {self.name} has {self.nodes} x "
                 f"{self.devices_per_node} = {self.device_count} devices",
-                place,
+                location,
                 f"another cluster, or one of {nodes} nodes (--set cluster.nodes={nodes}), where "
                 "its network follows; or fewer ranks or replicas in the plan",
             )
@@ -230,9 +230,9 @@ def read_cluster(text: str, label: str = "cluster", overrides: Sequence[str] = (
     try:
         checked = ClusterFile.model_validate(values)
     except ValidationError as error:
-        raise input_error(explain(error, _FORMAT), origin.place) from None
+        raise input_error(explain(error, _FORMAT), origin.location) from None
     if problems := unsourced(checked, origin.overrides):
-        raise input_error(problems, origin.place)
+        raise input_error(problems, origin.location)
     return _cluster(checked, label, provenances(checked, origin.overrides))
 
 

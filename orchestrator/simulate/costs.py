@@ -236,7 +236,8 @@ class CostModel:
     def _layers(self, device: Device, segment: int, part: SegmentPart, direction: str) -> Work:
         """All layers of a part."""
         total = Work(0.0, 0.0)
-        for layer, needed in zip(part.layers, self.program.segments[segment].wants, strict=True):
+        needs_input_grad = self.program.segments[segment].needs_input_grad
+        for layer, needed in zip(part.layers, needs_input_grad, strict=True):
             now = direction
             if direction != "forward" and not needed:
                 # the very first weights: no input gradient; before them nothing at all

@@ -34,7 +34,7 @@ class Footprint(NamedTuple):
         outputs: by export; 0 for one that is an import itself.
         weights: parameters, and so a set of gradients.
         forward_most: in F, outputs included; keeping the graph.
-        kept: after F, besides imports and outputs.
+        saved: after F, besides imports and outputs.
         bare_forward_most: in F without a graph, where the backward will recompute.
         backward_most: in B (or I), the gradients of imports included, the graph being there.
         kept_after_input: after I, besides imports and outputs: what W needs.
@@ -46,7 +46,7 @@ class Footprint(NamedTuple):
     outputs: tuple[int, ...]
     weights: int
     forward_most: int
-    kept: int
+    saved: int
     bare_forward_most: int
     backward_most: int
     kept_after_input: int
@@ -129,7 +129,7 @@ def footprint(
         outputs=outputs,
         weights=weights,
         forward_most=forward_most,
-        kept=alive - own,
+        saved=alive - own,
         bare_forward_most=bare_most,
         backward_most=backward_most,
         kept_after_input=left,
@@ -157,12 +157,12 @@ def _forward(graph: _Graph, freed: list[int], *, keep: bool) -> tuple[int, int]:
         if layer.same:
             continue
         extra = layer.forward_extra + graph.copies[i].forward
-        most = max(most, alive + layer.after + layer.kept + extra)
+        most = max(most, alive + layer.after + layer.saved + extra)
         if keep:
-            alive += layer.kept
-            freed[i] += layer.kept
+            alive += layer.saved
+            freed[i] += layer.saved
             for s in sources:
-                if layer.keeps_input and s not in held:
+                if layer.saves_input and s not in held:
                     held.add(s)
                     freed[i] += graph.bytes[s]
         for s in sources:
@@ -170,7 +170,7 @@ def _forward(graph: _Graph, freed: list[int], *, keep: bool) -> tuple[int, int]:
             if not unread[s] and s not in held and s not in given:
                 alive -= graph.bytes[s]
         alive += layer.after
-        if keep and layer.keeps_output and i not in held:
+        if keep and layer.saves_output and i not in held:
             held.add(i)
             freed[i] += layer.after
     return most, alive
@@ -223,10 +223,10 @@ def _backward(graph: _Graph, freed: list[int]) -> tuple[int, int]:
 def _wanted(graph: _Graph) -> list[bool]:
     """By layer, whether gradients of its inputs are computed."""
     if not graph.split:
-        return list(graph.segment.wants)
+        return list(graph.segment.needs_input_grad)
     # every graph but the first is given inputs that want a gradient
     first = len(graph.runs[0])
-    return [wants or i >= first for i, wants in enumerate(graph.segment.wants)]
+    return [needed or i >= first for i, needed in enumerate(graph.segment.needs_input_grad)]
 
 
 def _has_gradient(segment: Segment, graph: _Graph, value: int) -> bool:

@@ -229,7 +229,7 @@ class _Walk:
         self.received: defaultdict[tuple[str, int, int], int] = defaultdict(int)
         # by segment and chunk
         self.inputs: dict[tuple[int, int], int] = {}
-        self.kept: dict[tuple[int, int], int] = {}
+        self.saved: dict[tuple[int, int], int] = {}
         self.outputs: dict[tuple[int, int], int] = {}
         self.owed: dict[tuple[int, int], int] = {}
         # by boundary and chunk of the reader
@@ -316,12 +316,12 @@ class _Walk:
         self.inputs[segment, chunk] = sum(inputs)
         if self.program.recomputes(segment, chunk):
             self._note(i, mine.bare_forward_most)
-            kept = 0
+            saved = 0
         else:
             self._note(i, mine.forward_most)
-            kept = mine.kept
-        self.kept[segment, chunk] = kept
-        self._add(_ACTIVATIONS, kept)
+            saved = mine.saved
+        self.saved[segment, chunk] = saved
+        self._add(_ACTIVATIONS, saved)
         if self.program.segments[segment].exports:
             self.outputs[segment, chunk] = sum(mine.outputs)
             self._add(_OUTPUTS, sum(mine.outputs))
@@ -364,8 +364,8 @@ class _Walk:
             self._note(i, mine.forward_most)
             output = sum(mine.outputs)
             self._add(_OUTPUTS, output)
-            self.kept[key] = mine.kept
-            self._add(_ACTIVATIONS, mine.kept)
+            self.saved[key] = mine.saved
+            self._add(_ACTIVATIONS, mine.saved)
         self._note(i, mine.backward_most)
         for number, size_ in enumerate(mine.import_gradients):
             if size_:
@@ -373,8 +373,8 @@ class _Walk:
                 self._keep_input_gradient(index, chunk, size_)
         if kind == I:  # W still needs inputs, outputs and the gradients of outputs
             left = mine.kept_after_input
-            self._add(_ACTIVATIONS, left - self.kept[key])
-            self.kept[key] = left
+            self._add(_ACTIVATIONS, left - self.saved[key])
+            self.saved[key] = left
             self.outputs[key], self.owed[key] = output, gradient
             return
         self._forget(key, output, gradient)
@@ -407,7 +407,7 @@ class _Walk:
     def _forget(self, key: tuple[int, int], output: int, gradient: int) -> None:
         self._add(_OUTPUTS, -output)
         self._add(_OUTPUT_GRADIENTS, -gradient)
-        self._add(_ACTIVATIONS, -self.kept.pop(key))
+        self._add(_ACTIVATIONS, -self.saved.pop(key))
         self._add(_INPUTS, -self.inputs.pop(key))
 
     def _accumulate(self, segment: int, mine: Footprint) -> None:

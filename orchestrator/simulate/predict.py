@@ -70,7 +70,7 @@ def simulate(
             no fraction.
     """
     begun = time.perf_counter()
-    cluster.check_room(plan.world_size, plan.place(("placement",)))
+    cluster.check_room(plan.world_size, plan.location(("placement",)))
     dtype = plan.training.precision or "float32"
     program = compile_plan(plan, model, dtype=dtype, fold=True)
     return simulate_program(

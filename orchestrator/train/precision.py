@@ -25,7 +25,7 @@ def check_trained(plan: Plan) -> None:
     raise InputError(
         f"a run does not train in {dtype}: it keeps no float32 master weights, and without them "
         f"most updates round to nothing; allowed: {', '.join(TRAINED)}",
-        plan.place(("training", "precision")),
+        plan.location(("training", "precision")),
         "training.precision: float32, or --set training.precision=float32; simulate and show take "
         f"{dtype}",
     )

@@ -91,4 +91,4 @@ def test_a_group_that_is_torn_by_time_is_refused(
         small_program(normed(group), *PLANS["batch"], batch=12, more=more)
     assert says in caught.value.message
     assert remedy in caught.value.remedy
-    assert caught.value.place == "t.yaml:6, placement[0]"
+    assert caught.value.location == "t.yaml:6, placement[0]"

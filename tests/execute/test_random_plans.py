@@ -231,7 +231,7 @@ def test_every_plan_that_compiles_equals_one_device() -> None:
             program = compile_plan(plan, model, dtype="float64")
         except InputError as error:
             seen["refused"] += 1
-            seen["refused without place or remedy"] += not (error.place and error.remedy)
+            seen["refused without place or remedy"] += not (error.location and error.remedy)
             return
         verdict = verify(program, RECIPE, update_examples=update_examples(plan, model), steps=2)
         assert verdict.passed, f"{text}\n{verdict.problems}"
@@ -471,7 +471,7 @@ def test_every_graph_under_every_plan_equals_one_device() -> None:
             program = compile_plan(plan, model, dtype="float64")
         except InputError as error:
             seen["refused"] += 1
-            seen["refused without place or remedy"] += not (error.place and error.remedy)
+            seen["refused without place or remedy"] += not (error.location and error.remedy)
             return
         verdict = verify(program, RECIPE, update_examples={}, steps=2)
         assert verdict.passed, f"{model.declared}\n{text}\n{verdict.problems}"

@@ -62,7 +62,7 @@ def runner_of(
 ) -> SegmentRunner:
     wholes: dict[str, Tensor] = {}
     parameters = SegmentParameters(
-        part, dtype=torch.float64, device=torch.device("cpu"), group=1, place=0, sharded=False,
+        part, dtype=torch.float64, device=torch.device("cpu"), group=1, group_rank=0, sharded=False,
         value=lambda slot: initial_value(slot, 3, wholes),
     )  # fmt: skip
     first, *labels = segment.imports

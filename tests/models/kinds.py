@@ -191,5 +191,5 @@ def held(case: Case, out: Box, dtype: torch.dtype) -> tuple[int, int]:
         y = sized.layer.compute(part, inputs, tiles, None)
     alive.append(y)
     told = sized.layer.memory(part, EXAMPLES, dtype.itemsize)
-    predicted = told.kept + told.keeps_input * told.before + told.keeps_output * told.after
+    predicted = told.saved + told.saves_input * told.before + told.saves_output * told.after
     return predicted, sum(storages.values())

@@ -210,7 +210,7 @@ def test_option_width_keeps_the_columns_even(name: str, width: float) -> None:
 def test_bad_options_are_told() -> None:
     with pytest.raises(InputError, match="image_size is 63; .* at least 64") as caught:
         build_model("alexnet2012", {"image_size": 63}, "p.yaml:4, model")
-    assert caught.value.place == "p.yaml:4, model"
+    assert caught.value.location == "p.yaml:4, model"
     assert "model.image_size=64" in caught.value.remedy
     with pytest.raises(InputError, match="norm is 'all'; allowed: column, whole, none"):
         build_model("alexnet2012", {"norm": "all"})

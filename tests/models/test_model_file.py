@@ -162,7 +162,7 @@ def test_what_fails_on_import_is_told_with_its_line(
     for _ in range(2):  # the second time, too
         with pytest.raises(InputError, match=f"net.py fails on import: .*{message}") as caught:
             load_model(file, "build", {}, "p.yaml:3, model.file")
-        assert caught.value.place == "p.yaml:3, model.file"
+        assert caught.value.location == "p.yaml:3, model.file"
         assert "beside" not in sys.modules
 
 

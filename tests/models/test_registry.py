@@ -51,7 +51,7 @@ def test_every_name_builds_a_model_of_that_name_and_size(name: str) -> None:
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
     with pytest.raises(InputError, match="there is no model 'lenet'; models: .*lenet5") as caught:
         build_model("lenet", {}, PLACE)
-    assert caught.value.place == PLACE
+    assert caught.value.location == PLACE
     assert caught.value.remedy == "model.name: lenet5"
 
 
@@ -127,13 +127,13 @@ def test_an_option_is_held_against_the_functions_annotations(
     places = {option: "p.yaml:4, model.x"}
     with pytest.raises(InputError, match=message) as caught:
         load_model(written(tmp_path, ANNOTATED), "build", {option: value}, PLACE, places)
-    assert caught.value.place == "p.yaml:4, model.x"
+    assert caught.value.location == "p.yaml:4, model.x"
 
 
 def test_an_option_that_is_nearly_one_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_model(written(tmp_path, GOOD), "build", {"clases": 3}, PLACE, {"clases": "--set x"})
-    assert (caught.value.place, caught.value.remedy) == ("--set x", "did you mean classes?")
+    assert (caught.value.location, caught.value.remedy) == ("--set x", "did you mean classes?")
 
 
 @pytest.mark.parametrize(("text", "options", "message"), WRONG)
@@ -142,7 +142,7 @@ def test_a_users_file_that_is_wrong_is_told(
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_model(written(tmp_path, text), "build", options, PLACE)
-    assert caught.value.place == PLACE
+    assert caught.value.location == PLACE
 
 
 def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_list_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         plan(written)
-    assert caught.value.place == f"x.yaml:6, placement[0].{place}"
+    assert caught.value.location == f"x.yaml:6, placement[0].{place}"
     assert message in caught.value.message
     assert remedy in caught.value.remedy
     assert str(caught.value).count("remedy:") == 1
@@ -105,7 +105,7 @@ def test_editors_refuse_the_same(written: str) -> None:
 def test_a_layer_in_two_lists_is_told_with_both_places() -> None:
     with pytest.raises(InputError, match="layer c3 here and in placement\\[0\\]") as caught:
         plan("[a1..a3, c1..c3]", "[b1, c3]")
-    assert caught.value.place == "x.yaml:7, placement[1].layers[1]"
+    assert caught.value.location == "x.yaml:7, placement[1].layers[1]"
     assert caught.value.remedy == "remove c3 from this list"
 
 

@@ -118,7 +118,7 @@ WRONG = [
 def test_wrong_plans(old: str, new: str, place: str, message: str, remedy: str) -> None:
     assert old in PLAN
     error = refused(PLAN.replace(old, new, 1))
-    assert place in error.place
+    assert place in error.location
     assert message in error.message
     assert remedy in error.remedy
 
@@ -171,7 +171,7 @@ NOT_YAML = [
 @pytest.mark.parametrize(("text", "place", "message"), NOT_YAML)
 def test_text_that_is_no_plan(text: str, place: str, message: str) -> None:
     error = refused(text)
-    assert error.place.startswith(place)
+    assert error.location.startswith(place)
     assert message in error.message
     assert error.remedy
 
@@ -259,9 +259,9 @@ def test_overrides_win_and_are_remembered() -> None:
     assert plan.model.width == 0.25
     assert plan.training.layer_batch == {"fc6..fc8": 32}
     assert plan.summary == "a=b"
-    assert plan.place(("training", "lr")) == "--set training.lr=0.2"
-    assert plan.place(("placement", 0, "split")) == "--set placement.0.split=batch"
-    assert plan.place(("placement", 0, "ranks")) == "x.yaml:9, placement[0].ranks"
+    assert plan.location(("training", "lr")) == "--set training.lr=0.2"
+    assert plan.location(("placement", 0, "split")) == "--set placement.0.split=batch"
+    assert plan.location(("placement", 0, "ranks")) == "x.yaml:9, placement[0].ranks"
     assert read_plan(plan.to_yaml()) == plan
 
 
@@ -289,14 +289,14 @@ def test_an_override_may_fill_a_section_that_is_empty() -> None:
 )
 def test_wrong_overrides(override: str, place: str, message: str, remedy: str) -> None:
     error = refused(PLAN, [override])
-    assert error.place.startswith(place)
+    assert error.location.startswith(place)
     assert message in error.message
     assert remedy in error.remedy
 
 
 def test_a_part_of_an_override_is_pointed_at() -> None:
     error = refused(PLAN, ["placement.0.split={bach: 2}"])
-    assert error.place == "--set placement.0.split={bach: 2}, placement[0].split.bach"
+    assert error.location == "--set placement.0.split={bach: 2}, placement[0].split.bach"
 
 
 def test_equality_ignores_where_a_plan_was_read(tmp_path: Path) -> None:
@@ -307,18 +307,18 @@ def test_equality_ignores_where_a_plan_was_read(tmp_path: Path) -> None:
     assert plan != read_plan(PLAN, overrides=["training.lr=0.1"])
     assert plan != "plan"
     again = pickle.loads(pickle.dumps(plan))
-    assert again.place(("name",)) == plan.place(("name",)) == f"{path}:4, name"
+    assert again.location(("name",)) == plan.location(("name",)) == f"{path}:4, name"
 
 
 def test_places_of_what_was_left_out_and_of_plans_without_a_file() -> None:
     plan = read_plan(PLAN, "x.yaml")
-    assert plan.place(()) == "x.yaml:1"
-    assert plan.place(("placement", 1, "shares")) == "x.yaml:10, placement[1].shares"
-    assert plan.place(("optimizer_sharding",)) == "x.yaml:1, optimizer_sharding"
+    assert plan.location(()) == "x.yaml:1"
+    assert plan.location(("placement", 1, "shares")) == "x.yaml:10, placement[1].shares"
+    assert plan.location(("optimizer_sharding",)) == "x.yaml:1, optimizer_sharding"
     built = Plan.model_validate(plan.model_dump())
     assert built == plan
-    assert built.place(("placement", 1)) == "plan two, placement[1]"
-    assert built.place(()) == "plan two"
+    assert built.location(("placement", 1)) == "plan two, placement[1]"
+    assert built.location(()) == "plan two"
 
 
 def test_a_models_file_lies_beside_the_plan(tmp_path: Path) -> None:
@@ -345,8 +345,8 @@ def test_any_key_beside_a_models_file_is_its_option() -> None:
         "depth": 4, "width": 512, "norm": None, "heads": [1, 2], "more": {"a": 1}, "act": "gelu"
     }  # fmt: skip
     assert type(options["width"]) is int
-    assert plan.place(("model", "depth")) == "--set model.depth=4"
-    assert plan.place(("model", "width")) == "x.yaml:4, model.width"
+    assert plan.location(("model", "depth")) == "--set model.depth=4"
+    assert plan.location(("model", "width")) == "x.yaml:4, model.width"
     for again in (
         read_plan(plan.to_yaml()), Plan.model_validate(plan.model_dump()),
         pickle.loads(pickle.dumps(plan)),
@@ -395,7 +395,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     latin.write_bytes(b"name: x\nsummary: caf\xe9\n")
     with pytest.raises(InputError, match="0xe9") as caught:
         load_plan(latin)
-    assert caught.value.place.endswith("latin.yaml:2:13")
+    assert caught.value.location.endswith("latin.yaml:2:13")
     big = tmp_path / "big.yaml"
     big.write_bytes(b"#" * (2**20 + 1))
     for path, message in (

@@ -93,7 +93,7 @@ def test_shares_that_do_not_fit_the_split_are_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         entry(split, shares)
-    assert caught.value.place == f"x.yaml:6, placement[0].{place}"
+    assert caught.value.location == f"x.yaml:6, placement[0].{place}"
     assert message in caught.value.message
     assert remedy in caught.value.remedy
 

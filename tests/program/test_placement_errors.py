@@ -137,7 +137,7 @@ def test_a_plan_that_cannot_be_is_refused_with_its_line(
     plan = small_plan(*entries, batch=12, more=more)
     with pytest.raises(InputError) as caught:
         compile_plan(plan, LINEAR)
-    assert caught.value.place == place
+    assert caught.value.location == place
     assert message in caught.value.message
     assert remedy in caught.value.remedy
     assert bool(remedy) == bool(caught.value.remedy)

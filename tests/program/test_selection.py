@@ -59,7 +59,7 @@ def test_a_layer_may_be_called_all() -> None:
 def test_what_the_model_does_not_have_is_refused(text: str, message: str, remedy: str) -> None:
     with pytest.raises(InputError) as caught:
         selected(BLOCKS, text, "here")
-    assert caught.value.place == "here"
+    assert caught.value.location == "here"
     assert message in caught.value.message
     assert remedy in caught.value.remedy
     assert caught.value.remedy

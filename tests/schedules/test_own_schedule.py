@@ -76,7 +76,7 @@ def test_its_own_refusal_reaches_the_user() -> None:
     with pytest.raises(InputError) as caught:
         compile_plan(plan, LINEAR)
     assert caught.value.message == "Pairs wants pairs"
-    assert caught.value.place == "t.yaml:9, n_microbatches"
+    assert caught.value.location == "t.yaml:9, n_microbatches"
     assert caught.value.remedy == "n_microbatches: 4"
 
 

@@ -98,8 +98,8 @@ def test_the_series_holds_every_op_and_its_top_is_the_peak() -> None:
 
 def test_1f1b_keeps_fewer_microbatches_than_gpipe() -> None:
     first = {name: peak_memory(compiled(name))[0] for name in ("pipeline-gpipe", "pipeline-1f1b")}
-    kept = {name: rank.parts["activations"] for name, rank in first.items()}
-    assert kept["pipeline-1f1b"] * 4 == kept["pipeline-gpipe"]  # 2 microbatches of 8
+    saved = {name: rank.parts["activations"] for name, rank in first.items()}
+    assert saved["pipeline-1f1b"] * 4 == saved["pipeline-gpipe"]  # 2 microbatches of 8
 
 
 def test_everything_but_the_parameters_scales_with_the_batch() -> None:

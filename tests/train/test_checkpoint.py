@@ -193,7 +193,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     torch.save({**whole, key: damage(whole[key])}, file)
     with pytest.raises(InputError, match=says) as caught:
         checkpoint.load(file, LENET)
-    assert caught.value.place == str(file)
+    assert caught.value.location == str(file)
     assert caught.value.remedy
 
 

@@ -57,7 +57,7 @@ def test_digits_of_any_sides_or_as_pixels() -> None:
 def test_digits_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="the model reads") as caught:
         open_dataset("digits", shape=shape, classes=10, seed=0)
-    assert caught.value.place == "--data digits"
+    assert caught.value.location == "--data digits"
     assert "--data synthetic" in caught.value.remedy
 
 
@@ -195,5 +195,5 @@ def test_a_bad_spec(spec: str, told: str) -> None:
     with pytest.raises(InputError) as refused:
         opened(spec)
     assert told in str(refused.value)
-    assert refused.value.place.startswith(f"--data {spec}")
+    assert refused.value.location.startswith(f"--data {spec}")
     assert refused.value.remedy

@@ -167,7 +167,7 @@ def test_of_sides_that_differ_neither_is_left_short(
 def test_shapes_that_no_image_has_are_refused(root: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="the model reads") as caught:
         open_dataset(f"imagefolder:{root}", shape=shape, classes=10, seed=0)
-    assert caught.value.place == f"--data imagefolder:{root}"
+    assert caught.value.location == f"--data imagefolder:{root}"
 
 
 def test_nothing_is_resampled_where_the_shorter_side_fits(root: Path) -> None:
@@ -292,7 +292,7 @@ def refused(root: Path | str, **options: int) -> InputError:
 def test_a_path_that_does_not_exist(root: Path) -> None:
     error = refused(root / "nowhere")
     assert "does not exist" in error.message
-    assert error.place == str(root / "nowhere")
+    assert error.location == str(root / "nowhere")
 
 
 def test_a_path_that_is_a_file(root: Path) -> None:
@@ -306,7 +306,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 def test_images_without_class_folders(root: Path) -> None:
     error = refused(root / "cat")
     assert "no class folder" in error.message
-    assert error.place.endswith("10.png")
+    assert error.location.endswith("10.png")
     assert "PATH/class/image.jpg" in error.remedy
 
 
@@ -319,13 +319,13 @@ def test_a_class_without_images(root: Path) -> None:
     (root / "emu").mkdir()
     error = refused(root)
     assert "no images" in error.message
-    assert error.place == str(root / "emu")
+    assert error.location == str(root / "emu")
 
 
 def test_a_file_that_is_no_image_by_its_name(root: Path) -> None:
     (root / "cat" / "notes.txt").write_text("x")
     error = refused(root)
-    assert error.place == str(root / "cat" / "notes.txt")
+    assert error.location == str(root / "cat" / "notes.txt")
     assert "move it out" in error.remedy
 
 
@@ -359,7 +359,7 @@ def test_a_folder_that_may_not_be_read(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "scandir", guarded)  # root may read anything, so chmod proves little
     error = refused(root)
     assert "permission denied" in error.message
-    assert error.place == str(root / "dog")
+    assert error.location == str(root / "dog")
 
 
 def broken(root: Path, name: str) -> InputError:
@@ -369,7 +369,7 @@ def broken(root: Path, name: str) -> InputError:
     data.images([i for i in range(data.size) if i != index])
     with pytest.raises(InputError) as told:
         data.images([0, index, 1])
-    assert told.value.place == str(root / "dog" / name)
+    assert told.value.location == str(root / "dog" / name)
     return told.value
 
 
@@ -443,7 +443,7 @@ def test_of_two_broken_files_the_first_is_told(root: Path) -> None:
     for _ in range(5):
         with pytest.raises(InputError) as told:
             data.images([0, 6, 5])
-        assert told.value.place.endswith("zz.png")
+        assert told.value.location.endswith("zz.png")
 
 
 def test_a_broken_file_is_told_through_a_prefetcher(root: Path) -> None:

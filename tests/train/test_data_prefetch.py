@@ -64,7 +64,7 @@ def test_an_input_error_stays_one_and_keeps_its_place() -> None:
         for _ in range(2):  # asking again gives the same, it does not hang
             with pytest.raises(InputError) as told:
                 batches.next()
-            assert told.value.place == "cat.jpg"
+            assert told.value.location == "cat.jpg"
 
 
 def test_even_an_exit_in_the_thread_reaches_the_caller() -> None:

@@ -73,7 +73,7 @@ def test_a_path_that_cannot_be_made_leaves_nothing(name: str, tmp_path: Path) ->
     before = contents(tmp_path)
     with pytest.raises(InputError, match="cannot write to the run folder") as caught:
         RunFolder(tmp_path / name, PLAN)
-    assert caught.value.place == "--out"
+    assert caught.value.location == "--out"
     assert contents(tmp_path) == before
 
 

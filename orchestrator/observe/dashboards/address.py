@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from orchestrator.errors import InputError
 
 
-def checked_url(url: str, place: str, example: str) -> str:
+def checked_url(url: str, location: str, example: str) -> str:
     """An http address without a trailing slash.
 
     Raises:
@@ -19,11 +19,11 @@ def checked_url(url: str, place: str, example: str) -> str:
         parts = urlsplit(url.strip())
         _ = parts.port  # a port that is no number is found when it is asked for
     except ValueError as error:
-        raise InputError("not an address", place, remedy) from error
+        raise InputError("not an address", location, remedy) from error
     if parts.username is not None or parts.password is not None or "@" in url:
         raise InputError(
             "the address holds a user or password",
-            place,
+            location,
             "take it out; for Grafana, set GRAFANA_USER and GRAFANA_PASSWORD or GRAFANA_TOKEN",
         )
     if (
@@ -31,7 +31,7 @@ def checked_url(url: str, place: str, example: str) -> str:
         or not parts.hostname
         or re.search(r"\s", parts.netloc)
     ):
-        raise InputError(f"{url!r} is no http address", place, remedy)
+        raise InputError(f"{url!r} is no http address", location, remedy)
     if parts.query or parts.fragment:
-        raise InputError(f"{url!r} has more than a host and a path", place, remedy)
+        raise InputError(f"{url!r} has more than a host and a path", location, remedy)
     return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")

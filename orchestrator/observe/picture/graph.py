@@ -194,18 +194,18 @@ def _lanes(
             regions.append(region)
             lanes.append(0)
             continue
-        mine = region + 1
+        column = region + 1
         sources = [s for s in node.sources if (s, i) not in skips]
         high = max(levels[i], levels[heir[i]] - 1)
-        before = [s for s in sources if regions[s] == mine and heir[s] == i]
+        before = [s for s in sources if regions[s] == column and heir[s] == i]
         low = levels[i] if before else min(levels[i], levels[sources[0]] + 1)
         choices = [*(lanes[s] for s in before), *range(len(nodes))]
         lane = next(
             lane
             for lane in choices
-            if all(high < start or end < low for start, end in taken[mine, lane])
+            if all(high < start or end < low for start, end in taken[column, lane])
         )
-        taken[mine, lane].append((low, high))
-        regions.append(mine)
+        taken[column, lane].append((low, high))
+        regions.append(column)
         lanes.append(lane)
     return tuple(regions), tuple(lanes)

@@ -110,7 +110,7 @@ def arrow_text(arrow: Arrow) -> str:
     return f"{forward}, back {short_bytes(arrow.backward)}"
 
 
-def is_told_by_arrow(exchange: Exchange) -> bool:
+def is_labelled_on_arrow(exchange: Exchange) -> bool:
     """Whether every arrow has its own label; else one stands for all."""
     if len(exchange.arrows) < len(exchange.sizes):
         return False

@@ -382,14 +382,14 @@ def _blocks(
 ) -> Iterable[Block]:
     for position, row in enumerate(rows):
         before, whole = row.images, False
-        for i, mine in enumerate(held[row.rank], 1):
-            if mine is not None:
-                changed = mine.images if mine.images != before else 0
+        for i, shard in enumerate(held[row.rank], 1):
+            if shard is not None:
+                changed = shard.images if shard.images != before else 0
                 yield Block(
-                    (position,), i, mine.shape, changed, columns[i].axes, mine.band, mine.whole,
-                    mine.whole and not whole,
+                    (position,), i, shard.shape, changed, columns[i].axes, shard.band, shard.whole,
+                    shard.whole and not whole,
                 )  # fmt: skip
-                before, whole = mine.images, mine.whole
+                before, whole = shard.images, shard.whole
 
 
 def _readings(
@@ -401,8 +401,8 @@ def _readings(
         for source in node.sources:
             reading = []
             for position, row in enumerate(rows):
-                mine = held[row.rank][column - 1]
-                if mine and source in mine.sources and (position, source) in has:
+                shard = held[row.rank][column - 1]
+                if shard and source in shard.sources and (position, source) in has:
                     reading.append(position)
             skip = (source, column) in graph.skips
             found.append(Reading(source, column, tuple(reading), skip))
@@ -436,14 +436,14 @@ def _rows(
     program: Program, traffic: Counter[Edge], held: dict[int, _Signature], groups: list[list[int]]
 ) -> tuple[Row, ...]:
     def row(rank: int, alike_below: int = 0, copies: int = 1) -> Row:
-        images = next((mine.images for mine in held[rank] if mine), 0)
+        images = next((shard.images for shard in held[rank] if shard), 0)
         return Row(rank, images, alike_below, copies)
 
     if len(program.ranks) <= MOST_ROWS:
         return tuple(map(row, program.ranks))
     alike: defaultdict[tuple[object, ...], list[list[int]]] = defaultdict(list)
     inside = _traffic_inside(traffic, groups)
-    does = {rank: tuple(mine and mine.alike for mine in held[rank]) for rank in program.ranks}
+    does = {rank: tuple(shard and shard.alike for shard in held[rank]) for rank in program.ranks}
     for group in groups:
         alike[tuple(does[rank] for rank in group), inside[group[0]]].append(group)
     found = []

@@ -30,7 +30,7 @@ from orchestrator.observe.picture.labels import (
     column_text,
     exchange_text,
     group_text,
-    is_told_by_arrow,
+    is_labelled_on_arrow,
     left_out_text,
     row_text,
 )
@@ -257,7 +257,7 @@ def gap_labels(picture: Picture) -> dict[tuple[int, int], list[GapLabel]]:
         if is_long(picture, exchange):
             continue
         level = picture.columns[exchange.column].level
-        if is_told_by_arrow(exchange):
+        if is_labelled_on_arrow(exchange):
             for arrow in sorted(exchange.arrows, key=lambda arrow: arrow.source):
                 label = GapLabel(arrow_text(arrow), ((exchange, arrow),))
                 found[level, arrow.space].append(label)
@@ -432,7 +432,7 @@ def _tracks(picture: Picture, space: int) -> dict[tuple[Exchange, Arrow | None, 
             continue
         low, high = (picture.columns[i].level for i in (exchange.source, exchange.column))
         own = [arrow for arrow in exchange.arrows if arrow.space == space]
-        runs = own if is_told_by_arrow(exchange) else [None] if own else []
+        runs = own if is_labelled_on_arrow(exchange) else [None] if own else []
         for run in runs:
             free = (all(high <= a or b <= low for a, b in track) for track in taken)
             number = next((n for n, fits in enumerate(free) if fits), len(taken))

@@ -18,7 +18,7 @@ from orchestrator.observe.picture.labels import (
     column_text,
     exchange_text,
     group_text,
-    is_told_by_arrow,
+    is_labelled_on_arrow,
     left_out_text,
     reduction_text,
     row_text,
@@ -415,12 +415,12 @@ def _arrow(arrow: Arrow, points: list[Point]) -> list[Line]:
 
 def _long_exchange(scene: Scene, exchange: Exchange, picture: Picture, places: Places) -> None:
     """Arrows over other columns run between the rows."""
-    told = is_told_by_arrow(exchange)
+    labelled = is_labelled_on_arrow(exchange)
     left = places.columns[exchange.source].high + GAP / 2
     right = places.columns[exchange.column].low - GAP / 2
     named = set()
     for arrow in exchange.arrows:
-        run = (exchange, arrow if told else None, arrow.space)
+        run = (exchange, arrow if labelled else None, arrow.space)
         y = places.tracks[run]
         start = _leaves(exchange, arrow.source, places)
         if not picture.columns[exchange.source].joins:  # beside what its own rank reads
@@ -430,7 +430,7 @@ def _long_exchange(scene: Scene, exchange: Exchange, picture: Picture, places: P
         scene.shapes += _arrow(arrow, [start, *bends, end])
         if run not in named:
             named.add(run)
-            text = arrow_text(arrow) if told else exchange_text(exchange)
+            text = arrow_text(arrow) if labelled else exchange_text(exchange)
             if exchange.parameter:
                 text = f"{exchange.parameter}: {text}"
             scene.texts.append(Text(((left + right) / 2, y), text, color=EXPOSED, boxed=True))
@@ -540,6 +540,6 @@ def _arrow_legend(picture: Picture) -> str:
     elif all(arrow.backward == arrow.forward for arrow in arrows):
         text += "; the backward returns as many"
     merged = any(len(x.ends) > 1 for labels in gap_labels(picture).values() for x in labels)
-    if merged or not all(map(is_told_by_arrow, picture.exchanges)):
+    if merged or not all(map(is_labelled_on_arrow, picture.exchanges)):
         text += "; N × bytes: so many on each of N edges"
     return text

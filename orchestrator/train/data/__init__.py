@@ -57,28 +57,28 @@ def open_dataset(
             than the model has.
     """
     kind, colon, rest = spec.partition(":")
-    place = f"--data {spec}"
+    location = f"--data {spec}"
     if (labelled or vocabulary) and kind in ("digits", "imagefolder"):
         reads = "token numbers" if vocabulary else "sequences"
         raise InputError(
             f"the model reads {reads} and has a label for each token; {kind} has one an image",
-            place,
+            location,
             "--data synthetic",
         )
     if kind == "digits" and not colon:
         return open_digits(shape, classes)
     if kind == "synthetic":
-        size = _count(rest, place) if colon else IMAGENET_SIZE
+        size = _count(rest, location) if colon else IMAGENET_SIZE
         return Synthetic(size, shape, classes, seed, labelled, vocabulary)
     if kind == "imagefolder":
         return open_image_folder(rest, shape, classes)
     if kind == "hf":
         raise InputError(
             "Hugging Face data sets are not built in yet",
-            place,
+            location,
             "store it as PATH/class/image.png and pass --data imagefolder:PATH, or --data digits",
         )
-    raise InputError("no such data", place, f"one of {_KINDS}")
+    raise InputError("no such data", location, f"one of {_KINDS}")
 
 
 def open_for(model: Model, spec: str, seed: int) -> Dataset:
@@ -89,11 +89,11 @@ def open_for(model: Model, spec: str, seed: int) -> Dataset:
     )  # fmt: skip
 
 
-def _count(text: str, place: str) -> int:
+def _count(text: str, location: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise InputError(
             f"the number of images must be a whole number above 0, not {text!r}",
-            place,
+            location,
             "for instance --data synthetic:10000",
         )
     return int(text)

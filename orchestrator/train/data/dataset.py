@@ -69,7 +69,7 @@ def by_sides(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def refuse_shape(what: str, has: str, shape: Shape, place: str) -> InputError:
+def refuse_shape(what: str, has: str, shape: Shape, location: str) -> InputError:
     """The model reads examples of a shape that the data does not have.
 
     Args:
@@ -79,16 +79,16 @@ def refuse_shape(what: str, has: str, shape: Shape, place: str) -> InputError:
     sides = f"{by_sides(shape)} values" if len(shape) > 1 else f"vectors of {shape[0]} values"
     return InputError(
         f"{what} has {has}; the model reads {sides}",
-        place,
+        location,
         "--data synthetic, which has any shape, or another input_shape of the model",
     )
 
 
-def refuse_more_classes(what: str, found: int, classes: int, place: str) -> None:
+def refuse_more_classes(what: str, found: int, classes: int, location: str) -> None:
     """InputError where the data has more classes than the model has outputs. Fewer is fine."""
     if found > classes:
         raise InputError(
             f"{what} has {found:,} classes, but the model tells only {classes:,} apart",
-            place,
+            location,
             f"give the model as many outputs: --set model.classes={found}",
         )

@@ -98,15 +98,15 @@ def open_image_folder(path: str, shape: Shape, classes: int) -> ImageFolder:
         InputError: not a folder of two or more class folders that hold images and nothing else,
             more classes than the model has, or a model that reads neither RGB nor gray images.
     """
-    place = f"--data imagefolder:{path}"
+    location = f"--data imagefolder:{path}"
     if not path:
-        raise InputError("a folder must follow", place, _LAYOUT)
+        raise InputError("a folder must follow", location, _LAYOUT)
     if len(shape) != 3 or shape[0] not in (1, 3):
         has = "images of 3 channels (RGB) or 1 (gray) x height x width"
-        raise refuse_shape("an image folder", has, shape, place)
+        raise refuse_shape("an image folder", has, shape, location)
     root = Path(path).expanduser()
     class_names = _class_names(root)
-    refuse_more_classes(str(root), len(class_names), classes, place)
+    refuse_more_classes(str(root), len(class_names), classes, location)
     by_class = [_file_names(root / name) for name in class_names]
     return ImageFolder(
         root,
