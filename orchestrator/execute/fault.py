@@ -24,11 +24,11 @@ from torch import Tensor
 from orchestrator.execute.finite import Diverged
 from orchestrator.execute.interpreter import Feed, RankInterpreter, Recording
 from orchestrator.execute.local import LocalExecutor
-from orchestrator.execute.parameters import cut_out, put_in
 from orchestrator.execute.recording import Pass, Recorder
 from orchestrator.execute.reference import Reference
 from orchestrator.models.box import Box, is_empty, within
 from orchestrator.models.model import Recipe
+from orchestrator.models.pieces import cut_out, put_in
 from orchestrator.models.ranges import shift
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import INPUT, LABELS

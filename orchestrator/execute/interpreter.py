@@ -10,24 +10,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from orchestrator.execute.device import Device, Mark
-from orchestrator.execute.parameters import (
-    TORCH_DTYPE,
-    SegmentParameters,
-    Slot,
-    cut_out,
-    put_in,
-)
+from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.recording import Recorder
 from orchestrator.execute.segment_runner import Place, SegmentRunner
 from orchestrator.execute.transport import CountingTransport, Handle, Transport
 from orchestrator.models.box import Box, shape_of, whole
 from orchestrator.models.model import Recipe
+from orchestrator.models.pieces import cut_out, put_in
 from orchestrator.models.randomness import Draw
 from orchestrator.models.ranges import Ranges, shift
 from orchestrator.models.value import LABELS
@@ -218,6 +214,7 @@ class RankInterpreter:
         # by boundary and chunk of the reader; messages yet to be cut from each
         self.input_gradients: dict[tuple[int, int], Tensor] = {}
         self.uncut: dict[tuple[int, int], int] = {}
+        self.borrowed: set[int] = set()  # segments that have what they borrow of parameters
         self.taken_back: set[int] = set()  # boundaries of borrowed parameters
         for parameters in self.parameters.values():
             parameters.borrowed_gradients.clear()
@@ -346,7 +343,8 @@ class RankInterpreter:
     def _forward(self, op: Op, runner: SegmentRunner, data: Data) -> None:
         number, chunk = op.segment, op.microbatch
         segment, part = self.program.segments[number], runner.part
-        if chunk == 0:
+        if number not in self.borrowed:
+            self.borrowed.add(number)
             self._borrow(number)
         imports = tuple(
             data.values[n] if found.boundary < 0 else self._import(found, n, part, chunk)
@@ -399,7 +397,7 @@ class RankInterpreter:
         key = (boundary.producer, boundary.layer, chunk // boundary.turns)
         here = self.outputs.get(key)
         shape = part.import_shape(number)
-        whole_of_it = len(messages) == 1 and messages[0].values == _numel(shape)
+        whole_of_it = len(messages) == 1 and messages[0].values == prod(shape)
         if whole_of_it and not boundary.summed:
             only = messages[0]
             if only.source != self.local_rank:
@@ -441,7 +439,7 @@ class RankInterpreter:
         parameters = self.parameters[tie.consumer]
         (number,) = [
             n for n in parameters.borrowed
-            if parameters.every[n].layer.name == tie.reader
+            if parameters.every[n].name == f"{tie.reader}.{tie.borrowed_as}"
         ]  # fmt: skip
         return (parameters.borrowed_gradients if gradient else parameters.borrowed)[number]
 
@@ -478,7 +476,7 @@ class RankInterpreter:
         found = {}
         for layer, given in pieces.items():
             shape = part.output_shape(layer)
-            if len(given) == 1 and given[0][1].numel() == _numel(shape):
+            if len(given) == 1 and given[0][1].numel() == prod(shape):
                 found[layer] = given[0][1].reshape(shape)
                 continue
             total = torch.zeros(shape, dtype=self.dtype, device=self.device.torch)
@@ -593,10 +591,3 @@ class RankInterpreter:
         following = op.peers[(group_rank + 1) % len(op.peers)]
         values = ring_bytes(op.kind, tensor.numel(), len(op.peers), group_rank)
         self.sent[Edge(self.rank, following, layer, GRADIENT)] += values * tensor.element_size()
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total

@@ -25,9 +25,9 @@ from orchestrator.models.box import Box, shape_of
 from orchestrator.models.model import Recipe
 from orchestrator.models.model_file import is_of_user, user_error
 from orchestrator.models.parameter import Constant, ParameterSpec, Tile
+from orchestrator.models.pieces import cut_out, put_in
 from orchestrator.models.randomness import seed_of
 from orchestrator.models.sized import SizedLayer
-from orchestrator.models.terms import take
 from orchestrator.models.user_kinds import check_tensor
 from orchestrator.program.segments import SegmentPart
 
@@ -73,32 +73,6 @@ class Slot:
     def put(self, whole: Tensor, value: Tensor) -> None:
         """Write ``value`` where this slot lies in the whole parameter."""
         put_in(whole, self.tile.box, value, add=False)
-
-
-def cut_out(x: Tensor, box: Box) -> Tensor:
-    """A box of a tensor with one dimension for each of its axes, as a view where they are one run
-    each."""
-    for dimension, ranges in enumerate(box):
-        x = take(x, ranges, dimension)
-    return x
-
-
-def put_in(x: Tensor, box: Box, piece: Tensor, *, add: bool) -> None:
-    """Write (or add) a piece where it belongs in x."""
-    dimension = next((d for d, ranges in enumerate(box) if len(ranges) > 1), None)
-    if dimension is None:
-        for d, ((start, stop),) in enumerate(box):
-            x = x.narrow(d, start, stop - start)
-        if add:
-            x += piece
-        else:
-            x.copy_(piece)
-        return
-    done = 0
-    for start, stop in box[dimension]:
-        inner = (*box[:dimension], ((start, stop),), *box[dimension + 1 :])
-        put_in(x, inner, piece.narrow(dimension, done, stop - start), add=add)
-        done += stop - start
 
 
 def slots_of(part: SegmentPart) -> list[Slot]:

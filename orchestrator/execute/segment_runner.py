@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.execute.parameters import SegmentParameters, cut_out
+from orchestrator.execute.parameters import SegmentParameters
 from orchestrator.execute.recording import Recorder
 from orchestrator.models.box import Box, is_empty, within
+from orchestrator.models.pieces import cut_out
 from orchestrator.models.randomness import Draw
 from orchestrator.program.segments import Segment, SegmentPart
 

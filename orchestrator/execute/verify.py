@@ -85,7 +85,8 @@ def verify(
     """Train a few steps as the program says and as one device does, and compare.
 
     A difference is a fault of a layer's part, an exchange, a reduction, an update or their order.
-    The first problem of such a plan names what is wrong first, where one step shows it.
+    Bytes that differ from the ledger's come first, then what is wrong first in the order of
+    computation, where one step shows it.
 
     Args:
         program: in float64 or float32.

@@ -15,6 +15,7 @@ from orchestrator.errors import InputError
 from orchestrator.models.box import Box
 from orchestrator.models.layer import Layer
 from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.pieces import take
 from orchestrator.models.ranges import Ranges, normalise, size
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import SEQUENCE_AXES, Value
@@ -219,8 +220,6 @@ class Attention(Layer):
     ) -> Tensor:
         import torch
         import torch.nn.functional as nnf
-
-        from orchestrator.models.terms import take
 
         dim, shared = self._dim(part.sized), self._shared(part)
         # (examples, heads, tokens, channels of a head)

@@ -16,6 +16,7 @@ and their gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from orchestrator.errors import InputError
@@ -77,9 +78,7 @@ class BatchNorm(Layer):
         if "height" not in cut.counts and all(end % group == 0 for end in ends):
             return None
         axes = tuple(axis for axis in ("batch", "height") if axis in cut.counts)
-        parts = 1
-        for axis in axes:
-            parts *= cut.counts[axis]
+        parts = prod(cut.counts[axis] for axis in axes)
         moments = f"{self.name}.moments"
         return Statistics(
             axes,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, is_empty
 from orchestrator.models.layer import Layer
 from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.pieces import take
 from orchestrator.models.ranges import intersect, normalise, shift
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import VECTOR_AXES, Value
@@ -209,10 +211,7 @@ class Flatten(Layer):
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
-        total = 1
-        for n in value.shape:
-            total *= n
-        return Value((total,), VECTOR_AXES)
+        return Value((prod(value.shape),), VECTOR_AXES)
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         (value,) = sized.inputs
@@ -228,7 +227,6 @@ class Flatten(Layer):
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         from orchestrator.models.ranges import local
-        from orchestrator.models.terms import take
 
         inner = part.sized.output.channels // part.sized.inputs[0].shape[0]
         has = tuple((a * inner, b * inner) for a, b in part.reads[0][0])

@@ -63,6 +63,11 @@ class Conv(Weighted):
         self.terms(value.channels, self.channels)  # refuses groups that do not divide
         return Value(shape, value.axes)
 
+    def uncut(self, sized: SizedLayer, axis: str) -> str:
+        if axis in ("height", "width") and max(self.pads) >= self.kernel:
+            return f"its padding of {max(self.pads)} gives rows that read no input"
+        return ""
+
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         sides = [
             windows(r, self.kernel, self.stride, self.pads[0], before, after)

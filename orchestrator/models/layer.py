@@ -22,6 +22,7 @@ from orchestrator.models.box import Box, Shape
 from orchestrator.models.fields import Matches, check_fields
 from orchestrator.models.layer_costs import Copies, Kernel, LayerMemory, Pass
 from orchestrator.models.parameter import ParameterSpec, Tile
+from orchestrator.models.pieces import cut_out
 from orchestrator.models.ranges import Ranges
 from orchestrator.models.value import IMAGE_AXES, Value
 
@@ -296,12 +297,7 @@ class Layer:
         """
         everything = sized.output.whole
         part = sized.part(everything, sized.reads(everything))
-        tensors = []
-        for tile in part.tiles:
-            x = parameters[tile.parameter]
-            for dimension, ((start, stop),) in enumerate(tile.box):
-                x = x.narrow(dimension, start, stop - start)
-            tensors.append(x)
+        tensors = [cut_out(parameters[tile.parameter], tile.box) for tile in part.tiles]
         return part.compute(inputs, tensors, draw)
 
 

@@ -18,6 +18,7 @@ from orchestrator.models.fields import Count
 from orchestrator.models.layer import Cut, Layer, Statistics
 from orchestrator.models.layer_costs import LayerMemory
 from orchestrator.models.parameter import Constant, ParameterSpec
+from orchestrator.models.pieces import take
 from orchestrator.models.ranges import Ranges, local
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import IMAGE_AXES, Value
@@ -125,7 +126,6 @@ class ChannelNorm(Layer):
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
-        from orchestrator.models.terms import take
 
         (x,) = inputs
         wide, weight = _wide(x), _wide(parameters[0])

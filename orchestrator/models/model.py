@@ -288,7 +288,7 @@ def _check_layer(layer: object, what: str) -> None:
     kind = type(layer)
     check_fields(layer, f"layer {layer.name}")  # its own __post_init__ may not have
     check(kind.kind, Kind, f"layer {layer.name}: kind of {kind.__name__}")
-    if isinstance(layer, CrossEntropy):
+    if layer.is_loss:
         raise InputError(
             f"layer {layer.name}: the model adds its loss itself", remedy="leave it out"
         )
@@ -297,7 +297,7 @@ def _check_layer(layer: object, what: str) -> None:
             f"layer {layer.name}: {kind.__name__} does not say what it computes",
             remedy="define its compute",
         )
-    if kind.kind in ("sum", "loss") and kind is not Sum:
+    if kind.kind in (Sum.kind, CrossEntropy.kind) and kind is not Sum:
         raise InputError(f"layer {layer.name}: kind {kind.kind!r} is ours; name yours differently")
     try:
         hash(layer)  # layers are keys of memos

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from orchestrator.errors import InputError
 from orchestrator.models.box import Box, padding_of, windows
 from orchestrator.models.fields import Count, NonNegative
 from orchestrator.models.layer import Layer, require_image, require_nonempty
@@ -36,6 +37,11 @@ class _Pool(Layer):
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
         require_image(self, value, "a pool")
+        if 2 * self.padding > self.kernel:
+            raise InputError(
+                f"layer {self.name}: padding: found {self.padding}; allowed: at most half of the "
+                f"kernel of {self.kernel}"
+            )
         sides = [(n + 2 * self.padding - self.kernel) // self.stride + 1 for n in value.shape[1:]]
         return Value(require_nonempty(self, (value.channels, *sides), value.shape), value.axes)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, shape_of
 from orchestrator.models.fields import Bounds, Count, Odd
-from orchestrator.models.layer import Layer
+from orchestrator.models.layer import Layer, require_image
 from orchestrator.models.layer_costs import LayerMemory
 from orchestrator.models.ranges import Ranges, intersect, local, normalise
 from orchestrator.models.sized import LayerPart, SizedLayer
@@ -46,6 +46,7 @@ class ResponseNorm(Layer):
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
+        require_image(self, value, "a response norm")
         if value.channels % self.columns:
             raise InputError(
                 f"layer {self.name}: columns: found {self.columns}; allowed: a number that divides "

@@ -18,6 +18,7 @@ from orchestrator.models.layer import Cut, Layer, Statistics
 from orchestrator.models.layer_costs import Kernel, LayerMemory, Pass
 from orchestrator.models.model_file import is_of_user, user_error
 from orchestrator.models.parameter import ParameterSpec, Tile
+from orchestrator.models.pieces import cut_out
 from orchestrator.models.ranges import Ranges
 from orchestrator.models.user_kinds import (
     asking,
@@ -192,11 +193,7 @@ class LayerPart(NamedTuple):
             x: (n, sizes of that box).
             number: of the input.
         """
-        from orchestrator.models.terms import take
-
-        for dimension, ranges in enumerate(within(self.out, self.reads[number]), 1):
-            x = take(x, ranges, dimension)
-        return x
+        return cut_out(x, (((0, len(x)),), *within(self.out, self.reads[number])))
 
     def bytes(self, examples: int, itemsize: int) -> tuple[int, int]:
         """Of its inputs, integers left out, and of its output."""

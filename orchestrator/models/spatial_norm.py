@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from orchestrator.models.box import Box, windows, within
+from orchestrator.models.box import Box, windows
 from orchestrator.models.fields import Bounds, Odd
 from orchestrator.models.layer import Layer, require_image
 from orchestrator.models.layer_costs import LayerMemory
@@ -63,11 +63,7 @@ class SpatialNorm(Layer):
         (x,) = inputs
         square = nnf.avg_pool2d(x * x, self.window, stride=1, padding=self.window // 2)
         y = x * (self.k + self.scale * square).pow(-self.power)
-        for axis in (1, 2):  # rows that were read for their neighbours only
-            ((start, stop),) = within((part.out[axis],), (part.reads[0][axis],))[0]
-            if stop - start < y.shape[axis + 1]:
-                y = y.narrow(axis + 1, start, stop - start)
-        return y
+        return part.take_out(y)  # without the rows that were read for their neighbours only
 
     def whole(
         self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None

@@ -22,6 +22,7 @@ from orchestrator.models.fields import Bounds, Count
 from orchestrator.models.layer import Layer
 from orchestrator.models.layer_costs import Kernel, LayerMemory, Pass
 from orchestrator.models.parameter import Constant, Normal, ParameterSpec, Tile
+from orchestrator.models.pieces import take
 from orchestrator.models.ranges import Range, Ranges, at, intersect, local, normalise, size
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import Value
@@ -350,13 +351,3 @@ def _are_equal_groups(terms: tuple[Term, ...], reads: Ranges) -> bool:
     return len(sizes) == 1 and laid == tuple(
         ((i * width, (i + 1) * width),) for i in range(len(terms))
     )
-
-
-def take(x: Tensor, ranges: Ranges, dimension: int = 1) -> Tensor:
-    """Some positions along a dimension, without a copy where they are one run."""
-    import torch
-
-    if ranges == ((0, x.shape[dimension]),):
-        return x
-    pieces = [x.narrow(dimension, start, stop - start) for start, stop in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dimension)

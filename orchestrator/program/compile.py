@@ -68,7 +68,7 @@ def compile_plan(
             have more than ``MOST_OPS`` ops.
     """
     listed = 1 if fold else plan.replicas
-    _check_count(plan, listed, sum(len(e.ranks) for e in plan.placement) * plan.n_microbatches)
+    _check_count(plan, listed, plan.ranks_per_replica * plan.n_microbatches)
     placement = place(plan, model)
     order = _global_order(plan, placement)
     try:
@@ -111,12 +111,14 @@ def compile_plan(
 
 
 def _ops_at_least(cut: Cut) -> int:
-    """Ops of a replica: a forward and a backward of every chunk, and its messages both ways."""
-    computed = sum(2 * len(segment.parts) * segment.chunks for segment in cut.segments)
+    """Ops of a replica, no fewer: forwards and backwards of every chunk, and their messages."""
+    computed = sum((1 + s.trained) * len(s.parts) * s.chunks for s in cut.segments)
     sent = 0
     for boundary in cut.boundaries[1:]:
-        chunks = 1 if boundary.parameter else cut.segments[boundary.consumer].chunks
-        for messages in (boundary.messages, boundary.gradients):
+        consumer = cut.segments[boundary.consumer]
+        chunks = 1 if boundary.parameter else consumer.chunks
+        returned = boundary.parameter or consumer.imports[boundary.number].trained
+        for messages in (boundary.messages, boundary.gradients if returned else ()):
             crossing = sum(m.source != m.target for turn in messages for m in turn)
             sent += 2 * crossing * chunks // boundary.turns
     return computed + sent
@@ -245,7 +247,8 @@ class _Emitter:
         self.made: dict[int, tuple[dict[int, int], int]] = {}
         # by segment and rank: what has brought the gradients of those who borrow its parameters
         self.lent: defaultdict[int, Arrived] = defaultdict(_nothing_yet)
-        self.gathered: dict[tuple[int, int], int] = {}  # (segment, rank) -> its weights are whole
+        # by (segment, rank): what has brought weights that its next forward needs
+        self.weights: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         self.to_step: list[tuple[int, list[tuple[int, list[int]]]]] = []
 
     # -- the walk over the actions ------------------------------------------------------------
@@ -303,7 +306,8 @@ class _Emitter:
         segments = [x.index for x in takewhile(lambda x: x.chunk == size, self.segments[s:])]
         entering = [
             b for b in self.boundaries
-            if b.consumer in segments and b.producer < s and b.producer >= 0 and self.in_turns(b)
+            if b.consumer in segments and 0 <= b.producer < s and self.in_turns(b)
+            and not b.parameter
         ]  # fmt: skip
         for boundary in entering:
             self.send_forward(boundary, chunk * turns, gated=True)
@@ -324,9 +328,7 @@ class _Emitter:
         for offset in self.offsets:
             for local_rank, flops in self.forward_flops[s].items():
                 rank = offset + local_rank
-                needs = arrived[rank]
-                if (s, rank) in self.gathered:  # weights updated within the step, on shards
-                    needs = [*needs, self.gathered.pop((s, rank))]
+                needs = [*self.weights.pop((s, rank), ()), *arrived[rank]]
                 ids[rank] = self.compute(rank, F, s, chunk, flops, needs)
 
     def backwards(self, s: int, chunk: int, kind: str) -> None:
@@ -444,14 +446,13 @@ class _Emitter:
 
     def lend(self, tie: Boundary) -> None:
         """A parameter to those who borrow it, before the first of them computes."""
-        arrived = self.arrived_f[tie.consumer, 0]
         for offset in self.offsets:
             for a, b, size in self.hops[tie.index][0]:
                 source, target = offset + a, offset + b
                 if source != target:
                     self.post(source, SEND_F, tie.index, 0, self.peer[target], size, ())
                     received = self.post_receive(target, RECV_F, tie.index, 0, source, size)
-                    arrived[target].append(received)
+                    self.weights[tie.consumer, target].append(received)
 
     def give_back(self, tie: Boundary, ids: dict[int, int], chunk: int) -> None:
         """The gradient of a borrowed parameter to its owners."""
@@ -481,7 +482,8 @@ class _Emitter:
             if sharded:
                 gathers.append((rank, done, group, padded * self.itemsize))
         for rank, done, group, size in gathers:
-            self.gathered[s, rank] = self.post(rank, ALL_GATHER, s, chunk, group, size, [done])
+            gathered = self.post(rank, ALL_GATHER, s, chunk, group, size, [done])
+            self.weights[s, rank].append(gathered)
 
     def group(self, bucket: Bucket) -> tuple[int, ...]:
         """A bucket's ranks over all replicas, listed or not."""

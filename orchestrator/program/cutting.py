@@ -58,7 +58,8 @@ class Cutter:
         self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
         # by rank, its place along the axes other than the batch
         self.along = [tuple([at[axis] for axis in self.inner]) for at in self.places]
-        self.batches = [self._batch(at, first, chunk, pieces) for at in self.places]
+        self.pieces = pieces
+        self.batches = [self._batch(at, first, chunk) for at in self.places]
         self._found: dict[tuple[object, ...], dict[int, Part]] = {}
 
     def is_partial(self, sized: SizedLayer) -> bool:
@@ -213,13 +214,13 @@ class Cutter:
                 f"place {sized.name} in an entry of its own, with split: {suits[-1]} or none",
             )
 
-    def _batch(self, at: dict[Axis, int], first: SizedLayer, chunk: int, pieces: int) -> Ranges:
-        """A rank's examples, in ``pieces`` equal runs where an exchange goes by scatter."""
+    def _batch(self, at: dict[Axis, int], first: SizedLayer, chunk: int) -> Ranges:
+        """A rank's examples, in equal runs where an exchange goes by scatter."""
         if "batch" not in at:
             return ((0, chunk),)
-        run = chunk // pieces
+        run = chunk // self.pieces
         share = self._share(first, "batch", run, at, strict=True)
-        return normalise(r for p in range(pieces) for r in shift(share, p * run))
+        return normalise(r for p in range(self.pieces) for r in shift(share, p * run))
 
     def _loss_batch(self, rank: int, batch: Ranges, at: dict[Axis, int]) -> Ranges:
         """The loss of each example is computed once: ranks that share a batch share it out."""
@@ -265,7 +266,8 @@ class Cutter:
             written = f"{{{axis}: {even}}}"
         remedy = f"shares: {written} in an entry of its own"
         if axis == "batch":
-            remedy = f"a global_batch_size that gives each microbatch a multiple of {sum(shares)}"
+            each = sum(shares) * self.pieces
+            remedy = f"a global_batch_size that gives each microbatch a multiple of {each}"
         elif total < count:
             remedy = f"at most {total} rank{'s' * (total > 1)} in an entry of its own"
         raise InputError(

@@ -42,7 +42,6 @@ class PlacedLayer(NamedTuple):
 
     sized: SizedLayer
     sources: tuple[int, ...]
-    entry: int
     stage: int
     chunk: int
     update: int
@@ -56,7 +55,7 @@ class Placement:
     """The whole model, placed.
 
     Args:
-        layers: with the ``Sum`` layers and the loss, each behind those that it reads.
+        layers: with the halves, the ``Sum`` layers and the loss, each behind those that it reads.
         stages: ranks of every pipeline stage, in layer order.
         microbatch: examples of a microbatch in one replica.
         n_microbatches: of a step.
@@ -79,8 +78,8 @@ def place(plan: Plan, model: Model) -> Placement:
     entry_of, order = _entries_by_layer(plan, model)
     stage_of = _stages(plan)
     updates = update_examples(plan, model)
-    microbatch = plan.global_batch_size // (plan.replicas * plan.n_microbatches)
-    chunks = _chunks(plan, model, entry_of, order, updates, microbatch)
+    microbatch = plan.microbatch_size
+    chunks = _chunks(plan, model, entry_of, order, updates, stage_of)
     strided = any(entry.exchange == "scatter" for entry in plan.placement)
     placed: list[PlacedLayer] = []
     where = {INPUT: FROM_INPUT, LABELS: FROM_LABELS}
@@ -94,17 +93,16 @@ def place(plan: Plan, model: Model) -> Placement:
         cutter = cutters[number, chunk]
         # the loss goes with the layer that gives the scores
         update = updates.get(model.layers[min(i, len(model.layers) - 2)].name, 0)
+        common = (stage_of[number], chunk, update)
         statistics = cutter.statistics(sized)
         if statistics:
             gather, parts = cutter.gathering(sized, statistics)
             sources = tuple([where[source] for source in gather.sources])
             where[gather.name] = len(placed)
-            frame = (number, stage_of[number], chunk, update)
-            placed.append(PlacedLayer(gather, sources, *frame, False, False, parts))
+            placed.append(PlacedLayer(gather, sources, *common, False, False, parts))
             sized = cutter.applying(sized, gather, statistics)
         partial = cutter.is_partial(sized)
         sources = tuple([where[source] for source in sized.sources])
-        common = (number, stage_of[number], chunk, update)
         parts = cutter.parts(sized)
         where[sized.name] = len(placed)
         # the loss of an example is computed once, by one of the ranks that hold its scores
@@ -278,10 +276,35 @@ def update_examples(plan: Plan, model: Model) -> dict[str, int]:
                 location,
                 "keep one line of layer_batch",
             )
+        if examples != plan.global_batch_size:
+            _check_updated(plan, model, text, span)
         updates.update({model.layers[i].name: examples for i in span})
     if plan.global_batch_size in updates.values():  # once a step, as every other layer
         return {}
     return updates
+
+
+def _check_updated(plan: Plan, model: Model, text: str, span: tuple[int, ...]) -> None:
+    """Refuse updates within a step of layers that have no parameters, or have them in common with
+    others."""
+    location = plan.location(("training", "layer_batch", text))
+    names = {model.layers[i].name for i in span}
+    for layer in model.layers:
+        for spec in layer.specs:
+            owner = spec.tied_to.rpartition(".")[0]
+            if owner and {layer.name, owner} & names:
+                raise InputError(
+                    f"{text!r} updates within a step, and {layer.name}.{spec.name} is tied to "
+                    f"{spec.tied_to}, which is sent once a step",
+                    location,
+                    "leave layer_batch out, or the tie",
+                )
+    if not any(model.layers[i].parameters for i in span):
+        raise InputError(
+            f"{text!r} has no parameters, so there is nothing to update",
+            location,
+            "a range that begins at a layer with weights, or no layer_batch",
+        )
 
 
 def _chunks(
@@ -290,11 +313,11 @@ def _chunks(
     entry_of: dict[int, int],
     order: list[int],
     updates: dict[str, int],
-    microbatch: int,
+    stages: list[int],
 ) -> list[int]:
     """Examples at once, by layer in the order of placement, the loss included."""
     chunks: list[int] = []
-    chunk = microbatch
+    chunk = microbatch = plan.microbatch_size
     for position, i in enumerate(order[:-1]):
         number, name = entry_of[i], model.layers[i].name
         entry = plan.placement[number]
@@ -318,7 +341,6 @@ def _chunks(
         if c < microbatch or model.layers[i].name in updates
     )
     refined = next(finer, None)
-    stages = _stages(plan)
     if refined is not None and stages[entry_of[refined]] != stages[-1]:
         raise InputError(
             f"{model.layers[refined].name} starts to work in turns but pipeline stages follow it",
@@ -332,7 +354,7 @@ def _finer(now: int, wanted: int, rest: int, plan: Plan, number: int, why: str) 
     size = min(now, wanted) if wanted else 0
     if not wanted or rest or now % size or wanted % size:
         raise InputError(
-            f"a microbatch of {plan.global_batch_size // plan.replicas // plan.n_microbatches} "
+            f"a microbatch of {plan.microbatch_size} "
             f"examples does not divide into {why} of {wanted or 'less than one'}",
             plan.location(("placement", number)),
             "change global_batch_size",

@@ -190,6 +190,7 @@ class Boundary:
         summed: the messages are partial sums, which the receiver adds up in order of source.
         parameter: ``layer.parameter`` of the producer, where what crosses is no activation but a
             parameter that the consumer borrows: once a step, and its gradient back.
+        borrowed_as: what the reader calls that parameter.
     """
 
     index: int
@@ -203,6 +204,7 @@ class Boundary:
     gradients: tuple[tuple[Message, ...], ...]
     summed: bool
     parameter: str = ""
+    borrowed_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -674,6 +676,7 @@ def _tie(
     return Boundary(
         index, producer.index, consumer.index, 0, 0, borrower.name, 1,
         (tuple(messages),), (tuple(gradients),), summed=False, parameter=parameter,
+        borrowed_as=name,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orchestrator.execute import interpreter, transport
 from orchestrator.execute.interpreter import RankInterpreter
-from orchestrator.execute.parameters import SegmentParameters, cut_out, put_in
+from orchestrator.execute.parameters import SegmentParameters
 from orchestrator.execute.transport import Handle, LocalHandle
 from orchestrator.execute.verify import RandomFeed, Verdict, verify
 from orchestrator.models import (
@@ -29,6 +29,7 @@ from orchestrator.models import (
     build_model,
 )
 from orchestrator.models.model import Recipe
+from orchestrator.models.pieces import cut_out, put_in
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ops import Op

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from orchestrator.execute.parameters import cut_out
 from orchestrator.models import Layer, SizedLayer, Value
 from orchestrator.models.box import Box, is_empty
+from orchestrator.models.pieces import cut_out
 from orchestrator.models.ranges import Ranges, normalise
 from orchestrator.models.sized import LayerPart
 from orchestrator.models.value import IMAGE_AXES, SEQUENCE_AXES, VECTOR_AXES

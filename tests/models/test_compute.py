@@ -30,9 +30,9 @@ from orchestrator.models import (
     Value,
 )
 from orchestrator.models.box import Box
+from orchestrator.models.pieces import take
 from orchestrator.models.randomness import Draw, keep_mask
 from orchestrator.models.ranges import Ranges, normalise, size
-from orchestrator.models.terms import take
 from orchestrator.models.value import value_of
 
 COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))

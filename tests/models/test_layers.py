@@ -166,6 +166,8 @@ REFUSED = [
     (ResponseNorm(name="c", columns=3), (8, 2, 2), "divides the 8 channels of its input"),
     (MaxPool(name="c", kernel=3), (8, 2, 2), "too small"),
     (MaxPool(name="c"), (8,), "a pool reads images"),
+    (MaxPool(name="c", padding=2), (8, 9, 9), "padding: found 2; allowed: at most half of the ker"),
+    (ResponseNorm(name="c"), (9, 4), "a response norm reads images"),
     (SpatialNorm(name="c"), (8,), "a spatial norm reads images"),
     (Linear(name="c", features=9, groups=2), (8,), "8 -> 9 channels do not divide into 2 groups"),
 ]
@@ -334,10 +336,17 @@ def trained(*specs: object, **more: Any) -> Says:
     return Says(name="s", trains=specs, **more)
 
 
+class Lossy(Odd):
+    """Another loss than the model's."""
+
+    is_loss = True
+
+
 FC = Linear(name="fc", features=3)
 WRONG_CHAINS = [
     ((4,), [Silent(name="s"), FC], "layer s: Silent does not say what it computes"),
     ((4,), [CrossEntropy(name="s"), FC], "layer s: the model adds its loss itself"),
+    ((4,), [Lossy(name="s"), FC], "layer s: the model adds its loss itself"),
     ((4,), [Odd(name="s", free=[]), FC], "layer s: unhashable type: 'list'"),
     ((4,), [object(), FC], "model m, layer 0: found builtins.object, which is no layer"),
     ((4,), 3, "layers: found a int; allowed: a tuple or a list"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import InputError
-from orchestrator.models import Conv, Linear, Model
+from orchestrator.models import Conv, Linear, Model, ReLU
 from orchestrator.program import compile_plan, find_deadlock
 from tests.program.small import LINEAR, small_plan
 
@@ -81,6 +81,10 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str, str]] = [
       "layers: b..c, ranks: 0..7, split: channel, exchange: scatter"), "",
      "t.yaml:7, placement[1]", "does not divide into turns of", "global_batch_size"),
     # what does not divide
+    (("layers: a..relu, ranks: 0..3, split: batch",
+      "layers: b..c, ranks: 0..3, split: channel, exchange: scatter"), "",
+     "t.yaml:6, placement[0].split", "a: 3 examples do not divide over 4 ranks",
+     "a global_batch_size that gives each microbatch a multiple of 16"),
     (("layers: a..relu, ranks: 0..2, split: channel", REST), "", "t.yaml:6, placement[0].split",
      "a: 8 output channels do not divide over 3 ranks", "shares: [3, 3, 2] in an entry of its own"),
     (("layers: a..c, ranks: 0..1, split: channel, shares: [2, 1]",), "",
@@ -193,3 +197,21 @@ def test_a_rank_without_a_channel_or_example_is_left_out() -> None:
     program = compile_plan(plan, narrow)
     assert sorted(program.segments[-1].parts) == [1]  # one example: one rank has its loss
     assert find_deadlock(program) is None
+
+
+def test_an_update_within_a_step_needs_something_to_update() -> None:
+    model = Model("free", (6,), [Linear(name="a", features=4), ReLU(name="r"), ReLU(name="s")])
+    plan = small_plan(
+        "layers: all, ranks: [0], split: none", batch=8, more="training: {layer_batch: {r..s: 4}}"
+    )
+    with pytest.raises(InputError, match=r"'r\.\.s' has no parameters") as caught:
+        compile_plan(plan, model)
+    assert caught.value.location == "t.yaml:7, training.layer_batch.r..s"
+
+
+def test_rows_of_padding_only_are_not_split_off() -> None:
+    layers = [Conv(name="c", channels=2, kernel=1, padding=1), Linear(name="fc", features=3)]
+    model = Model("padded", (3, 4, 4), layers)
+    entries = ("layers: c, ranks: [0, 1], split: height", "layers: fc, ranks: [0], split: none")
+    with pytest.raises(InputError, match="c cannot be split by height: its padding of 1 gives"):
+        compile_plan(small_plan(*entries), model)
