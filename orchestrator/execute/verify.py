@@ -9,6 +9,7 @@ functions. Where the two differ, the first step is run again and compared layer 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -24,7 +25,10 @@ from orchestrator.program.ledger import differences
 
 # Relative error allowed after a few steps, by dtype: what differs is the order of additions.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-OF_A_SUM = 64  # units in the last place that the rounding of a gradient's sum may come to
+# Units in the last place that the rounding of a gradient's sum may come to. A sum of n terms is off
+# by about sqrt(n) of them (Higham and Mary 2019, "A new approach to probabilistic rounding error
+# analysis"); short ones by the other sums that lead to them.
+OF_A_SUM = 64
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,13 @@ def verify(
             return Verdict(program.name, True, False, float("nan"), float("nan"), causes)
         loss_error = max(loss_error, _relative(ours, reference))
     tolerance = TOLERANCE[program.dtype]
-    errors = _parameter_errors(split.parameters(), whole.weights, start, tolerance)
+    errors = _parameter_errors(
+        split.parameters(),
+        whole.weights,
+        start,
+        tolerance,
+        _terms(program.model, program.global_batch),
+    )
     problems = differences(program, steps, split.sent(), split.handed())
     ledger_exact = not problems
     worst = max(errors.values())
@@ -139,6 +149,7 @@ def _parameter_errors(
     reference: dict[str, Tensor],
     start: dict[str, Tensor],
     tolerance: float,
+    terms: dict[str, int],
 ) -> dict[str, float]:
     """By tensor, the largest difference over the largest change.
 
@@ -146,6 +157,9 @@ def _parameter_errors(
     few units in the last place of the largest weight have to pass, and of the largest change of
     all. A bias before a batch norm has a gradient of zero, and what rounding leaves of that is
     large only beside itself.
+
+    Args:
+        terms: by tensor, how many a value of its gradient is the sum of.
     """
     found = {}
     largest = max(
@@ -156,11 +170,22 @@ def _parameter_errors(
         wide = value.detach().double()
         change = (wide - start[name].double()).abs().max()
         eps = torch.finfo(value.dtype).eps
-        rounding = eps * (8 * wide.abs().max() + OF_A_SUM * largest)
+        rounding = eps * (8 * wide.abs().max() + max(OF_A_SUM, terms[name] ** 0.5) * largest)
         size = torch.maximum(change, rounding / tolerance).clamp_min(1e-300)
         error = float((ours[name] - wide).abs().max() / size)
         found[name] = error if error == error else float("inf")
     return found
+
+
+def _terms(model: Model, global_batch: int) -> dict[str, int]:
+    """By parameter, how many terms a value of its gradient sums up: examples times positions."""
+    return {
+        f"{layer.name}.{spec.name}": global_batch
+        * prod(layer.output_shape)
+        // layer.output.channels
+        for layer in model.layers
+        for spec in layer.specs
+    }
 
 
 def _who_is_wrong(errors: dict[str, float], tolerance: float) -> str:

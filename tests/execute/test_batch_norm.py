@@ -92,3 +92,22 @@ def test_a_group_that_is_torn_by_time_is_refused(
     assert says in caught.value.message
     assert remedy in caught.value.remedy
     assert caught.value.location == "t.yaml:6, placement[0]"
+
+
+def test_a_bias_before_a_batch_norm_differs_by_the_rounding_of_its_long_sum() -> None:
+    """The network of the README: 64 examples x 1,024 positions, whose sum is zero."""
+    layers: list[Layer] = [
+        Conv(name="conv1", channels=16, kernel=3, padding=1),
+        ReLU(name="relu1"),
+        Conv(name="conv2", channels=16, kernel=3, padding=1),
+        BatchNorm(name="bn2", group=32),
+        Add(name="sum", inputs=("bn2", "relu1")),
+        GlobalAveragePool(name="pool"),
+        Linear(name="fc", features=10),
+    ]
+    program = small_program(
+        Model("readme", (3, 32, 32), layers), "layers: all, ranks: [0, 1], split: channel",
+        batch=64, dtype="float64",
+    )  # fmt: skip
+    verdict = verify(program, Recipe(), update_examples={}, steps=2)
+    assert verdict.passed, verdict.problems

@@ -131,7 +131,7 @@ MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.declared, RECIPE)
 
 SPLITS = {
     1: ["none", "none", "none", "{batch: 1}"],
-    2: ["batch", "channel", "input", "{batch: 1, channel: 2}", "height", "none"],
+    2: ["batch", "channel", "input", "{batch: 1, channel: 2}", "height", "height", "none"],
     3: ["batch", "channel", "input", "none"],
     4: ["{batch: 2, channel: 2}", "{channel: 2, batch: 2}", "{batch: 2, input: 2}", "batch",
         "channel", "input"],
@@ -170,7 +170,7 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
     """A plan as YAML, and the name of the model that it is for."""
     name = draw(st.sampled_from(sorted(MODELS)))
     layers = [layer.name for layer in MODELS[name].declared]
-    schedule = draw(st.sampled_from(["GPipe", "GPipe", "GPipe", *SCHEDULES]))
+    schedule = draw(st.sampled_from([*["GPipe"] * 6, *SCHEDULES]))
     stages = draw(stage_ranks(schedule))
     rows = [ranks for ranks in stages for _ in range(draw(st.sampled_from([1, 1, 2])))]
     if SCHEDULES[schedule].entry_per_stage:
@@ -183,8 +183,8 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
         )
     )  # fmt: skip
     spans = list(pairwise([0, *sorted(cuts), len(layers)]))
-    # a third of the plans that can are "one weird trick": images, then channels in turns
-    tricky = len(rows) > 1 and len(stages[0]) > 1 and draw(st.integers(0, 2)) == 0
+    # half of the plans that can are "one weird trick": images, then channels in turns
+    tricky = len(rows) > 1 and len(stages[0]) > 1 and draw(st.booleans())
     rows = [stages[0]] * len(rows) if tricky and schedule == "GPipe" else rows
     entries: list[str] = []
     before = ""
@@ -200,7 +200,9 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
         before = split
     replicas = draw(st.sampled_from([1, 1, 1, 2]))
     microbatches = draw(st.sampled_from(MICROBATCHES.get(schedule, [1, 2, 3])))
-    microbatch = draw(st.sampled_from([4, 6, 12]))
+    # scattered examples divide by the square of the ranks
+    scattered = any("scatter" in entry for entry in entries)
+    microbatch = draw(st.sampled_from([4, 16] if scattered else [4, 6, 12]))
     more = ""
     if draw(st.integers(0, 5)) == 0 and replicas == 1:
         first = draw(st.integers(max(1, spans[-1][0]), len(layers) - 1))
