@@ -12,7 +12,7 @@ import click
 
 from orchestrator.cli.terminal import echo
 from orchestrator.errors import InputError
-from orchestrator.observe.metrics_options import LOOPBACK
+from orchestrator.observe.metrics_options import LOOPBACK, PATIENCE_S
 
 if TYPE_CHECKING:
     from orchestrator.observe.metrics_run import RunMetrics
@@ -34,8 +34,8 @@ def metrics_options(command: Command) -> Command:
         ),
         click.option(
             "--metrics-linger", "metrics_linger_s", type=float,
-            help="Seconds that the last values stay readable; by default until whoever has read "
-            "the metrics has done so once more.",
+            help="Seconds the last values stay readable after the run [until the next scrape, "
+            f"{PATIENCE_S:g} s at most; simulate: until Ctrl-C].",
         ),
         click.option("--pushgateway", help="URL of a Pushgateway that gets the last values."),
     )):  # fmt: skip

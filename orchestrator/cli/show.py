@@ -25,6 +25,7 @@ from orchestrator.program.ledger import (
     edges,
     sent,
 )
+from orchestrator.program.ops import text
 from orchestrator.program.resolve import model_of
 from orchestrator.program.selection import entry_layers
 from orchestrator.simulate.cluster import Cluster, load_cluster
@@ -42,12 +43,17 @@ MOST_LISTED = 65_536  # ranks in JSON
     "--picture", type=click.Path(path_type=Path),
     help="Draw it as figure 2 of the 2012 paper: a file that ends in .svg or .png.",
 )  # fmt: skip
+@click.option(
+    "--program", "as_program", is_flag=True,
+    help="Print the compiled program, an op a line, in place of the tables.",
+)  # fmt: skip
 @overrides
 @as_json
 def command(
     plan_source: str,
     cluster_source: str | None,
     picture: Path | None,
+    as_program: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> int:
@@ -56,12 +62,14 @@ def command(
     PLAN is a path or the name of a shipped plan. --set changes the plan, or with the prefix
     cluster. the cluster.
     """
+    if as_program and as_json:
+        raise InputError("--program prints text, --json prints JSON", "--program", "leave one out")
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     model = model_of(plan)
     dtype = plan.training.precision or "float32"
-    fold = plan.world_size > MOST_ROWS
+    fold = plan.world_size > MOST_ROWS and not as_program
     if as_json and plan.world_size > MOST_LISTED:
         raise InputError(
             f"{plan.world_size:,} ranks; --json lists each, and at most {MOST_LISTED:,}",
@@ -79,6 +87,8 @@ def command(
         _draw(compile_plan(plan, model, dtype=dtype) if program.folded else program, picture)
     if as_json:
         echo(json.dumps(found))
+    elif as_program:
+        echo(text(program.columns, program.order).removesuffix("\n"))
     else:
         _print(plan, found)
         for rank in ranks:

@@ -43,6 +43,25 @@ def test_verify(tmp_path: Path, split: str, more: str) -> None:
     assert json.loads(ended.out)["plans"][0]["passed"]
 
 
+def test_the_model_and_the_kind_of_the_readme(tmp_path: Path) -> None:
+    """Pasted into one file as they stand there, with the kind as a layer of the model."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S)
+    pool = 'GlobalAveragePool(name="pool")'
+    (tmp_path / "my_net.py").write_text(
+        "\n\n".join(blocks).replace(pool, f"Scale(name='s'), {pool}")
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "schema_version: 1\nname: mine\nglobal_batch_size: 32\n"
+        "model: {file: my_net.py, function: build, channels: 64}\n"
+        "placement: [{layers: conv1..fc, ranks: [0, 1], split: channel}]\n"
+    )
+    ended = command("verify", str(tmp_path / "mine.yaml"), "--json")
+    assert ended.code == 0, ended.err
+    layers = json.loads(command("show", str(tmp_path / "mine.yaml"), "--json").out)["layers"]
+    assert {"name": "s", "kind": "scale", "parameters": 64}.items() <= layers[5].items()
+
+
 @pytest.mark.parametrize("schedule", ["ZBVZeroBubble", "InterleavedZeroBubble"])
 def test_verify_with_backwards_in_two_halves(tmp_path: Path, schedule: str) -> None:
     ranks = "[0, 1]" if schedule == "InterleavedZeroBubble" else "[0, 0]"

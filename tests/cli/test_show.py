@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import show
-from orchestrator.plan import shipped_names
+from orchestrator.plan import load_plan, shipped_names
+from orchestrator.program import compile_plan
+from orchestrator.program.ops import parse
+from orchestrator.program.resolve import model_of
 from tests.cli.command import command, refused
 
 KEYS = {
@@ -199,6 +203,43 @@ def test_without_a_picture_its_library_is_not_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["krizhevsky2012", "pipeline-zero-bubble", "pipeline-x-data"])
+@pytest.mark.parametrize("most_rows", [64, 1])
+def test_the_program_parses_back(
+    name: str, most_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the ops and the order that a run compiles: of every rank, also where tables fold them."""
+    monkeypatch.setattr(show, "MOST_ROWS", most_rows)
+    ended = command("show", name, "--program")
+    assert (ended.code, ended.err) == (0, "")
+    plan = load_plan(name)
+    program = compile_plan(plan, model_of(plan))
+    assert parse(ended.out) == (program.columns, program.order)
+
+
+def test_the_program_of_the_readme() -> None:
+    root = Path(__file__).resolve().parents[2]
+    readme = (root / "README.md").read_text()
+    quoted = re.search(
+        r"^```\n\$ orchestrator (show \S+ --program)\n(.*?)^```$", readme, re.M | re.S
+    )
+    assert quoted
+    verb, plan, option = quoted[1].split()
+    assert command(verb, str(root / plan), option).out == quoted[2]
+
+
+def test_program_and_json_exclude_each_other() -> None:
+    assert "leave one out" in refused("show", "single", "--program", "--json")
+
+
+def test_a_program_that_does_not_fit_is_printed_alone() -> None:
+    too_large = ("--cluster", "gtx580x2", "--set", "global_batch_size=512")
+    ended = command("show", "single", "--program", *too_large)
+    assert ended.code == 1
+    assert parse(ended.out)
+    assert "it does not fit" in ended.err
 
 
 @pytest.mark.parametrize("plan", ["data-parallel", "pipeline-x-data", "columns-x-data"])

@@ -47,7 +47,7 @@ ABOUT = {
     "bubble": "Bubble: the pipeline has nothing for the rank. High: too few microbatches for the "
     "number of stages, or unequal stages.",
     "loading": "Loading: the rank waits for images or labels. High: reading and decoding set the "
-    "pace; prepare the data, or read with more processes.",
+    "pace. Store images at the size that is read; --data imagefolder:PATH.",
     "other": "Other: the host between two ops. High: many small ops, or a busy processor.",
 }
 ABOUT_ALL = " ".join(ABOUT.values())
