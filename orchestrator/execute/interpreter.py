@@ -181,7 +181,6 @@ class RankInterpreter:
     def _build(self, value: Callable[[Slot], Tensor]) -> None:
         program = self.program
         split = any(op.kind == W for op in self.ops)
-        self.leaving: dict[int, list[Boundary]] = {}
         for segment, buckets in zip(program.segments, program.buckets, strict=True):
             part = segment.parts.get(self.local_rank)
             if part:
@@ -198,10 +197,6 @@ class RankInterpreter:
                     segment, part, parameters, split=split,
                     loss_scale=1 / (program.global_batch * program.model.predictions),
                 )  # fmt: skip
-                self.leaving[segment.index] = [
-                    b for b in program.boundaries[1:]
-                    if b.producer == segment.index and not b.parameter
-                ]  # fmt: skip
         self.borrows = [b for b in program.boundaries if b.parameter]
 
     def _reset(self) -> None:
@@ -468,7 +463,7 @@ class RankInterpreter:
         """By layer, the gradient of its output: the sum over all who read it. None of the loss."""
         part = self.program.segments[segment].parts[self.local_rank]
         pieces: defaultdict[int, list[tuple[Message, Tensor]]] = defaultdict(list)
-        for boundary in self.leaving[segment]:
+        for boundary in self.program.leaving[segment]:
             self.outputs.pop((segment, boundary.layer, chunk), None)
             imports = self.program.segments[boundary.consumer].imports
             if imports[boundary.number].trained:

@@ -86,16 +86,24 @@ def read_split(value: object) -> Split | Grid:
     raise refusal([Problem((), f"{found(value)}; allowed: {allowed}", remedy)])
 
 
+def read_axis(key: object) -> Axis | Problem:
+    """The axis that a key of a mapping names, or what is wrong with it."""
+    for axis in AXES:
+        if axis == key:
+            return axis
+    near = nearest(key, AXES)
+    remedy = f"did you mean {near}?" if near else "remove it"
+    message = f"found the key '{printable(str(key))}'; allowed: {listed(AXES)}"
+    return Problem((str(key),), message, remedy)
+
+
 def _read_grid(value: Mapping[object, object]) -> Grid:
     axes: list[tuple[Axis, int]] = []
     problems: list[Problem] = []
     for key, count in value.items():
-        axis = next((name for name in AXES if name == key), None)
-        if axis is None:
-            near = nearest(key, AXES)
-            remedy = f"did you mean {near}?" if near else "remove it"
-            message = f"found the key '{printable(str(key))}'; allowed: {listed(AXES)}"
-            problems.append(Problem((str(key),), message, remedy))
+        axis = read_axis(key)
+        if isinstance(axis, Problem):
+            problems.append(axis)
         elif isinstance(count, bool) or not isinstance(count, int) or not 1 <= count < 2**20:
             message = f"{found(count)}; allowed: a whole number of parts, 1 to {2**20 - 1}"
             problems.append(Problem((axis,), message, f"write {axis}: 2"))

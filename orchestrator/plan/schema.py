@@ -160,6 +160,7 @@ SplitOrGrid = Annotated[
 _SHARES: JsonDict = {
     "type": "array",
     "items": {"type": "integer", "minimum": 1, "maximum": LARGEST},
+    "minItems": 1,
 }
 ListOrShares = Annotated[
     tuple[int, ...] | Shares | None,

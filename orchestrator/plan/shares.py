@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.plan.grid import AXES, Axis
-from orchestrator.plan.problem import Problem, found, listed, nearest, printable, refusal
+from orchestrator.plan.grid import AXES, Axis, read_axis
+from orchestrator.plan.problem import Problem, found, listed, refusal
 
 LARGEST = 2**31 - 1
 
@@ -42,16 +42,13 @@ def read_shares(value: object) -> tuple[int, ...] | Shares | None:
         return shares
     axes: list[tuple[Axis, tuple[int, ...]]] = []
     for key, of_axis in value.items():
-        axis = next((name for name in AXES if name == key), None)
+        axis = read_axis(key)
+        if isinstance(axis, Problem):
+            problems.append(axis)
+            continue
         inner: list[Problem] = []
-        if axis is None:
-            near = nearest(key, AXES)
-            remedy = f"did you mean {near}?" if near else "remove it"
-            message = f"found the key '{printable(str(key))}'; allowed: {listed(AXES)}"
-            inner.append(Problem((), message, remedy))
-        else:
-            axes.append((axis, _read_list(of_axis, inner, f"{axis}: [2, 1]")))
-        problems += [problem.under((str(key),)) for problem in inner]
+        axes.append((axis, _read_list(of_axis, inner, f"{axis}: [2, 1]")))
+        problems += [problem.under((axis,)) for problem in inner]
     if not value:
         message = f"found an empty mapping; allowed: at least one of {listed(AXES)}"
         problems.append(Problem((), message, "remove shares, or write {height: [2, 1]}"))

@@ -45,6 +45,7 @@ from orchestrator.program.segments import (
     SegmentPart,
     TooManyMessages,
     cut,
+    leaving,
 )
 from orchestrator.schedules import SCHEDULES, Action
 
@@ -76,6 +77,10 @@ def compile_plan(
     except TooManyMessages as error:
         _refuse_count(plan, listed, error.args[0])
     _check_count(plan, listed, _ops_at_least(pieces))
+    # microbatches whose backward runs the forward again
+    recompute = {"never": 0, "except_last": plan.n_microbatches - 1}.get(
+        plan.activation_checkpoint, plan.n_microbatches
+    )
     emitter = _Emitter(
         pieces,
         replicas=plan.replicas,
@@ -83,9 +88,7 @@ def compile_plan(
         ranks_per_replica=plan.ranks_per_replica,
         itemsize=ITEMSIZE[dtype],
         sharded=plan.optimizer_sharding == "zero1",
-        recompute={"never": 0, "except_last": plan.n_microbatches - 1}.get(
-            plan.activation_checkpoint, plan.n_microbatches
-        ),
+        recompute=recompute,
         n_microbatches=plan.n_microbatches,
     )
     columns, ranks = emitter.emit(order)
@@ -103,7 +106,7 @@ def compile_plan(
         segments=pieces.segments,
         boundaries=pieces.boundaries,
         buckets=pieces.buckets,
-        checkpoint=plan.activation_checkpoint,
+        recompute=recompute,
         sharded=plan.optimizer_sharding == "zero1",
         columns=columns,
         order=ranks,
@@ -200,10 +203,7 @@ class _Emitter:
         ]
         # by segment: boundaries behind it, and those before it through which gradients go back
         self.ties = [b for b in cut.boundaries if b.parameter]
-        self.leaving = [
-            [b for b in cut.boundaries if b.producer == s.index and not b.parameter]
-            for s in segments
-        ]
+        self.leaving = leaving(segments, cut.boundaries)
         self.returning = [
             [cut.boundaries[x.boundary] for x in s.imports if x.trained] for s in segments
         ]
@@ -362,7 +362,7 @@ class _Emitter:
         self.count_gradients(s, ids, chunk)
 
     def recomputed(self, s: int, chunk: int) -> bool:
-        return chunk // (self.segments[s].chunks // self.n_microbatches) < self.recompute
+        return self.segments[s].microbatch_of(chunk, self.n_microbatches) < self.recompute
 
     # -- communication ------------------------------------------------------------------------
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
-from orchestrator.program.segments import Boundary, Bucket, Segment
+from orchestrator.program.segments import Boundary, Bucket, Segment, leaving
 
 F, B, I, W, STEP = "F", "B", "I", "W", "STEP"  # noqa: E741 - I is the field's letter
 SEND_F, RECV_F, SEND_B, RECV_B = "SEND_F", "RECV_F", "SEND_B", "RECV_B"
@@ -107,7 +108,7 @@ class Program:
         ranks_per_replica: ranks of one copy; rank = replica * ranks_per_replica + rank within.
         segments, boundaries, buckets: the static half (see :mod:`orchestrator.program.segments`).
         stages: ranks of every pipeline stage, within one replica.
-        checkpoint: ``never``, ``except_last`` or ``always``.
+        recompute: microbatches, the first ones, whose backward runs the forward again.
         sharded: the optimizer's state is sharded over each bucket's group (ZeRO stage 1).
         columns: the ops.
         order: by rank, ids in the order in which the rank posts them.
@@ -126,7 +127,7 @@ class Program:
     segments: tuple[Segment, ...]
     boundaries: tuple[Boundary, ...]
     buckets: tuple[tuple[Bucket, ...], ...]
-    checkpoint: str
+    recompute: int
     sharded: bool
     columns: Columns
     order: tuple[tuple[int, ...], ...]
@@ -155,10 +156,13 @@ class Program:
 
     def recomputes(self, segment: int, chunk: int) -> bool:
         """Whether this chunk's backward runs the forward again instead of keeping its inside."""
-        if self.checkpoint == "except_last":
-            per_microbatch = self.segments[segment].chunks // self.n_microbatches
-            return chunk // per_microbatch < self.n_microbatches - 1
-        return self.checkpoint == "always"
+        microbatch = self.segments[segment].microbatch_of(chunk, self.n_microbatches)
+        return microbatch < self.recompute
+
+    @cached_property
+    def leaving(self) -> tuple[tuple[Boundary, ...], ...]:
+        """By segment, the boundaries over which its outputs leave it."""
+        return leaving(self.segments, self.boundaries)
 
     def is_interstage(self, op: Op) -> bool:
         """Whether a send or receive crosses pipeline stages."""

@@ -153,6 +153,10 @@ class Segment:
         """Whether it ends in the loss."""
         return any(layer.layer.is_loss for layer in self.layers)
 
+    def microbatch_of(self, chunk: int, n_microbatches: int) -> int:
+        """The microbatch that a chunk belongs to."""
+        return chunk // (self.chunks // n_microbatches)
+
 
 class Message(NamedTuple):
     """A box of a value that one rank gives another (or itself).
@@ -237,6 +241,17 @@ class Cut:
     segments: tuple[Segment, ...]
     boundaries: tuple[Boundary, ...]
     buckets: tuple[tuple[Bucket, ...], ...]
+
+
+def leaving(
+    segments: Sequence[Segment], boundaries: Sequence[Boundary]
+) -> tuple[tuple[Boundary, ...], ...]:
+    """By segment, the boundaries over which its outputs leave it."""
+    found: list[list[Boundary]] = [[] for _ in segments]
+    for boundary in boundaries:
+        if boundary.producer >= 0 and not boundary.parameter:
+            found[boundary.producer].append(boundary)
+    return tuple(map(tuple, found))
 
 
 def cut(placement: Placement, itemsize: int, replicas: int, most: int) -> Cut:

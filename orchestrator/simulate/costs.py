@@ -63,10 +63,6 @@ class CostModel:
             if len(bucket.ranks) * program.replicas > 1
         }
         self._check_calibration()
-        self._behind = [
-            [b for b in program.boundaries[1:] if b.producer == segment.index and not b.parameter]
-            for segment in program.segments
-        ]
 
     def _check_calibration(self) -> None:
         """Measured times hold for what was measured: the release, and the layers' sizes.
@@ -215,7 +211,7 @@ class CostModel:
     def _returning(self, segment: int, local_rank: int) -> dict[int, list[int]]:
         """By exported layer, the values of each piece of the gradient of its output of a chunk."""
         by_layer: defaultdict[int, list[int]] = defaultdict(list)
-        for boundary in self._behind[segment]:
+        for boundary in self.program.leaving[segment]:
             found = self._gradients.get(boundary.index)
             if found is None:
                 found = self._gradients[boundary.index] = defaultdict(list)

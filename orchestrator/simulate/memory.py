@@ -121,10 +121,6 @@ class _Exchanges:
 
     def __init__(self, program: Program, *, onednn: bool) -> None:
         self.program, self.onednn = program, onednn
-        self.behind = [
-            [b for b in program.boundaries[1:] if b.producer == segment.index and not b.parameter]
-            for segment in program.segments
-        ]
         self.borrowed = [b for b in program.boundaries if b.parameter]
         self._arriving: dict[tuple[int, int, str], dict[int, list[Message]]] = {}
         self._leaving: dict[int, dict[int, list[Message]]] = {}
@@ -152,7 +148,7 @@ class _Exchanges:
                         if m.source != local_rank
                     ]
                 parts.append(None)
-            for boundary in self.behind[segment.index]:
+            for boundary in program.leaving[segment.index]:
                 shape = part.output_shape(boundary.layer)
                 parts += [
                     (m.turn, m.values, _is_view(m.taken, shape), m.target == local_rank)
@@ -422,7 +418,7 @@ class _Walk:
         """Put the gradient of one output together; its bytes."""
         buffers = local = 0
         pieces: list[Message] = []
-        for boundary in self.exchanges.behind[segment]:
+        for boundary in self.program.leaving[segment]:
             if boundary.layer == layer:
                 for reader in range(chunk * boundary.turns, (chunk + 1) * boundary.turns):
                     buffers += self.received.pop((B, boundary.index, reader), 0)

@@ -99,7 +99,17 @@ def test_shares_that_do_not_fit_the_split_are_refused(
 
 
 @pytest.mark.parametrize(
-    "shares", ["{hight: [1]}", "{}", "{height: [0]}", "{height: 2}", "[{height: [1]}, 1]", "3"]
+    "shares",
+    [
+        "{hight: [1]}",
+        "{}",
+        "{height: [0]}",
+        "{height: 2}",
+        "[{height: [1]}, 1]",
+        "3",
+        "[]",
+        "{batch: []}",
+    ],
 )
 def test_editors_refuse_the_same(shares: str) -> None:
     value = read_document(text(GRID, shares), "x").value
