@@ -1,6 +1,6 @@
 """What a network computes: a graph of named layers, each kind of which says all about itself.
 
-A kind is a file here, or a class in a user's model file; see :mod:`orchestrator.models.layer`.
+A kind is a class, here or in a user's model file; see :mod:`orchestrator.models.layer`.
 """
 
 from orchestrator.models.activations import GELU, ReLU, Sigmoid, SiLU, Tanh
