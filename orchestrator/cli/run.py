@@ -258,7 +258,7 @@ def _predicted(
     data = str(outcome.summary["data"]).split(":")[0]
     prediction = simulate_program(program, cluster, data=data)
     with folder.replacing("trace.json") as file:
-        trace.write(file, outcome.measured, trace_source(prediction))
+        trace.write(file, outcome.measured, trace_source(prediction, cluster))
     return {"cluster": cluster.name, **prediction.summary}
 
 

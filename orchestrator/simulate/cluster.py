@@ -165,6 +165,11 @@ class Cluster:
             ends.append(total)
         return tuple(ends)
 
+    @property
+    def on_processors(self) -> bool:
+        """Whether its devices are processors: a calibration tells so by a rank's threads."""
+        return self.calibration is not None and self.calibration.threads > 0
+
     def device(self, rank: int) -> Device:
         """The device that a rank runs on."""
         if len(self.kinds) == 1:

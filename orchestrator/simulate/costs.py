@@ -45,6 +45,8 @@ class CostModel:
         self.program, self.cluster, self.topology = program, cluster, topology
         self.data = data
         self.calibration = cluster.calibration
+        # of processors, which the ranks of a machine share
+        self.processors = cluster.calibration if cluster.on_processors else None
         self.collectives = Collectives(topology, program.ranks)
         self.notes: dict[str, None] = {}  # an ordered set
         self._works: dict[tuple[int, str, bool, int], Work] = {}
@@ -362,9 +364,9 @@ class CostModel:
     def sharing(self) -> Sharing | None:
         """What disturbs computations: on processors other ranks and transfers, as a calibration
         has seen it; on other devices transfers, where the cluster says so."""
-        c = self.calibration
+        c = self.processors
         slowdown = [self.slowdown(rank) for rank in self.program.ranks]
-        if c is not None and c.threads:
+        if c is not None:
             ranks = c.neighbours or self.cluster.devices_per_node
             return Sharing(ranks, c.threads, slowdown, c.transfer_stretch, c.post_s)
         if not any(device.transfer_slowdown for device, _ in self.cluster.kinds):
@@ -374,9 +376,8 @@ class CostModel:
     def slowdown(self, rank: int) -> float:
         """Fraction of its speed that computation of a rank, of any replica, loses under a
         transfer."""
-        c = self.calibration
-        if c is not None and c.threads:
-            return c.compute_slowdown
+        if self.processors is not None:
+            return self.processors.compute_slowdown
         return self.cluster.device(rank).transfer_slowdown
 
     def loading(self, rank: int) -> float:
@@ -389,8 +390,8 @@ class CostModel:
 
     def node(self, rank: int) -> int:
         """The machine whose processors a rank shares; of other devices, the device."""
-        c = self.calibration
-        if c is None or not c.threads:
+        c = self.processors
+        if c is None:
             return rank
         return rank // c.neighbours if c.neighbours else self.cluster.node(rank)
 

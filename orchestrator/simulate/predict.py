@@ -16,11 +16,12 @@ from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.epoch import DataSet, usual_data
+from orchestrator.simulate.fit import fits
 from orchestrator.simulate.images import host_copies
 from orchestrator.simulate.memory import RankMemory, peak_memory
 from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import DRAWS
-from orchestrator.simulate.replicas import classes, smallest_device
+from orchestrator.simulate.replicas import classes
 
 # Ranks leave a step at different times and run on into the next, so the first step, which all enter
 # together, is not like the others; the second one is.
@@ -125,17 +126,14 @@ def simulate_program(
         mean, of_replicas = unequal.mean, unequal.summary()
     else:
         account = accounts[id(times)]
-    processor = cluster.calibration is not None and cluster.calibration.threads > 0
-    memory = tuple(peak_memory(program, processor=processor))
+    memory = tuple(peak_memory(program, processor=cluster.on_processors))
     peaks = {m.rank: m.peak_bytes for m in memory}
     summary = summarise(accountant, [account], peaks, mean)
     summary |= _prices(
         program, cluster, summary["step_time_s"], epoch_of or usual_data(program.model)
     )
     summary |= of_replicas
-    summary["fits"] = all(
-        m.peak_bytes <= smallest_device(program, cluster, m.rank).usable_bytes for m in memory
-    )
+    summary["fits"] = all(rank.fits for rank in fits(program, cluster, memory))
     summary["simulate_wall_s"] = time.perf_counter() - begun
     notes = [*costs.notes]
     loading = cluster.calibration.load_s if cluster.calibration else {}

@@ -70,7 +70,7 @@ def test_what_does_not_fit_exits_1() -> None:
     assert simulated("krizhevsky2012", "gtx580x2", *big)["fits"] is False
     ended = command("simulate", "--plan", "krizhevsky2012", "--cluster", "gtx580x2", *big)
     assert ended.code == 1
-    assert "does not fit: rank 0 needs" in ended.err
+    assert "rank 0 does not fit GTX 580: needs" in ended.err
 
 
 def test_the_cluster_can_be_overridden() -> None:
