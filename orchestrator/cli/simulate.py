@@ -101,9 +101,8 @@ def command(
         with _telling_of(out):
             _check_out(out)
     prediction = simulate(
-        plan, model, cluster, steps, jitter=jitter, seed=seed,
-        data=data.partition(":")[0] if data else "digits",
-        epoch_of=_epoch_of(model, data, examples),
+        plan, model, cluster, steps,
+        data=_data_of(model, data, examples), jitter=jitter, seed=seed,
     )  # fmt: skip
     found = describe(prediction, cluster)
     if out is not None:
@@ -151,8 +150,8 @@ def _give_out(
                 write_text(out / "metrics.json", json.dumps(where, indent=1) + "\n")
 
 
-def _epoch_of(model: Model, data: str | None, examples: int | None) -> DataSet:
-    """The data set of an epoch, as far as the options tell.
+def _data_of(model: Model, data: str | None, examples: int | None) -> DataSet:
+    """The data set that the options name, else that which the network is made for.
 
     Raises:
         InputError: no such data.

@@ -36,11 +36,12 @@ class CostModel:
     ``notes`` collects what a user should know: layers not measured, sizes beyond what was.
 
     Args:
-        data: what the images are loaded from, as ``run --data``; counts on processors.
+        data: the kind of data set that is loaded, such as ``digits``: what a calibration of
+            processors has its time under.
     """
 
     def __init__(
-        self, program: Program, cluster: Cluster, topology: Topology, data: str = "digits"
+        self, program: Program, cluster: Cluster, topology: Topology, data: str = ""
     ) -> None:
         self.program, self.cluster, self.topology = program, cluster, topology
         self.data = data

@@ -142,6 +142,36 @@ def test_an_epoch_is_of_a_data_set(
     assert f"{data + ', ' if data else ''}{examples:,} images" in told
 
 
+@pytest.mark.parametrize("options", [(), ("--data", "imagenet"), ("--data", "digits")])
+def test_what_is_loaded_is_what_an_epoch_is_of(options: tuple[str, ...]) -> None:
+    """Without --data an epoch was once of imagenet, and the digits were loaded."""
+    processors = (
+        "cluster.calibration={date: 2026-11-24, hardware: h, model: m, versions: {}, threads: 1, "
+        "load_s: {imagenet: 7, digits: 11}}"
+    )
+    found = simulated("single", "gtx580x2", "--set", processors, *options)
+    each = {"imagenet": 7, "digits": 11}[found["epoch"]["data"]]
+    assert found["step_time_s"] == pytest.approx(128 * each, rel=0.05)
+    compared = json.loads(
+        command("compare", "single", "--cluster", "gtx580x2", "--set", processors, "--json").out
+    )
+    assert compared["items"][0]["predicted"]["step_time_s"] == pytest.approx(128 * 7, rel=0.05)
+
+
+def test_data_that_nothing_names_is_loaded_in_no_time() -> None:
+    processors = (
+        "cluster.calibration={date: 2026-11-24, hardware: h, model: m, versions: {}, threads: 1, "
+        "load_s: {digits: 11}}"
+    )
+    for options, what in (
+        (("--examples", "300"), "data that --data does not name"),
+        ((), "imagenet"),
+    ):
+        found = simulated("single", "gtx580x2", "--set", processors, *options)
+        assert f"loading {what} was not measured on gtx580x2 and counts nothing" in found["notes"]
+        assert found["loading_time_s"] == 0
+
+
 def test_a_network_of_digits_has_epochs_of_digits(tmp_path: Path) -> None:
     """Those of LeNet-5 were once of ImageNet."""
     plan = tmp_path / "plan.yaml"
