@@ -63,6 +63,11 @@ def test_simulate_and_calibrated_compare(tmp_path: Path) -> None:
     told = command("simulate", "--plan", file, "--cluster", "gtx580x2").out
     assert "scale: no efficiency is given, 0.35 of the peak is assumed" in told
     assert "squash" not in told  # moves memory only
+    given = ("--set", "cluster.device.efficiency.scale=0.0001")
+    ended = command("simulate", "--plan", file, "--cluster", "gtx580x2", *given, "--json")
+    assert ended.code == 0, ended.err
+    assert not any("scale" in note for note in json.loads(ended.out)["notes"])
+    assert json.loads(ended.out)["compute_time_s"] > found["compute_time_s"]
     assert command("compare", file, "krizhevsky2012", "--cluster", "gtx580x2").code == 0
 
 
