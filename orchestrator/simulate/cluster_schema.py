@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 MOST_DEVICES = 2**20
 Topology = Literal["shared", "switch", "ring", "fully_connected"]
 Count = Annotated[int, Field(ge=1, le=MOST_DEVICES)]
+ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$", max_length=100)]
 
 # Keys that people write for ours, where the nearest spelling would be the wrong unit or none.
 REMEDIES = {
@@ -286,9 +287,7 @@ class ClusterFile(Block):
     schema_version: Annotated[
         int, PlainValidator(_read_version), WithJsonSchema({"const": SCHEMA_VERSION})
     ] = Field(description="The version of this format.", examples=[SCHEMA_VERSION])
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$",
-        max_length=100,
+    name: ClusterName = Field(
         description="Names the cluster: letters, digits, . _ -",
         examples=["gtx580x2"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from orchestrator.cli import calibrate
 from orchestrator.cli.calibrate import measured_programs
 from orchestrator.cli.calibrated import cluster_of
+from orchestrator.errors import InputError
 from orchestrator.execute.measure import Layer, Measured
 from orchestrator.plan import shipped
 from orchestrator.simulate.cluster import load_cluster, read_cluster
@@ -118,6 +120,22 @@ def test_a_file_that_cannot_be_had_is_told_before_anything_is_measured(
     assert Path("notes.yaml").read_text() == "mine"
     monkeypatch.setattr("os.access", lambda *_: False)
     assert "Permission denied" in refused("calibrate", "--out", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("a" * 100, True), ("a" * 101, False), ("0._-", True), ("-a", False)]
+)
+def test_a_file_has_a_name_that_a_cluster_may_have(
+    name: str, allowed: bool, tmp_path: Path
+) -> None:
+    """The rule is the file format's, which ``calibrate`` asks before it measures."""
+    text = (shipped("cluster") / "gtx580x2.yaml").read_text()
+    for check in (
+        lambda: read_cluster(text, overrides=[f"name={name!r}"]),
+        lambda: calibrate.check_out(tmp_path / f"{name}.yaml"),
+    ):
+        with nullcontext() if allowed else pytest.raises(InputError, match="name"):
+            check()
 
 
 def measured() -> Measured:
