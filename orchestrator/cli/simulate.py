@@ -160,9 +160,7 @@ def _data_of(model: Model, data: str | None, examples: int | None) -> DataSet:
         return usual_data(model) if examples is None else DataSet("", examples)
     kind = data.partition(":")[0]
     found = data_set(data)
-    if found is None and kind == "hf":
-        found = DataSet(data, None, f"how many images {data} has is not known here: --examples")
-    elif found is None and kind == "imagefolder":
+    if found is None and kind == "imagefolder":
         from orchestrator.train.data import open_for  # brings torch along
 
         folder = open_for(model, data, 0)
