@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from orchestrator.cli.calibrated import cluster_of, unequal_nodes
@@ -22,6 +22,7 @@ from orchestrator.plan import load_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster, read_cluster
+from orchestrator.simulate.cluster_schema import ClusterName
 from orchestrator.simulate.cluster_write import cluster_yaml
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from orchestrator.execute.measure import Measured
     from orchestrator.models.model import Model
 
-CLUSTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._\-]{0,99}"  # as the schema of cluster files has it
 _AROUND_S = 40.0  # start, messages and all-reduces, for the progress bar
 
 # Any program over all ranks serves to connect them.
@@ -96,13 +96,15 @@ def check_out(out: Path) -> None:
     """
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent}", "--out", f"mkdir -p {out.parent}")
-    if not re.fullmatch(CLUSTER_NAME, out.stem):
+    try:
+        TypeAdapter(ClusterName).validate_python(out.stem)
+    except ValidationError:
         raise InputError(
             f"{out.stem!r} cannot be a cluster's name; allowed: letters, digits, . _ -, the first "
             "of them a letter or digit",
             f"--out {out}",
             f"--out {out.with_name('here.yaml')}",
-        )
+        ) from None
     try:
         check_writable(out)
         is_there = out.is_file()

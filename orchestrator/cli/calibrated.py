@@ -24,7 +24,6 @@ from orchestrator.simulate.calibration import (
     shape_key,
 )
 from orchestrator.simulate.cluster import Cluster, Device, Level
-from orchestrator.simulate.cluster_schema import EfficiencyFile
 
 if TYPE_CHECKING:
     from orchestrator.execute.measure import Measured
@@ -63,14 +62,7 @@ def cluster_of(
         memory_bytes=memory_bytes() // per_node,
         memory_bandwidth=copy,
         flops={"float32": peak},
-        efficiency={
-            **{
-                kind: rate / peak
-                for kind, rate in rates.items()
-                if kind in EfficiencyFile.model_fields
-            },
-            "memory": 1.0,
-        },
+        efficiency={**{kind: rate / peak for kind, rate in rates.items()}, "memory": 1.0},
     )
     network = []
     for level, size in (("node", per_node), ("network", node_count)):
@@ -212,11 +204,11 @@ def _jitter(found: Mapping[int, Measured]) -> float:
 
 
 def _rates(found: Mapping[int, Measured]) -> dict[str, float]:
-    """FLOP a second by kind of layer with weights, median over parts."""
+    """FLOP a second by kind of layer with weights that multiplies, median over parts."""
     rates: defaultdict[str, list[float]] = defaultdict(list)
     for measured in found.values():
         for (part, examples, direction), seconds in measured.layers.items():
-            if part.tiles and direction == "forward":
+            if part.tiles and part.macs_per_example and direction == "forward":
                 flops = 2 * part.macs_per_example * examples
                 rates[part.sized.kind].append(flops / median(seconds))
     return {kind: median(values) for kind, values in rates.items()}

@@ -18,6 +18,7 @@ from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.compare import Item, compare
+from orchestrator.simulate.epoch import data_of_run
 from orchestrator.simulate.predict import simulate
 from orchestrator.simulate.sweep import Sweep
 
@@ -93,14 +94,14 @@ def _entry(source: str, of_plan: list[str], cluster: Cluster | None) -> Entry:
 def _run_entry(source: str, record: RunRecord, cluster: Cluster | None) -> Entry:
     plan = record.plan
     model = model_of(plan)
-    data = str(record.summary.get("data", "digits")).split(":")[0]
+    data = data_of_run(record.summary)
     prediction = simulate(plan, model, cluster, data=data) if cluster else None
     program = compile_plan(plan, model, dtype=record.summary.get("dtype", "float32"))
     # Another release may have compiled the plan to other ops; then ids say nothing here.
     known = program.digest() == record.summary.get("program")
     item = Item(
         record.folder.name or source, plan, model, prediction, record.summary,
-        record.op_seconds if known else {}, program if known else None,
+        record.op_seconds if known else {}, program if known else None, data,
     )  # fmt: skip
     return Entry(source, item, record)
 

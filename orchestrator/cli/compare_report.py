@@ -21,6 +21,7 @@ from orchestrator.observe.report.description import (
 )
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.compare import Item, by_network, error_ratios, paired_ops, worst_layers
+from orchestrator.simulate.fit import fits
 from orchestrator.simulate.memory import peak_memory
 from orchestrator.simulate.sweep import BANDWIDTH, BATCH, Axis, Sweep
 
@@ -91,7 +92,8 @@ def _item(entry: Entry, cluster: Cluster | None) -> ReportItem:
     if predicted is not None and item.measured is not None:
         error = error_ratios(predicted, item.measured)["step_time_s"]
     both = error is not None
-    memory = peak_memory(steps[-1].program, series=True) if steps else []
+    processor = cluster is not None and cluster.on_processors
+    memory = peak_memory(steps[-1].program, series=True, processor=processor) if steps else []
     return ReportItem(
         name=item.name,
         about=item.plan.summary or "",
@@ -107,7 +109,9 @@ def _item(entry: Entry, cluster: Cluster | None) -> ReportItem:
             RankBytes(m.rank, [i for i, _ in m.series], [n for _, n in m.series]) for m in memory
         ),
         room_bytes=(
-            min(device.usable_bytes for device, _ in cluster.kinds) if cluster is not None else None
+            min(rank.usable_bytes for rank in fits(steps[-1].program, cluster, memory))
+            if cluster is not None
+            else None
         ),
         facts=tuple(_item_facts(entry)),
         notes=item.prediction.notes if item.prediction else (),

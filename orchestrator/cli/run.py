@@ -252,13 +252,13 @@ def _predicted(
     if cluster is None:
         return None
     from orchestrator.observe import trace
+    from orchestrator.simulate.epoch import data_of_run
     from orchestrator.simulate.predict import simulate_program
     from orchestrator.simulate.trace_source import trace_source
 
-    data = str(outcome.summary["data"]).split(":")[0]
-    prediction = simulate_program(program, cluster, data=data)
+    prediction = simulate_program(program, cluster, data=data_of_run(outcome.summary))
     with folder.replacing("trace.json") as file:
-        trace.write(file, outcome.measured, trace_source(prediction))
+        trace.write(file, outcome.measured, trace_source(prediction, cluster))
     return {"cluster": cluster.name, **prediction.summary}
 
 

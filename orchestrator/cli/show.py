@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from orchestrator.program.resolve import model_of
 from orchestrator.program.selection import entry_layers
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.fit import RankFit, fits, what_would_fit
-from orchestrator.simulate.memory import peak_memory
+from orchestrator.simulate.memory import RankMemory, peak_memory
 
 MOST_ROWS = 64  # ranks that are all listed; of more, those of the first replica
 MOST_LISTED = 65_536  # ranks in JSON
@@ -77,11 +78,12 @@ def command(
             "leave out --json, which shows the first replica, or take fewer replicas",
         )
     program = compile_plan(plan, model, dtype=dtype, fold=fold)
-    found = describe(plan, program, unfold=as_json)
+    memories = peak_memory(program, processor=cluster is not None and cluster.on_processors)
+    found = describe(plan, program, memories, unfold=as_json)
     ranks: list[RankFit] = []
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.location(("placement",)))
-        ranks = fits(cluster, peak_memory(program), program.replicas if program.folded else 1)
+        ranks = fits(program, cluster, memories)
         found["cluster"], found["fits"] = cluster.name, all(rank.fits for rank in ranks)
     if picture is not None:
         _draw(compile_plan(plan, model, dtype=dtype) if program.folded else program, picture)
@@ -106,7 +108,9 @@ def remedies(plan: Plan, model: Model, cluster: Cluster) -> str:
     return "\n  ".join(lines)
 
 
-def describe(plan: Plan, program: Program, *, unfold: bool = True) -> dict[str, Any]:
+def describe(
+    plan: Plan, program: Program, memories: Sequence[RankMemory], *, unfold: bool = True
+) -> dict[str, Any]:
     """The JSON of ``show``: every layer, rank and edge, those of folded replicas, too."""
     model, traffic = program.model, edges(program, unfold=unfold)
     copies = program.replicas if program.folded else 1
@@ -137,7 +141,7 @@ def describe(plan: Plan, program: Program, *, unfold: bool = True) -> dict[str, 
             }
             for layer in model.layers[:-1]
         ],
-        "ranks": _ranks(program, traffic, copies if unfold else 1),
+        "ranks": _ranks(program, traffic, memories, copies if unfold else 1),
         "edges": _edges(traffic, gradients=False),
         "gradient_edges": _edges(traffic, gradients=True),
     }
@@ -153,9 +157,11 @@ def _draw(program: Program, path: Path) -> None:
         raise InputError(message, "--picture", "a file in a folder where you may write") from error
 
 
-def _ranks(program: Program, traffic: Counter[Edge], copies: int) -> list[dict[str, Any]]:
+def _ranks(
+    program: Program, traffic: Counter[Edge], memories: Sequence[RankMemory], copies: int
+) -> list[dict[str, Any]]:
     of_rank = by_sender(traffic)
-    peaks = {m.rank: m.peak_bytes for m in peak_memory(program)}
+    peaks = {m.rank: m.peak_bytes for m in memories}
     rows = []
     for rank in range(len(program.ranks) * copies):
         local = rank % program.ranks_per_replica

@@ -29,8 +29,8 @@ from orchestrator.program.resolve import model_of
 from orchestrator.simulate.assumed import assumed_behind
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.epoch import DataSet, data_set, usual_data
+from orchestrator.simulate.fit import fits
 from orchestrator.simulate.predict import STEADY, Prediction, simulate
-from orchestrator.simulate.replicas import smallest_device
 from orchestrator.simulate.trace_source import trace_source
 
 
@@ -101,14 +101,13 @@ def command(
         with _telling_of(out):
             _check_out(out)
     prediction = simulate(
-        plan, model, cluster, steps, jitter=jitter, seed=seed,
-        data=data.partition(":")[0] if data else "digits",
-        epoch_of=_epoch_of(model, data, examples),
+        plan, model, cluster, steps,
+        data=_data_of(model, data, examples), jitter=jitter, seed=seed,
     )  # fmt: skip
     found = describe(prediction, cluster)
     if out is not None:
         with _telling_of(out):
-            _write(out, prediction, found)
+            _write(out, prediction, cluster, found)
     if as_json:
         echo(json.dumps(found))
     else:
@@ -151,8 +150,8 @@ def _give_out(
                 write_text(out / "metrics.json", json.dumps(where, indent=1) + "\n")
 
 
-def _epoch_of(model: Model, data: str | None, examples: int | None) -> DataSet:
-    """The data set of an epoch, as far as the options tell.
+def _data_of(model: Model, data: str | None, examples: int | None) -> DataSet:
+    """The data set that the options name, else that which the network is made for.
 
     Raises:
         InputError: no such data.
@@ -161,9 +160,7 @@ def _epoch_of(model: Model, data: str | None, examples: int | None) -> DataSet:
         return usual_data(model) if examples is None else DataSet("", examples)
     kind = data.partition(":")[0]
     found = data_set(data)
-    if found is None and kind == "hf":
-        found = DataSet(data, None, f"how many images {data} has is not known here: --examples")
-    elif found is None and kind == "imagefolder":
+    if found is None and kind == "imagefolder":
         from orchestrator.train.data import open_for  # brings torch along
 
         folder = open_for(model, data, 0)
@@ -210,13 +207,13 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _write(out: Path, prediction: Prediction, found: dict[str, Any]) -> None:
+def _write(out: Path, prediction: Prediction, cluster: Cluster, found: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "summary.json", json.dumps(found, indent=1) + "\n")  # says whose folder it is
     with replacing(out / "timeline.jsonl") as file:
         timeline.write(file, prediction.program, [prediction.times])
     with replacing(out / "trace.json") as file:
-        trace.write(file, trace_source(prediction))
+        trace.write(file, trace_source(prediction, cluster))
 
 
 def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> None:
@@ -257,14 +254,9 @@ def _print(found: dict[str, Any], prediction: Prediction, cluster: Cluster) -> N
 
 
 def _tell_misfit(prediction: Prediction, cluster: Cluster) -> None:
-    for m in prediction.memory:
-        device = smallest_device(prediction.program, cluster, m.rank)
-        if m.peak_bytes > device.usable_bytes:
-            echo(
-                f"does not fit: rank {m.rank} needs {m.peak_bytes / 2**30:.2f} GiB at op "
-                f"{m.peak_op}, {device.name} has {device.usable_bytes / 2**30:.2f} GiB",
-                err=True,
-            )
+    for rank in fits(prediction.program, cluster, prediction.memory):
+        if not rank.fits:
+            echo(str(rank), err=True)
 
 
 def _epoch_row(found: dict[str, Any], assumed: str) -> tuple[str, str]:

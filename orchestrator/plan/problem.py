@@ -101,8 +101,12 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def nearest(word: object, names: Iterable[str]) -> str:
-    """The name that was probably meant, or an empty text."""
+def nearest(word: object, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """The name that was probably meant, or an empty text.
+
+    Args:
+        cutoff: least similarity, 0 to 1 (difflib's ratio).
+    """
     by_lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(str(word).lower()[:200], by_lower, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(word).lower()[:200], by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else ""

@@ -15,7 +15,7 @@ from functools import cached_property
 from math import ceil
 from pathlib import Path as FilePath
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import InputError
 from orchestrator.plan.explain import Format, explain
@@ -164,6 +164,11 @@ class Cluster:
             total += count
             ends.append(total)
         return tuple(ends)
+
+    @property
+    def on_processors(self) -> bool:
+        """Whether its devices are processors: a calibration tells so by a rank's threads."""
+        return self.calibration is not None and self.calibration.threads > 0
 
     def device(self, rank: int) -> Device:
         """The device that a rank runs on."""
@@ -334,6 +339,5 @@ def _value(figure: Figure | None) -> float:
     return figure.value if figure else 0.0
 
 
-def _named(block: object) -> dict[str, float]:
-    figures = vars(block).items()
-    return {name: figure.value for name, figure in figures if isinstance(figure, Figure)}
+def _named(block: BaseModel) -> dict[str, float]:
+    return {name: figure.value for name, figure in block if isinstance(figure, Figure)}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from orchestrator.plan.problem import Problem, found, refusal
+from orchestrator.plan.problem import Problem, found, nearest, refusal
 from orchestrator.simulate.calibration_schema import CalibrationFile, Name
 from orchestrator.simulate.figure import (
     Block,
@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 MOST_DEVICES = 2**20
 Topology = Literal["shared", "switch", "ring", "fully_connected"]
 Count = Annotated[int, Field(ge=1, le=MOST_DEVICES)]
+ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$", max_length=100)]
 
 # Keys that people write for ours, where the nearest spelling would be the wrong unit or none.
 REMEDIES = {
@@ -104,8 +105,12 @@ class EfficiencyFile(Block):
 
     ``conv`` (at most 4, since Winograd's convolutions multiply less than is counted) and ``linear``
     of tflops; ``memory`` of memory_GBps, for all that is limited by it: the
-    other layers, unless they are named, and the update of the weights.
+    other layers, unless they are named, and the update of the weights. Any other kind of layer may
+    be named: of tflops for its multiply-adds and, where it has no weights, of memory_GBps.
     """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Fraction] = Field(init=False)
 
     conv: ConvFraction | None = None
     linear: Fraction | None = None
@@ -116,6 +121,16 @@ class EfficiencyFile(Block):
     pool: Fraction | None = None
     dropout: Fraction | None = None
     loss: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EfficiencyFile:
+        known = ("conv", "linear", "memory")
+        for kind in self.model_extra or {}:
+            near = nearest(kind, known, cutoff=0.87) if kind.isalpha() else ""
+            if near:  # conv2 and bilinear are further off, and may well be kinds
+                message = f"unknown key '{kind}'; allowed: {', '.join(known)} or a kind of layer"
+                raise refusal([Problem((kind,), message, f"did you mean {near}?")])
+        return self
 
 
 class DeviceFile(Block):
@@ -272,9 +287,7 @@ class ClusterFile(Block):
     schema_version: Annotated[
         int, PlainValidator(_read_version), WithJsonSchema({"const": SCHEMA_VERSION})
     ] = Field(description="The version of this format.", examples=[SCHEMA_VERSION])
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$",
-        max_length=100,
+    name: ClusterName = Field(
         description="Names the cluster: letters, digits, . _ -",
         examples=["gtx580x2"],
     )

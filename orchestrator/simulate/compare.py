@@ -14,6 +14,7 @@ from orchestrator.plan import Plan
 from orchestrator.program.ops import COMPUTE, LANE_OF, Program
 from orchestrator.simulate.assumed import assumed_behind
 from orchestrator.simulate.cluster import Cluster
+from orchestrator.simulate.epoch import DataSet
 from orchestrator.simulate.predict import Prediction
 from orchestrator.simulate.sweep import BANDWIDTH, BATCH, POWERS, Axis, Sweep
 
@@ -33,6 +34,7 @@ class Item:
         op_seconds: a run's median duration by op id of ``program``.
         program: what the run interpreted, every replica's ops listed; None for a plan, and for a
             run of which no op is known.
+        data: that a run read; None for the data set that the network is made for.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Item:
     measured: Mapping[str, Any] | None = None
     op_seconds: Mapping[int, float] = field(default_factory=dict)
     program: Program | None = None
+    data: DataSet | None = None
 
     @property
     def best(self) -> Mapping[str, Any]:

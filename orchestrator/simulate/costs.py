@@ -36,15 +36,18 @@ class CostModel:
     ``notes`` collects what a user should know: layers not measured, sizes beyond what was.
 
     Args:
-        data: what the images are loaded from, as ``run --data``; counts on processors.
+        data: the kind of data set that is loaded, such as ``digits``: what a calibration of
+            processors has its time under.
     """
 
     def __init__(
-        self, program: Program, cluster: Cluster, topology: Topology, data: str = "digits"
+        self, program: Program, cluster: Cluster, topology: Topology, data: str = ""
     ) -> None:
         self.program, self.cluster, self.topology = program, cluster, topology
         self.data = data
         self.calibration = cluster.calibration
+        # of processors, which the ranks of a machine share
+        self.processors = cluster.calibration if cluster.on_processors else None
         self.collectives = Collectives(topology, program.ranks)
         self.notes: dict[str, None] = {}  # an ordered set
         self._works: dict[tuple[int, str, bool, int], Work] = {}
@@ -358,9 +361,9 @@ class CostModel:
     def sharing(self) -> Sharing | None:
         """What disturbs computations: on processors other ranks and transfers, as a calibration
         has seen it; on other devices transfers, where the cluster says so."""
-        c = self.calibration
+        c = self.processors
         slowdown = [self.slowdown(rank) for rank in self.program.ranks]
-        if c is not None and c.threads:
+        if c is not None:
             ranks = c.neighbours or self.cluster.devices_per_node
             return Sharing(ranks, c.threads, slowdown, c.transfer_stretch, c.post_s)
         if not any(device.transfer_slowdown for device, _ in self.cluster.kinds):
@@ -370,9 +373,8 @@ class CostModel:
     def slowdown(self, rank: int) -> float:
         """Fraction of its speed that computation of a rank, of any replica, loses under a
         transfer."""
-        c = self.calibration
-        if c is not None and c.threads:
-            return c.compute_slowdown
+        if self.processors is not None:
+            return self.processors.compute_slowdown
         return self.cluster.device(rank).transfer_slowdown
 
     def loading(self, rank: int) -> float:
@@ -385,8 +387,8 @@ class CostModel:
 
     def node(self, rank: int) -> int:
         """The machine whose processors a rank shares; of other devices, the device."""
-        c = self.calibration
-        if c is None or not c.threads:
+        c = self.processors
+        if c is None:
             return rank
         return rank // c.neighbours if c.neighbours else self.cluster.node(rank)
 

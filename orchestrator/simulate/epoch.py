@@ -32,6 +32,11 @@ class DataSet:
     examples: int | None
     unknown: str = ""
 
+    @property
+    def kind(self) -> str:
+        """The name up to its colon: that under which a calibration has its loading."""
+        return self.name.partition(":")[0]
+
     def epoch(self, batch: int) -> Epoch:
         """The epoch in steps of so many examples."""
         if self.examples is None:
@@ -78,6 +83,15 @@ def usual_data(model: Model) -> DataSet:
         return DataSet("digits", DIGITS)
     why = f"no data set is known for {model.name} with {model.classes:,} classes"
     return DataSet("", None, f"{why}: --data or --examples")
+
+
+def data_of_run(summary: Mapping[str, Any]) -> DataSet | None:
+    """The data set of a run, from its summary; None where that names none."""
+    spec = summary.get("data")
+    if spec is None:
+        return None
+    unknown = DataSet(str(spec), None, f"how many images {spec} has is not known here")
+    return data_set(str(spec)) or unknown
 
 
 def data_set(spec: str) -> DataSet | None:

@@ -183,8 +183,7 @@ def _walk(part: BaseModel, path: Path, origin: Origin) -> Iterator[tuple[Path, F
     """Every figure under ``part``, its path and its nearest source."""
     if isinstance(part, Block):
         origin = part.source or (ASSUMED if part.assumed else origin)
-    for name in type(part).model_fields:
-        value = getattr(part, name)
+    for name, value in part:
         inner = (*path, name)
         if isinstance(value, Figure):
             yield inner, value, value.source or (ASSUMED if value.assumed else origin)

@@ -14,6 +14,7 @@ from orchestrator.program.ops import Op
 from orchestrator.schedules import SCHEDULES
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.memory import RankMemory, peak_memory
+from orchestrator.simulate.replicas import smallest_device
 
 
 @dataclass(frozen=True)
@@ -70,40 +71,31 @@ class Remedy:
         return f"{options}: {need} of {have}"
 
 
-def fits(cluster: Cluster, memories: Sequence[RankMemory], replicas: int = 1) -> list[RankFit]:
-    """Each listed rank against the device it runs on.
+def fits(program: Program, cluster: Cluster, memories: Sequence[RankMemory]) -> list[RankFit]:
+    """Ranks of a program against the devices that they run on.
 
     Args:
-        replicas: copies that ``memories`` stands for, where replicas are folded: a rank is then
-            held against the smallest of its copies' devices.
+        memories: of listed ranks. Where replicas are folded, each is held against the smallest of
+            its copies' devices.
 
     Raises:
         InputError: more ranks than devices.
     """
-    cluster.check_room(len(memories) * replicas)
-    found = []
-    for memory in memories:
-        copies = range(replicas if len(cluster.kinds) > 1 else 1)
-        devices = [cluster.device(memory.rank + copy * len(memories)) for copy in copies]
-        device = min(devices, key=lambda d: d.usable_bytes)
-        found.append(
-            RankFit(
-                memory.rank,
-                device.name,
-                memory.peak_bytes,
-                device.usable_bytes,
-                memory.peak_op,
-                memory.parts,
-            )  # fmt: skip
+    cluster.check_room(program.world_size)
+    return [
+        RankFit(
+            memory.rank, device.name, memory.peak_bytes, device.usable_bytes, memory.peak_op,
+            memory.parts,
         )
-    return found
+        for memory in memories
+        for device in [smallest_device(program, cluster, memory.rank)]
+    ]  # fmt: skip
 
 
 def tightest(cluster: Cluster, program: Program) -> RankFit:
     """The rank with least to spare."""
-    replicas = program.replicas if program.folded else 1
-    found = fits(cluster, peak_memory(program), replicas)
-    return min(found, key=lambda fit: fit.usable_bytes - fit.peak_bytes)
+    memories = peak_memory(program, processor=cluster.on_processors)
+    return min(fits(program, cluster, memories), key=lambda fit: fit.usable_bytes - fit.peak_bytes)
 
 
 def what_would_fit(plan: Plan, model: Model, cluster: Cluster) -> list[Remedy]:

@@ -16,11 +16,12 @@ from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.epoch import DataSet, usual_data
+from orchestrator.simulate.fit import fits
 from orchestrator.simulate.images import host_copies
 from orchestrator.simulate.memory import RankMemory, peak_memory
 from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import DRAWS
-from orchestrator.simulate.replicas import classes, smallest_device
+from orchestrator.simulate.replicas import classes
 
 # Ranks leave a step at different times and run on into the next, so the first step, which all enter
 # together, is not like the others; the second one is.
@@ -51,8 +52,7 @@ def simulate(
     cluster: Cluster,
     steps: int = STEADY,
     *,
-    data: str = "digits",
-    epoch_of: DataSet | None = None,
+    data: DataSet | None = None,
     jitter: float = 0.0,
     seed: int = 0,
 ) -> Prediction:
@@ -60,8 +60,8 @@ def simulate(
 
     Args:
         steps: how many; the last one is what is told of.
-        data: what ``run --data`` names; counts where loading takes time from computing.
-        epoch_of: the data set of an epoch; None for the one that the network's shape tells.
+        data: what is loaded, which counts where that takes time from computing, and what an epoch
+            is of; None for the data set that a network of this shape is made for.
         jitter: standard deviation of every computation's time over its mean.
         seed: of the jitter; the same one gives the same times.
 
@@ -73,9 +73,7 @@ def simulate(
     cluster.check_room(plan.world_size, plan.location(("placement",)))
     dtype = plan.training.precision or "float32"
     program = compile_plan(plan, model, dtype=dtype, fold=True)
-    return simulate_program(
-        program, cluster, begun, steps, data=data, epoch_of=epoch_of, jitter=jitter, seed=seed
-    )
+    return simulate_program(program, cluster, begun, steps, data=data, jitter=jitter, seed=seed)
 
 
 def simulate_program(
@@ -84,8 +82,7 @@ def simulate_program(
     begun: float | None = None,
     steps: int = STEADY,
     *,
-    data: str = "digits",
-    epoch_of: DataSet | None = None,
+    data: DataSet | None = None,
     jitter: float = 0.0,
     seed: int = 0,
 ) -> Prediction:
@@ -99,7 +96,8 @@ def simulate_program(
     begun = time.perf_counter() if begun is None else begun
     shared_by = program.ranks_per_replica if program.folded else 0
     topology = Topology(cluster, shared_by)
-    costs = CostModel(program, cluster, topology, data)
+    data = data or usual_data(program.model)
+    costs = CostModel(program, cluster, topology, data.kind)
     engine = Engine(program, topology, costs, host_copies(program, topology))
     begin: list[float] = []
     for _ in range(1, steps):
@@ -125,22 +123,18 @@ def simulate_program(
         mean, of_replicas = unequal.mean, unequal.summary()
     else:
         account = accounts[id(times)]
-    processor = cluster.calibration is not None and cluster.calibration.threads > 0
-    memory = tuple(peak_memory(program, processor=processor))
+    memory = tuple(peak_memory(program, processor=cluster.on_processors))
     peaks = {m.rank: m.peak_bytes for m in memory}
     summary = summarise(accountant, [account], peaks, mean)
-    summary |= _prices(
-        program, cluster, summary["step_time_s"], epoch_of or usual_data(program.model)
-    )
+    summary |= _prices(program, cluster, summary["step_time_s"], data)
     summary |= of_replicas
-    summary["fits"] = all(
-        m.peak_bytes <= smallest_device(program, cluster, m.rank).usable_bytes for m in memory
-    )
+    summary["fits"] = all(rank.fits for rank in fits(program, cluster, memory))
     summary["simulate_wall_s"] = time.perf_counter() - begun
     notes = [*costs.notes]
     loading = cluster.calibration.load_s if cluster.calibration else {}
-    if loading and data not in loading:
-        notes.append(f"loading {data} was not measured on {cluster.name} and counts nothing")
+    if loading and data.kind not in loading:
+        what = data.kind or "data that --data does not name"
+        notes.append(f"loading {what} was not measured on {cluster.name} and counts nothing")
     return Prediction(program, times, account, memory, summary, tuple(notes))
 
 

@@ -9,6 +9,7 @@ from orchestrator.errors import InputError
 from orchestrator.models.model import Model
 from orchestrator.plan import Plan, read_plan
 from orchestrator.simulate.cluster import Cluster
+from orchestrator.simulate.epoch import DataSet
 from orchestrator.simulate.predict import simulate
 
 Axis = Literal["batch", "bandwidth"]
@@ -27,6 +28,10 @@ class Planned(Protocol):
     @property
     def model(self) -> Model:
         """What is split."""
+
+    @property
+    def data(self) -> DataSet | None:
+        """What is loaded; None for the data set that the network is made for."""
 
 
 class Sweep:
@@ -57,7 +62,9 @@ class Sweep:
             if size != plan.global_batch_size:  # read anew, as not every batch divides
                 setting = f"global_batch_size={size}"
                 plan = read_plan(plan.to_yaml(), plan.name, plan.folder, [setting])
-            return float(simulate(plan, item.model, cluster).summary["images_per_s"])
+            return float(
+                simulate(plan, item.model, cluster, data=item.data).summary["images_per_s"]
+            )
         except InputError:
             return None
 

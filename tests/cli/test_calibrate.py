@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cli import calibrate
 from orchestrator.cli.calibrate import measured_programs
+from orchestrator.cli.calibrated import cluster_of
+from orchestrator.errors import InputError
 from orchestrator.execute.measure import Layer, Measured
 from orchestrator.plan import shipped
-from orchestrator.simulate.cluster import load_cluster
+from orchestrator.simulate.cluster import load_cluster, read_cluster
+from orchestrator.simulate.cluster_write import cluster_yaml
 from tests import own_kinds
 from tests.cli.command import command, refused
 from tests.small_network import SMALL
@@ -76,7 +81,7 @@ def test_kinds_of_ones_own_are_measured_and_told_apart_by_their_fields(tmp_path:
     rows = {(row.kind, row.shape) for row in found.calibration.layers}
     assert ("scale", "10 > 10 start=1.0") in rows
     assert ("squash", "8x4x6 > 8x4x6") in rows
-    assert found.device(0).efficiency.keys() == {"conv", "linear", "memory"}
+    assert found.device(0).efficiency.keys() == {"conv", "linear", "scale", "memory"}
     told = command("simulate", "--plan", plan, "--cluster", str(cluster), "--set",
                    "global_batch_size=4")  # fmt: skip
     assert told.code == 0, told.err
@@ -115,6 +120,22 @@ def test_a_file_that_cannot_be_had_is_told_before_anything_is_measured(
     assert Path("notes.yaml").read_text() == "mine"
     monkeypatch.setattr("os.access", lambda *_: False)
     assert "Permission denied" in refused("calibrate", "--out", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("a" * 100, True), ("a" * 101, False), ("0._-", True), ("-a", False)]
+)
+def test_a_file_has_a_name_that_a_cluster_may_have(
+    name: str, allowed: bool, tmp_path: Path
+) -> None:
+    """The rule is the file format's, which ``calibrate`` asks before it measures."""
+    text = (shipped("cluster") / "gtx580x2.yaml").read_text()
+    for check in (
+        lambda: read_cluster(text, overrides=[f"name={name!r}"]),
+        lambda: calibrate.check_out(tmp_path / f"{name}.yaml"),
+    ):
+        with nullcontext() if allowed else pytest.raises(InputError, match="name"):
+            check()
 
 
 def measured() -> Measured:
@@ -158,6 +179,21 @@ def test_nodes_of_different_sizes_are_told_of(
     assert {row.level for row in cluster.calibration.links} <= set(levels)
     assert (told in cluster.summary) is (told in ended.err) is True
     assert ("warning" in ended.err) is bool(told)
+
+
+def test_kinds_of_ones_own_have_an_efficiency(tmp_path: Path) -> None:
+    """Only kinds that a list in the schema named were written."""
+    (program,) = measured_programs([own_kinds.plan(tmp_path)], [4], 1)[0]
+    layers = {
+        Layer(part, 4, "forward"): [0.01]
+        for segment in program.segments
+        for part in segment.parts[0].layers
+    }
+    found = dict.fromkeys((0, 1), replace(measured(), layers=layers))
+    cluster = cluster_of("here", "own", found, dict.fromkeys(found, "a"), 1, {})
+    assert cluster.device(0).efficiency.keys() == {"conv", "linear", "scale", "memory"}
+    read = read_cluster(cluster_yaml(cluster, "a test"))
+    assert read.device(0).efficiency == pytest.approx(cluster.device(0).efficiency, rel=1e-3)
 
 
 def test_bad_input_is_told_before_anything_is_measured(tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.plan import load_plan
+from orchestrator.program import compile_plan
+from orchestrator.program.resolve import model_of
+from orchestrator.simulate.calibration import shape_key
 from tests.cli.command import command, refused
 from tests.own_kinds import NET, PLACEMENTS, plan
 
@@ -73,7 +77,7 @@ def test_verify_with_backwards_in_two_halves(tmp_path: Path, schedule: str) -> N
     assert json.loads(ended.out)["plans"][0]["passed"]
 
 
-def test_simulate_and_calibrated_compare(tmp_path: Path) -> None:
+def test_simulate_and_compare(tmp_path: Path) -> None:
     file = plan(tmp_path)
     ended = command("simulate", "--plan", file, "--cluster", "gtx580x2", "--json")
     assert ended.code == 0, ended.err
@@ -82,7 +86,52 @@ def test_simulate_and_calibrated_compare(tmp_path: Path) -> None:
     told = command("simulate", "--plan", file, "--cluster", "gtx580x2").out
     assert "scale: no efficiency is given, 0.35 of the peak is assumed" in told
     assert "squash" not in told  # moves memory only
+    given = ("--set", "cluster.device.efficiency.scale=0.0001")
+    ended = command("simulate", "--plan", file, "--cluster", "gtx580x2", *given, "--json")
+    assert ended.code == 0, ended.err
+    assert not any("scale" in note for note in json.loads(ended.out)["notes"])
+    assert json.loads(ended.out)["compute_time_s"] > found["compute_time_s"]
     assert command("compare", file, "krizhevsky2012", "--cluster", "gtx580x2").code == 0
+
+
+def test_a_calibration_measures_a_kind_of_ones_own(tmp_path: Path) -> None:
+    """It once said that it was calibrated, of a cluster with no calibration."""
+    file = plan(tmp_path)
+    read = load_plan(file)
+    program = compile_plan(read, model_of(read), dtype="float32")
+    keys = {
+        (shape_key(layer), part.examples, layer.sized.name)
+        for segment in program.segments
+        for part in segment.parts.values()
+        for layer in part.layers
+        if layer.sized.kind == "scale"
+    }
+    assert {name for *_, name in keys} == {"scale0", "out"}
+    scale0 = [key for key in keys if key[2] == "scale0"]
+    rows = ", ".join(
+        f'{{kind: scale, shape: "{shape}", dtype: float32, batch: {examples}, pass: forward, '
+        "seconds: 3}"
+        for shape, examples, _ in scale0
+    )
+    calibration = (
+        "cluster.calibration={date: 2026-11-24, hardware: h, model: own, versions: {}, "
+        f"layers: [{rows}]}}"
+    )
+    call = ("simulate", "--plan", file, "--cluster", "gtx580x2", "--json")
+    without, found = (
+        json.loads(command(*call, *more).out) for more in ((), ("--set", calibration))
+    )
+    chunks = program.segments[0].chunks
+    assert found["compute_time_s"] - without["compute_time_s"] == pytest.approx(
+        3 * chunks * len(scale0), rel=0.01
+    )
+    notes = " ".join(found["notes"])
+    assert "scale0 backward was not measured: estimated" in notes
+    assert "scale0 forward" not in notes
+    assert "out forward was not measured: estimated" in notes
+    compared = command("compare", file, "--cluster", "gtx580x2", "--set", calibration, "--json")
+    item = json.loads(compared.out)["items"][0]["predicted"]
+    assert item["compute_time_s"] == pytest.approx(found["compute_time_s"])
 
 
 def test_run_resume_and_compare(tmp_path: Path) -> None:

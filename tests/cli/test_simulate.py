@@ -70,7 +70,7 @@ def test_what_does_not_fit_exits_1() -> None:
     assert simulated("krizhevsky2012", "gtx580x2", *big)["fits"] is False
     ended = command("simulate", "--plan", "krizhevsky2012", "--cluster", "gtx580x2", *big)
     assert ended.code == 1
-    assert "does not fit: rank 0 needs" in ended.err
+    assert "rank 0 does not fit GTX 580: needs" in ended.err
 
 
 def test_the_cluster_can_be_overridden() -> None:
@@ -108,6 +108,7 @@ def test_the_files_of_out(tmp_path: Path) -> None:
         (("--plan", "single", "--cluster", "nonsense"), "gtx580x2"),
         (("--plan", "single"), "--cluster"),
         (("--plan", "single", "--cluster", "gtx580x2", "--data", "mnist"), "imagenet"),
+        (("--plan", "single", "--cluster", "gtx580x2", "--data", "hf:cifar10"), "imagefolder:PATH"),
         (("--plan", "single", "--cluster", "gtx580x2", "--data", "synthetic:x"), "above 0"),
         (("--plan", "single", "--cluster", "gtx580x2", "--examples", "0"), "--examples"),
         (("--plan", "four-columns", "--cluster", "gtx580x2"), "4 ranks"),
@@ -124,7 +125,6 @@ EPOCHS = [
     (("--data", "synthetic:1280"), "synthetic:1280", 1280, 10),
     (("--data", "imagenet", "--examples", "128"), "imagenet", 128, 1),
     (("--examples", "300"), None, 300, 2),
-    (("--data", "hf:cifar10", "--examples", "50000"), "hf:cifar10", 50_000, 390),
 ]
 
 
@@ -140,6 +140,36 @@ def test_an_epoch_is_of_a_data_set(
     assert found["kWh_per_epoch"] == pytest.approx(2 * 0.244 * hours)
     told = command("simulate", "--plan", "krizhevsky2012", "--cluster", "gtx580x2", *options).out
     assert f"{data + ', ' if data else ''}{examples:,} images" in told
+
+
+@pytest.mark.parametrize("options", [(), ("--data", "imagenet"), ("--data", "digits")])
+def test_what_is_loaded_is_what_an_epoch_is_of(options: tuple[str, ...]) -> None:
+    """Without --data an epoch was once of imagenet, and the digits were loaded."""
+    processors = (
+        "cluster.calibration={date: 2026-11-24, hardware: h, model: m, versions: {}, threads: 1, "
+        "load_s: {imagenet: 7, digits: 11}}"
+    )
+    found = simulated("single", "gtx580x2", "--set", processors, *options)
+    each = {"imagenet": 7, "digits": 11}[found["epoch"]["data"]]
+    assert found["step_time_s"] == pytest.approx(128 * each, rel=0.05)
+    compared = json.loads(
+        command("compare", "single", "--cluster", "gtx580x2", "--set", processors, "--json").out
+    )
+    assert compared["items"][0]["predicted"]["step_time_s"] == pytest.approx(128 * 7, rel=0.05)
+
+
+def test_data_that_nothing_names_is_loaded_in_no_time() -> None:
+    processors = (
+        "cluster.calibration={date: 2026-11-24, hardware: h, model: m, versions: {}, threads: 1, "
+        "load_s: {digits: 11}}"
+    )
+    for options, what in (
+        (("--examples", "300"), "data that --data does not name"),
+        ((), "imagenet"),
+    ):
+        found = simulated("single", "gtx580x2", "--set", processors, *options)
+        assert f"loading {what} was not measured on gtx580x2 and counts nothing" in found["notes"]
+        assert found["loading_time_s"] == 0
 
 
 def test_a_network_of_digits_has_epochs_of_digits(tmp_path: Path) -> None:
@@ -161,7 +191,6 @@ def test_a_network_of_digits_has_epochs_of_digits(tmp_path: Path) -> None:
             "a batch of 2,048 does not fit into digits, which has 1,797",
         ),
         (("--set", "model.classes=16"), "no data set is known for alexnet2012 with 16 classes"),
-        (("--data", "hf:cifar10"), "how many images hf:cifar10 has is not known"),
     ],
 )
 def test_an_epoch_that_cannot_be_told_is_left_out(options: tuple[str, ...], because: str) -> None:

@@ -56,7 +56,8 @@ def executed(program: Program, steps: int) -> Source:
 
 
 def predicted(program: Program) -> Source:
-    return trace_source(simulate_program(program, load_cluster("k20x8")))
+    cluster = load_cluster("k20x8")
+    return trace_source(simulate_program(program, cluster), cluster)
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)

@@ -77,6 +77,8 @@ WRONG = [
     ("nodes: 1", "nodes: 0", "cluster:4, nodes", "found 0", "write it like"),
     ("conv: 0.40", "conv: 40", "device.efficiency.conv", "found 40", "plain number"),
     ("conv: 0.40", "convs: 0.4", "device.efficiency.convs", "unknown key", "mean conv"),
+    ("conv: 0.40", "Linear: 0.4", "device.efficiency.Linear", "unknown key", "mean linear"),
+    ("conv: 0.40", "scale: 40", "device.efficiency.scale", "found 40", "plain number"),
     ("schema_version: 1", "schema_version: 2", "schema_version", "version 1 only", "newer"),
     ("reliability", "slow: [{rank: 2, factor: 2}]\nreliability", "slow[0].rank", "0 to 1", "below"),
     ("reliability", "slow: [{rank: 1, factor: 0}]\nreliability", "slow[0].factor", "found 0", ""),
@@ -115,6 +117,17 @@ def test_devices_that_differ() -> None:
         read_cluster(text, overrides=["nodes=2"])
     with pytest.raises(InputError, match="device and devices"):
         read_cluster(text + device)
+
+
+@pytest.mark.parametrize("kind", ["scale", "attention", "prelu", "conv2d", "bilinear"])
+def test_any_kind_of_layer_may_have_an_efficiency(kind: str) -> None:
+    """The note of a prediction asked for kinds that the file then refused."""
+    figure = f"{kind}: {{value: 0.5, assumed: true}}"
+    cluster = read_cluster(TEXT.replace("linear: 0.60", f"linear: 0.60, {figure}"))
+    assert cluster.device(0).efficiency == {"conv": 0.4, "linear": 0.6, kind: 0.5}
+    assert cluster.assumed() == (f"device.efficiency.{kind}",)
+    set_so = read_cluster(TEXT, overrides=[f"device.efficiency.{kind}=0.5"])
+    assert set_so.device(0).efficiency[kind] == 0.5
 
 
 def test_the_nearest_source_counts() -> None:

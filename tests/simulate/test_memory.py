@@ -137,9 +137,10 @@ def test_walking_is_fast() -> None:
 
 def test_what_fits_and_what_does_not() -> None:
     cluster = load_cluster("gtx580x2")
-    assert all(fit.fits for fit in fits(cluster, peak_memory(compiled("krizhevsky2012"))))
+    small = compiled("krizhevsky2012")
+    assert all(fit.fits for fit in fits(small, cluster, peak_memory(small)))
     large = compiled("single", "global_batch_size=512")
-    (fit,) = fits(cluster, peak_memory(large))
+    (fit,) = fits(large, cluster, peak_memory(large))
     assert not fit.fits
     assert "rank 0 does not fit GTX 580: needs 5.64 GiB of 2.85 GiB, at 0B0 (activations" in str(
         fit
@@ -153,7 +154,8 @@ def test_what_would_fit_is_tried_not_guessed() -> None:
     assert remedies
     for remedy in remedies:
         settings = ("global_batch_size=1024", *remedy.settings)
-        found = fits(cluster, peak_memory(compiled("data-parallel", *settings)))
+        program = compiled("data-parallel", *settings)
+        found = fits(program, cluster, peak_memory(program))
         assert all(fit.fits for fit in found), settings
         assert max(fit.peak_bytes for fit in found) == remedy.tightest.peak_bytes
         assert str(remedy).startswith("--set ")
@@ -172,8 +174,9 @@ def test_folded_replicas_are_held_against_their_smallest_device() -> None:
     override = f"devices=[{{device: {{{large}}}, count: 7}}, {{device: {{{small}}}, count: 1}}]"
     cluster = load_cluster("k20x8", ["device=null", override])
     plan, model = loaded("pipeline-x-data", "replicas=4")
-    memories = peak_memory(compile_plan(plan, model, fold=True))
-    assert [fit.device for fit in fits(cluster, memories, replicas=4)] == ["large", "small"]
+    program = compile_plan(plan, model, fold=True)
+    memories = peak_memory(program)
+    assert [fit.device for fit in fits(program, cluster, memories)] == ["large", "small"]
 
 
 def chain(channels: int) -> Model:
