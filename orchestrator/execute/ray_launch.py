@@ -41,7 +41,7 @@ from orchestrator.execute.worker_context import (
     failure_from,
     first_cause,
 )
-from orchestrator.models.model_file import model_files
+from orchestrator.models.model_file import import_path, model_files
 
 T = TypeVar("T")
 OnEvent = Callable[[int, str, object], None]
@@ -78,7 +78,7 @@ class _Job:
     use_gpu: bool
     threads: int | None
     folder: str
-    model_folders: tuple[str, ...]  # of users' model files, for what their functions import
+    import_path: tuple[str | None, tuple[str, ...]]  # where functions of a model file import from
     timeout_s: float
 
 
@@ -141,7 +141,7 @@ def launch(
             use_gpu=use_gpu,
             threads=threads_per_worker,
             folder=os.getcwd(),
-            model_folders=tuple({str(file.path.parent) for file in model_files()}),
+            import_path=import_path(),
             timeout_s=timeout_s,
         )
         with tempfile.TemporaryDirectory(
@@ -359,6 +359,14 @@ def _where(up: dict[int, WorkerUp]) -> str:
 # In the worker's process.
 
 
+def _import_from(folder: str | None, others: tuple[str, ...]) -> None:
+    """Ray hands on the driver's path as it was on connecting, when another file may have been the
+    current one."""
+    sys.path[:] = [path for path in sys.path if path not in others]
+    if folder is not None:
+        sys.path.append(folder)
+
+
 def _run_worker(job: _Job) -> None:
     import torch
     from ray.train import get_context
@@ -377,7 +385,7 @@ def _run_worker(job: _Job) -> None:
         torch.set_num_threads(threads)
         with contextlib.suppress(OSError):
             os.chdir(job.folder)  # where it exists on this node too
-        sys.path += job.model_folders
+        _import_from(*job.import_path)
         worker, argument = cloudpickle.loads(job.payload)
         worker(
             WorkerContext(

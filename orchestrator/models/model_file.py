@@ -175,6 +175,14 @@ def model_files() -> tuple[ModelFile, ...]:
     return tuple(_files.values())
 
 
+def import_path() -> tuple[str | None, tuple[str, ...]]:
+    """The folder that a function of the current model file imports from, and those of the other
+    files, from which it must not: neighbours may be called alike."""
+    current = str(_current.path.parent) if _current else None
+    folders = {str(file.path.parent) for file in _files.values()}
+    return current, tuple(sorted(folders - {current}))
+
+
 def model_sources(path: Path) -> set[Path]:
     """A model file and what it imports from its folder."""
     known = _files.get(Path(os.path.abspath(path)))

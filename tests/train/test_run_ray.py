@@ -199,6 +199,12 @@ def test_kinds_of_ones_own_reach_the_workers(
         made.mkdir()
     plan, local, over_ray = Path(own_kinds.plan(folder)), tmp_path / "local", tmp_path / "ray"
     monkeypatch.chdir(elsewhere)
+    for number in range(8):  # files of other folders, whose neighbours are called alike
+        other = tmp_path / f"other{number}"
+        other.mkdir()
+        stranger = load_plan(own_kinds.plan(other))
+        (other / "later.py").write_text("")
+        model_of(stranger)
     assert run(plan, local, 2).code == 0
     ended = run(plan, over_ray, 2, launcher="ray")
     assert ended.code == 0, ended.err
