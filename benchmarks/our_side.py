@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.workers import PEER_TIMEOUT_S
-from orchestrator.execute.device import Cpu
+from orchestrator.execute.device import Channel, Cpu
 from orchestrator.execute.distributed import connect
 from orchestrator.execute.interpreter import RankInterpreter
 from orchestrator.execute.parameters import Slot, initial_value
@@ -38,7 +38,7 @@ class FixedFeed:
 class Unclocked(Cpu):
     """A processor that does not look at the clock."""
 
-    def mark(self, lane: str) -> float:
+    def mark(self, channel: Channel) -> float:
         return 0.0
 
 

@@ -26,6 +26,7 @@ from orchestrator.execute.distributed import GlooTransport, clock_offsets, conne
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.interpreter import RankInterpreter
 from orchestrator.execute.measure import Measured, MeasureJob, Meter
+from orchestrator.execute.measure_transfers import measured_routes
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.execute.worker_context import WorkerContext
@@ -118,7 +119,8 @@ def work(context: WorkerContext, turns: Turns) -> None:
     offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:
         context.emit("offsets", offsets)
-    link = connect(turns.calibration.link, context.rank, None, context.timeout_s)
+    routes = measured_routes(context.world_size)
+    link = connect(turns.calibration.link, context.rank, None, context.timeout_s, routes)
     meter = Meter(context, turns.calibration, link)
     with ExitStack() as stack:
         plans: dict[str, PlanOnRank] = {}

@@ -1,8 +1,8 @@
-"""Clocks and lanes of a device: what "after", "at the same time" and "when" mean on it.
+"""Clocks and channels of a device: what "after", "at the same time" and "when" mean on it.
 
 On a CPU computations happen where they are called, and a mark is the wall clock. On a GPU every
-lane is a stream, a mark is an event on it, "after" is one stream waiting for another, and nothing
-waits for the device until the step's times are read.
+channel is a stream, a mark is an event on it, "after" is one stream waiting for another, and
+nothing waits for the device until the step's times are read.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from orchestrator.program.ops import COMPUTE, RECEIVE, REDUCE, SEND
+from orchestrator.program.boundary import Route
+from orchestrator.program.ops import COMPUTE
 
 Mark = Any
+Channel = str | Route
 
 
 class Device(Protocol):
@@ -24,14 +26,14 @@ class Device(Protocol):
 
     torch: torch.device
 
-    def mark(self, lane: str) -> Mark:
-        """The moment that the lane has now reached."""
+    def mark(self, channel: Channel) -> Mark:
+        """The moment that the channel has now reached."""
 
-    def order(self, lane: str, after: str) -> None:
-        """What comes next on ``lane`` starts after what was last queued on ``after``."""
+    def order(self, channel: Channel, after: Channel) -> None:
+        """What comes next on ``channel`` starts after what was last queued on ``after``."""
 
-    def on(self, lane: str) -> AbstractContextManager[Any]:
-        """Queue what is called inside on this lane."""
+    def on(self, channel: Channel) -> AbstractContextManager[Any]:
+        """Queue what is called inside on this channel."""
 
     def seconds(self, mark: Mark) -> float:
         """A mark on the host's clock; waits until the device has reached it."""
@@ -48,13 +50,13 @@ class Cpu:
 
     torch = torch.device("cpu")
 
-    def mark(self, lane: str) -> float:
+    def mark(self, channel: Channel) -> float:
         return time.perf_counter()
 
-    def order(self, lane: str, after: str) -> None:
+    def order(self, channel: Channel, after: Channel) -> None:
         pass
 
-    def on(self, lane: str) -> AbstractContextManager[Any]:
+    def on(self, channel: Channel) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def seconds(self, mark: float) -> float:
@@ -68,31 +70,35 @@ class Cpu:
 
 
 class Cuda:
-    """A GPU: a stream per lane, events for times."""
+    """A GPU: a stream per channel, events for times."""
 
     def __init__(self, index: int) -> None:
         self.torch = torch.device("cuda", index)
         torch.cuda.set_device(self.torch)
         compute = torch.cuda.current_stream(self.torch)
-        self.streams = {COMPUTE: compute}
-        for lane in (SEND, RECEIVE, REDUCE):
-            self.streams[lane] = torch.cuda.Stream(self.torch)
+        self.streams: dict[Channel, torch.cuda.Stream] = {COMPUTE: compute}
         self._zero = torch.cuda.Event(enable_timing=True)
         compute.synchronize()
         self._zero.record(compute)
         compute.synchronize()
         self._zero_seconds = time.perf_counter()
 
-    def mark(self, lane: str) -> torch.cuda.Event:
+    def stream(self, channel: Channel) -> torch.cuda.Stream:
+        """A channel's stream, made when it is first asked for."""
+        if channel not in self.streams:
+            self.streams[channel] = torch.cuda.Stream(self.torch)
+        return self.streams[channel]
+
+    def mark(self, channel: Channel) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
-        event.record(self.streams[lane])
+        event.record(self.stream(channel))
         return event
 
-    def order(self, lane: str, after: str) -> None:
-        self.streams[lane].wait_stream(self.streams[after])
+    def order(self, channel: Channel, after: Channel) -> None:
+        self.stream(channel).wait_stream(self.stream(after))
 
-    def on(self, lane: str) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self.streams[lane])
+    def on(self, channel: Channel) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self.stream(channel))
 
     def seconds(self, mark: torch.cuda.Event) -> float:
         mark.synchronize()

@@ -1,48 +1,50 @@
 """Transports over torch.distributed: gloo between processors, NCCL between GPUs.
 
-Neither blocks where a transfer is posted. On gloo threads hand the transfers over, wait for their
-ends in order and note when they were. On NCCL every ordered pair of ranks has a communicator of
-its own, so that the two directions of an exchange cannot wait for each other, and transfers are
-queued on the lane's stream; the host never waits.
+Neither blocks where a transfer is posted. On gloo a thread for each channel hands over what is
+posted on it, one after another, and notes when each message has ended. On NCCL every route has a
+communicator and a stream of its own, on which an exchange is one group; the host never waits.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.errors import InputError
-from orchestrator.execute.device import Cuda
-from orchestrator.execute.transport import Handle, Transport
+from orchestrator.execute.device import Channel, Cuda
+from orchestrator.execute.transport import Handle, Pieces, Transport
+from orchestrator.program.boundary import Route
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
     LANE_OF,
-    RECEIVE,
     REDUCE,
-    SEND,
     Program,
 )
 
+K = TypeVar("K")
 _STORE_S = 2.0  # beyond its timeout: how long torch.distributed has to tell of it
 
 
-def connect(program: Program, rank: int, device: Cuda | None, timeout_s: float) -> Transport:
+def connect(
+    program: Program, rank: int, device: Cuda | None, timeout_s: float, routes: Sequence[Route] = ()
+) -> Transport:
     """This rank's transport, after all ranks have agreed that they run the same program.
 
     torch.distributed's default process group must be up. Every rank must call this.
 
     Args:
         timeout_s: seconds that a transfer waits for its peers, in every process group.
+        routes: further ones, beside the program's; the same on all ranks.
 
     Raises:
         InputError: a rank has compiled another program.
@@ -61,8 +63,8 @@ def connect(program: Program, rank: int, device: Cuda | None, timeout_s: float) 
             )
     with waits_for_all(rank, program.world_size, "to connect"):
         if device is None:
-            return GlooTransport(program, rank, timeout_s)
-        return NcclTransport(program, rank, device, timeout_s)
+            return GlooTransport(program, rank, timeout_s, routes)
+        return NcclTransport(program, rank, device, timeout_s, routes)
 
 
 @contextmanager
@@ -119,22 +121,27 @@ def _groups(program: Program) -> list[tuple[int, ...]]:
     )
 
 
+def _routes(program: Program, further: Sequence[Route]) -> list[Route]:
+    """The routes of the program's exchanges, in an order that all ranks agree on."""
+    return sorted({*further, *(t.route for t in program.columns.transfers if t is not None)})
+
+
 # -- gloo -----------------------------------------------------------------------------------------
 
 
 class GlooHandle:
-    """A transfer that the threads of its lane see to its end.
+    """A transfer that the thread of its channel sees to its end.
 
     Args:
-        start: hands it to gloo, which may send a part of it before it returns, and gives what
-            waits for the end; raises what went wrong.
+        start: hands its messages to gloo, which may send a part of them before it returns, and
+            gives for each what waits for its end; raises what went wrong.
         keep: what must live until the end.
     """
 
-    def __init__(self, start: Callable[[], Callable[[], object]], keep: Any) -> None:
-        self.start: Callable[[], Callable[[], object]] | None = start
-        self.finish: Callable[[], object] | None = None
-        self.keep, self.started, self.ended = keep, 0.0, 0.0
+    def __init__(self, start: Callable[[], list[Callable[[], object]]], keep: Any) -> None:
+        self.start: Callable[[], list[Callable[[], object]]] | None = start
+        self.keep, self.started = keep, 0.0
+        self.ended: list[float] = []
         self.error: BaseException | None = None
         self.event = threading.Event()
 
@@ -149,58 +156,85 @@ class GlooHandle:
     def join(self) -> None:
         pass
 
-    def marks(self) -> tuple[float, float]:
-        return self.started, self.ended
+    def marks(self) -> list[tuple[float, float]]:
+        return [(self.started, end) for end in self.ended]
 
-    def begin(self) -> None:
-        """Hand it to gloo."""
+    def run(self, waiters: Sequence[SimpleQueue[Callable[[], None]]]) -> None:
+        """Hand it to gloo and wait for its end.
+
+        Args:
+            waiters: threads that wait for the messages, so that none's end is noted late because
+                another's peer is; as many as there are messages, or none for a single one.
+        """
         assert self.start is not None
         self.started = time.perf_counter()
         try:
-            self.finish = self.start()
+            finishes = self.start()
+        except BaseException as error:
+            self.error, finishes = error, []
+        self.ended = [self.started] * len(finishes)
+        if len(finishes) < 2:
+            for number, finish in enumerate(finishes):
+                self._finish(number, finish)
+        else:
+            left = threading.Semaphore(0)
+
+            def waiting(number: int, finish: Callable[[], object]) -> Callable[[], None]:
+                def act() -> None:
+                    self._finish(number, finish)
+                    left.release()
+
+                return act
+
+            for number, (waiter, finish) in enumerate(zip(waiters, finishes, strict=True)):
+                waiter.put(waiting(number, finish))
+            for _ in finishes:
+                left.acquire()
+        self.start = self.keep = None
+        self.event.set()
+
+    def _finish(self, number: int, finish: Callable[[], object]) -> None:
+        try:
+            finish()
         except BaseException as error:
             self.error = error
-
-    def complete(self) -> None:
-        """Wait for its end."""
-        if self.finish is not None:
-            try:
-                self.finish()
-            except BaseException as error:
-                self.error = error
-        self.ended = time.perf_counter()
-        self.start = self.finish = self.keep = None
-        self.event.set()
+        self.ended[number] = time.perf_counter()
 
 
 class GlooTransport:
-    """One rank's connection over the default process group; first in, first out per pair.
+    """One rank's connection over the default process group.
 
-    Messages are handed over by a thread, since gloo sends what the socket takes before it returns,
-    and whoever posts a receive of the same pair meanwhile is kept, too.
-    Collectives go one after another, as a lane's ops do: left to itself, gloo works on two of a
-    group at a time, and the one that is needed first waits for its half of the link.
+    Transfers are handed over by threads, since gloo sends what the socket takes before it returns.
+    A thread goes on with the next one of its channel when one has ended: left to itself, gloo works
+    on two collectives of a group at a time, and the one that is needed first waits for its half of
+    the link. Messages carry their route's number as a tag, so those of two routes between the same
+    ranks are not taken for each other.
     """
 
-    def __init__(self, program: Program, rank: int, timeout_s: float) -> None:
+    def __init__(
+        self, program: Program, rank: int, timeout_s: float, routes: Sequence[Route] = ()
+    ) -> None:
         self.rank = rank
         self.groups = {group: _new_group(group, timeout_s) for group in _groups(program)}
-        self.posted = SimpleQueue[tuple[GlooHandle, SimpleQueue[GlooHandle]]]()
-        self.sent, self.received, self.collectives = (SimpleQueue[GlooHandle]() for _ in range(3))
-        for name, act in (
-            ("post", self._begin), (SEND, lambda: self.sent.get().complete()),
-            (RECEIVE, lambda: self.received.get().complete()), (REDUCE, self._collect),
-        ):  # fmt: skip
-            threading.Thread(target=_endlessly, args=(act,), daemon=True, name=name).start()
+        self.tags = {route: number for number, route in enumerate(_routes(program, routes))}
+        self.channels: dict[Channel, SimpleQueue[Callable[[], None]]] = {}
+        # by peer and direction
+        self.waiters: dict[tuple[int, str], SimpleQueue[Callable[[], None]]] = {}
 
-    def send(self, tensor: Tensor, peer: int) -> Handle:
-        handle = GlooHandle(lambda: _waiting(dist.isend(tensor, peer)), tensor)
-        self.posted.put((handle, self.sent))
-        return handle
+    def exchange(self, route: Route, sends: Pieces, receives: Pieces) -> Handle:
+        tag = self.tags[route]
 
-    def receive(self, tensor: Tensor, peer: int) -> Handle:
-        handle = GlooHandle(lambda: _waiting(dist.irecv(tensor, peer)), tensor)
-        self.posted.put((handle, self.received))
+        def start() -> list[Callable[[], object]]:
+            works = [dist.irecv(tensor, peer, tag=tag) for peer, tensor in receives]
+            works = [dist.isend(tensor, peer, tag=tag) for peer, tensor in sends] + works
+            return [_waiting(work) for work in works]
+
+        handle = GlooHandle(start, (sends, receives))
+        waiters = []
+        if len(sends) + len(receives) > 1:
+            waiters = [self._thread(self.waiters, (peer, "to")) for peer, _ in sends]
+            waiters += [self._thread(self.waiters, (peer, "from")) for peer, _ in receives]
+        self._thread(self.channels, route).put(lambda: handle.run(waiters))
         return handle
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
@@ -218,19 +252,19 @@ class GlooTransport:
             dist.reduce_scatter_tensor(result, tensor, group=comm)
             shard.copy_(result)
 
-        handle = GlooHandle(lambda: act, tensor)
-        self.collectives.put(handle)
+        handle = GlooHandle(lambda: [act], tensor)
+        self._thread(self.channels, REDUCE).put(lambda: handle.run(()))
         return handle
 
-    def _begin(self) -> None:
-        handle, ending = self.posted.get()
-        handle.begin()
-        ending.put(handle)
-
-    def _collect(self) -> None:
-        handle = self.collectives.get()
-        handle.begin()
-        handle.complete()
+    @staticmethod
+    def _thread(
+        threads: dict[K, SimpleQueue[Callable[[], None]]], key: K
+    ) -> SimpleQueue[Callable[[], None]]:
+        """What a thread takes its work from; it is started when it is first needed."""
+        if key not in threads:
+            queue = threads[key] = SimpleQueue()
+            threading.Thread(target=_endlessly, args=(queue,), daemon=True).start()
+        return threads[key]
 
 
 def _waiting(work: dist.Work | None) -> Callable[[], object]:
@@ -238,19 +272,21 @@ def _waiting(work: dist.Work | None) -> Callable[[], object]:
     return work.wait
 
 
-def _endlessly(act: Callable[[], None]) -> None:
+def _endlessly(queue: SimpleQueue[Callable[[], None]]) -> None:
     while True:
-        act()
+        queue.get()()
 
 
 # -- NCCL -----------------------------------------------------------------------------------------
 
 
 class StreamHandle:
-    """A transfer queued on a stream."""
+    """A transfer queued on its channel's stream. Holds its tensors until someone is queued behind
+    it, or it is forgotten."""
 
-    def __init__(self, device: Cuda, lane: str, began: torch.cuda.Event) -> None:
-        self.device, self.began, self.ended = device, began, device.mark(lane)
+    def __init__(self, device: Cuda, channel: Channel, began: torch.cuda.Event, keep: Any) -> None:
+        self.device, self.began, self.ended = device, began, device.mark(channel)
+        self.keep = keep
 
     def done(self) -> bool:
         return True  # whoever needs it is queued behind it by join()
@@ -260,69 +296,79 @@ class StreamHandle:
 
     def join(self) -> None:
         torch.cuda.current_stream(self.device.torch).wait_event(self.ended)
+        self.keep = None
 
-    def marks(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        return self.began, self.ended
+    def marks(self) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
+        return [(self.began, self.ended)]
 
 
 class NcclTransport:
-    """One rank's connection between GPUs: a communicator per ordered pair and per group.
+    """One rank's connection between GPUs: a communicator for each route and each group.
 
-    Communicators are set up here, all ranks going through the same list: NCCL's first call on a
-    communicator blocks the host until the other side has called too.
+    Communicators are set up here, all ranks going through the same list, with a first exchange on
+    each: NCCL's first call to a peer blocks the host until the other side has called too.
     """
 
-    def __init__(self, program: Program, rank: int, device: Cuda, timeout_s: float) -> None:
+    def __init__(
+        self, program: Program, rank: int, device: Cuda, timeout_s: float,
+        routes: Sequence[Route] = (),
+    ) -> None:  # fmt: skip
         self.rank, self.device = rank, device
-        columns = program.columns
-        pairs = sorted(
-            {
-                (columns.rank[i], columns.peers[i][0])
-                for i in range(len(columns))
-                if LANE_OF[columns.kind[i]] == SEND
-            }
-        )
-        self.pairs = {pair: _new_group(sorted(pair), timeout_s) for pair in pairs}
+        self.routes = {
+            route: _new_group(route.ranks, timeout_s) for route in _routes(program, routes)
+        }
         self.groups = {group: _new_group(group, timeout_s) for group in _groups(program)}
-        probe = torch.zeros(1, device=device.torch)
-        for source, target in pairs:
-            if rank == source:
-                dist.send(probe, target, group=self.pairs[source, target])
-            elif rank == target:
-                dist.recv(probe, source, group=self.pairs[source, target])
+        to: dict[Route, set[int]] = {}
+        from_: dict[Route, set[int]] = {}
+        for i in program.order[rank]:
+            transfers = program.columns.transfers[i]
+            if transfers is not None:
+                to.setdefault(transfers.route, set()).update(p for p, _ in transfers.sends)
+                from_.setdefault(transfers.route, set()).update(p for p, _ in transfers.receives)
+        for route in self.routes:
+            sends, receives = (
+                [(peer, torch.zeros(1, device=device.torch)) for peer in sorted(peers)]
+                for peers in (to.get(route, ()), from_.get(route, ()))
+            )
+            for work in self._group(route, sends, receives):
+                work.wait()
         for group, comm in self.groups.items():
             if rank in group:
-                dist.all_reduce(probe, group=comm)
+                dist.all_reduce(torch.zeros(1, device=device.torch), group=comm)
         torch.cuda.synchronize(device.torch)
 
-    def send(self, tensor: Tensor, peer: int) -> Handle:
-        comm = self.pairs[self.rank, peer]
-        return self._queued(SEND, tensor, lambda: dist.isend(tensor, peer, group=comm))
+    def exchange(self, route: Route, sends: Pieces, receives: Pieces) -> Handle:
+        def start() -> list[dist.Work]:
+            return self._group(route, sends, receives)
 
-    def receive(self, tensor: Tensor, peer: int) -> Handle:
-        comm = self.pairs[peer, self.rank]
-        return self._queued(RECEIVE, tensor, lambda: dist.irecv(tensor, peer, group=comm))
+        return self._queued(route, (sends, receives), start)
+
+    def _group(self, route: Route, sends: Pieces, receives: Pieces) -> list[dist.Work]:
+        comm = self.routes[route]
+        ops = [dist.P2POp(dist.isend, tensor, peer, comm) for peer, tensor in sends]
+        ops += [dist.P2POp(dist.irecv, tensor, peer, comm) for peer, tensor in receives]
+        return dist.batch_isend_irecv(ops) if ops else []
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
         comm = self.groups[group]
         shard = tensor.view(-1) if kind == ALL_REDUCE else tensor.view(len(group), -1)
         own = shard if kind == ALL_REDUCE else shard[group.index(self.rank)]
 
-        def start() -> Any:
+        def start() -> list[Any]:
             if kind == ALL_REDUCE:
-                return dist.all_reduce(tensor, group=comm, async_op=True)
+                return [dist.all_reduce(tensor, group=comm, async_op=True)]
             if kind == ALL_GATHER:
-                return dist.all_gather_into_tensor(tensor, own, group=comm, async_op=True)
-            return dist.reduce_scatter_tensor(own, tensor, group=comm, async_op=True)
+                return [dist.all_gather_into_tensor(tensor, own, group=comm, async_op=True)]
+            return [dist.reduce_scatter_tensor(own, tensor, group=comm, async_op=True)]
 
         return self._queued(REDUCE, tensor, start)
 
-    def _queued(self, lane: str, tensor: Tensor, start: Callable[[], Any]) -> StreamHandle:
-        with self.device.on(lane):
-            began = self.device.mark(lane)
-            start().wait()  # orders the lane's stream behind the transfer; the host goes on
-            tensor.record_stream(self.device.streams[lane])
-        return StreamHandle(self.device, lane, began)
+    def _queued(self, channel: Channel, keep: Any, start: Callable[[], list[Any]]) -> StreamHandle:
+        with self.device.on(channel):
+            began = self.device.mark(channel)
+            for work in start():
+                work.wait()  # orders the channel's stream behind the transfer; the host goes on
+        return StreamHandle(self.device, channel, began, keep)
 
 
 # -- one clock ------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ from orchestrator.models.ranges import shift
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import INPUT, LABELS
 from orchestrator.program import Program
-from orchestrator.program.segments import Boundary, Segment, SegmentPart
+from orchestrator.program.boundary import Boundary
+from orchestrator.program.segments import Segment, SegmentPart
 
 
 def first_fault(

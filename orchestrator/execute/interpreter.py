@@ -28,14 +28,11 @@ from orchestrator.models.randomness import Draw
 from orchestrator.models.ranges import Ranges, shift
 from orchestrator.models.value import LABELS
 from orchestrator.observe.timeline import Interval, RankTimes
+from orchestrator.program.boundary import Boundary, Message, Side
 from orchestrator.program.ledger import GRADIENT, Edge, ring_bytes
 from orchestrator.program.ops import (
     COMPUTE,
-    RECEIVE,
-    RECV_F,
-    REDUCE,
-    SEND,
-    SEND_F,
+    FORWARD,
     STEP,
     B,
     F,
@@ -43,7 +40,7 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
-from orchestrator.program.segments import Boundary, Import, Message, SegmentPart
+from orchestrator.program.segments import Import, SegmentPart
 
 
 class Feed(Protocol):
@@ -100,6 +97,7 @@ class Unread:
 
         ops: dict[int, tuple[float, float, float]] = {}
         loading: dict[int, Interval] = {}
+        messages: dict[int, list[Interval]] = {}
         done = begin
         for op in self.ops:
             first, last = self.marks[op.id]
@@ -112,10 +110,18 @@ class Unread:
                 done = end
             else:
                 ready = start
-                began, ended = (seconds(mark) for mark in self.handles[op.id].marks())
-                start, end = max(began, ready), max(ended, ready)
+                intervals = [
+                    (max(seconds(began), ready), max(seconds(ended), ready))
+                    for began, ended in self.handles[op.id].marks()
+                ]
+                start = min(low for low, _ in intervals)
+                end = max(high for _, high in intervals)
+                if op.transfers is not None and len(op.transfers.sides) > 1:
+                    if len(intervals) == 1:  # the group was not told apart
+                        intervals *= len(op.transfers.sides)
+                    messages[op.id] = intervals
             ops[op.id] = (ready, start, end)
-        return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops, loading)
+        return RankTimes(self.rank, self.step, begin, seconds(self.finish), ops, loading, messages)
 
 
 class Recording:
@@ -167,6 +173,11 @@ class RankInterpreter:
         self.feed, self.recipe, self.device = feed, recipe, device
         self.replica, self.local_rank = divmod(rank, program.ranks_per_replica)
         self.ops = tuple(program.rank_ops(rank))
+        listed: set[int] = set()
+        for op in self.ops:
+            if not listed.issuperset(op.needs):
+                raise ValueError(f"rank {rank}: {op} needs what its rank has not listed before it")
+            listed.add(op.id)
         self.dtype = TORCH_DTYPE[program.dtype]
         self.parameters: dict[int, SegmentParameters] = {}
         self.runners: dict[int, SegmentRunner] = {}
@@ -201,9 +212,8 @@ class RankInterpreter:
 
     def _reset(self) -> None:
         self.handles: dict[int, Handle] = {}
-        self.buffers: dict[int, Tensor] = {}  # by receive
-        # by direction, boundary and chunk: the receive of each rank's message
-        self.incoming: defaultdict[tuple[str, int, int], dict[int, int]] = defaultdict(dict)
+        # by direction, boundary and chunk: what each rank sends
+        self.incoming: dict[tuple[str, int, int], dict[int, Tensor]] = {}
         # by segment, layer and chunk
         self.outputs: dict[tuple[int, int, int], Tensor] = {}
         # by boundary and chunk of the reader; messages yet to be cut from each
@@ -245,6 +255,7 @@ class RankInterpreter:
         for handle in self.handles.values():
             if not handle.done():
                 yield handle
+            handle.join()
         self.finish = self.left = self.device.mark(COMPUTE)
 
     def record(self) -> Recording:
@@ -396,7 +407,7 @@ class RankInterpreter:
         if whole_of_it and not boundary.summed:
             only = messages[0]
             if only.source != self.local_rank:
-                return self.buffers.pop(received[only.source]).view(shape)
+                return received[only.source].view(shape)
             assert here is not None
             return cut_out(here, only.taken).contiguous()
         x = torch.zeros(shape, dtype=self.dtype, device=self.device.torch)
@@ -405,7 +416,7 @@ class RankInterpreter:
                 assert here is not None
                 piece = cut_out(here, message.taken)
             else:
-                piece = self.buffers.pop(received[message.source])
+                piece = received.pop(message.source)
             put_in(x, message.given, piece, add=boundary.summed)
         return x
 
@@ -426,7 +437,7 @@ class RankInterpreter:
                         owner = self.parameters[tie.producer].named(tie.parameter)
                         piece = cut_out(owner, message.taken)
                     else:
-                        piece = self.buffers.pop(received[message.source])
+                        piece = received.pop(message.source)
                     put_in(borrowed, message.given, piece, add=False)
 
     def _borrowed(self, tie: Boundary, *, gradient: bool = False) -> Tensor:
@@ -446,18 +457,14 @@ class RankInterpreter:
             self.taken_back.add(tie.index)
             parameters = self.parameters[segment]
             for key in [key for key in self.incoming if key[:2] == (B, tie.index)]:
-                for sender, receive in self.incoming.pop(key).items():
-                    message = self._between(tie.gradients[0], self.local_rank, sender)
-                    piece = self.buffers.pop(receive)
+                received = self.incoming.pop(key)
+                for sender, message in tie.backward.sides[0][self.local_rank].receives:
+                    piece = received.pop(sender)
                     parameters.add_gradient(tie.parameter, message.taken, piece)
-            for message in tie.gradients[0]:
-                if message.source == message.target == self.local_rank:
+            for message in tie.backward.kept[0]:
+                if message.source == self.local_rank:
                     piece = cut_out(self._borrowed(tie, gradient=True), message.given)
                     parameters.add_gradient(tie.parameter, message.taken, piece)
-
-    @staticmethod
-    def _between(messages: Sequence[Message], source: int, target: int) -> Message:
-        return next(m for m in messages if (m.source, m.target) == (source, target))
 
     def _output_gradients(self, segment: int, chunk: int) -> dict[int, Tensor]:
         """By layer, the gradient of its output: the sum over all who read it. None of the loss."""
@@ -493,7 +500,7 @@ class RankInterpreter:
                 if message.target == self.local_rank:
                     piece = self._from_input_gradient(boundary.index, reader, message)
                 else:
-                    piece = self.buffers.pop(received[message.target])
+                    piece = received.pop(message.target)
                 found.append((message, piece))
                 if self.recording is not None:
                     self.recording.returned[boundary.index, reader, message] = piece.clone()
@@ -510,56 +517,69 @@ class RankInterpreter:
 
     def _from_input_gradient(self, index: int, chunk: int, message: Message) -> Tensor:
         piece = cut_out(self.input_gradients[index, chunk], message.given)
+        self._is_cut(index, chunk)
+        return piece
+
+    def _is_cut(self, index: int, chunk: int) -> None:
+        """One message fewer to be cut from an input's gradient."""
         self.uncut[index, chunk] -= 1
         if not self.uncut[index, chunk]:
             del self.input_gradients[index, chunk]
-        return piece
 
     # -- communication ------------------------------------------------------------------------
 
     def _post(self, op: Op) -> Handle:
-        if op.lane == REDUCE:
+        if op.transfers is None:
             return self._reduce(op)
-        message = self._message(op)
-        if op.lane == SEND:
-            tensor = self._outgoing(op, message).contiguous()
-            self._count(op, tensor)
-            self._ready(op)
-            return self.transport.send(tensor, op.peers[0])
-        assert op.lane == RECEIVE
-        shape = shape_of(message.taken)
-        buffer = torch.empty(shape, dtype=self.dtype, device=self.device.torch)
-        self.buffers[op.id] = buffer
-        direction = F if op.kind == RECV_F else B
-        sender = op.peers[0] % self.program.ranks_per_replica
-        self.incoming[direction, op.segment, op.microbatch][sender] = op.id
+        program, forward = self.program, op.kind in FORWARD
+        boundary = program.boundaries[op.segment]
+        crossing = boundary.forward if forward else boundary.backward
+        side = crossing.sides[op.microbatch % boundary.turns][self.local_rank]
+        base = self.rank - self.local_rank
+        sends = self._outgoing(op, boundary, side)
+        receives = [
+            (peer, torch.empty(shape_of(m.taken), dtype=self.dtype, device=self.device.torch))
+            for peer, m in side.receives
+        ]
+        if receives:
+            self.incoming[F if forward else B, op.segment, op.microbatch] = dict(receives)
+        self._count_messages(op, sends)
         self._ready(op)
-        return self.transport.receive(buffer, op.peers[0])
+        return self.transport.exchange(
+            op.transfers.route,
+            [(base + peer, tensor) for peer, tensor in sends],
+            [(base + peer, tensor) for peer, tensor in receives],
+        )
 
     def _ready(self, op: Op) -> None:
-        """What a transfer needs has been queued: its lane goes on from here."""
-        self.device.order(op.lane, COMPUTE)
-        posted = self.device.mark(op.lane)
+        """What a transfer needs has been queued: its channel goes on from here."""
+        self.device.order(op.channel, COMPUTE)
+        posted = self.device.mark(op.channel)
         self.marks[op.id] = (posted, posted)
 
-    def _message(self, op: Op) -> Message:
-        boundary = self.program.boundaries[op.segment]
-        peer = op.peers[0] % self.program.ranks_per_replica
-        forward = op.kind in (SEND_F, RECV_F)
-        gives = (op.lane == SEND) == forward  # whether this rank is the forward's source
-        pair = (self.local_rank, peer) if gives else (peer, self.local_rank)
-        turn = op.microbatch % boundary.turns
-        messages = boundary.messages if forward else boundary.gradients
-        return self._between(messages[0 if boundary.parameter else turn], *pair)
+    def _outgoing(self, op: Op, boundary: Boundary, side: Side) -> list[tuple[int, Tensor]]:
+        """What goes to whom; those who get the same get one tensor."""
+        forward = op.kind in FORWARD
+        cut: dict[Box, Tensor] = {}
+        found = []
+        for peer, message in side.sends:
+            box = message.taken if forward else message.given
+            if box not in cut:
+                cut[box] = self._source(op, boundary, message).contiguous()
+            elif not forward and not boundary.parameter:
+                self._is_cut(op.segment, op.microbatch)
+            found.append((peer, cut[box]))
+        return found
 
-    def _outgoing(self, op: Op, message: Message) -> Tensor:
-        boundary = self.program.boundaries[op.segment]
+    def _source(self, op: Op, boundary: Boundary, message: Message) -> Tensor:
+        """The piece of a tensor that a message carries."""
+        forward = op.kind in FORWARD
         if boundary.parameter:
-            if op.kind == SEND_F:
+            if forward:
                 owner = self.parameters[boundary.producer].named(boundary.parameter)
                 return cut_out(owner.detach(), message.taken)
             return cut_out(self._borrowed(boundary, gradient=True), message.given)
-        if op.kind == SEND_F:
+        if forward:
             key = (boundary.producer, boundary.layer, op.microbatch // boundary.turns)
             return cut_out(self.outputs[key], message.taken)
         return self._from_input_gradient(op.segment, op.microbatch, message)
@@ -569,19 +589,22 @@ class RankInterpreter:
         self._take_back(op.segment)
         tensor = parameters.flat if op.kind == "ALL_GATHER" else parameters.flat_gradient
         assert tensor is not None
-        self._count(op, tensor)
+        self._count_buffer(op, tensor)
         self._ready(op)
         return self.transport.collective(op.kind, tensor.detach(), op.peers)
 
-    def _count(self, op: Op, tensor: Tensor) -> None:
-        """Bytes sent: a message's own, and a collective's ring equivalent for its buffer. The
-        buffers themselves are counted by the transport that they are handed to."""
-        layer = self.program.reader(op.id)
-        if op.lane == SEND:
-            direction = "forward" if op.kind == SEND_F else "backward"
-            edge = Edge(self.rank, op.peers[0], layer, direction)
+    def _count_messages(self, op: Op, sends: Sequence[tuple[int, Tensor]]) -> None:
+        """Bytes that an exchange sends, those of the tensors that it is handed."""
+        layer, base = self.program.reader(op.id), self.rank - self.local_rank
+        direction = "forward" if op.kind in FORWARD else "backward"
+        for peer, tensor in sends:
+            edge = Edge(self.rank, base + peer, layer, direction)
             self.sent[edge] += tensor.numel() * tensor.element_size()
-            return
+
+    def _count_buffer(self, op: Op, tensor: Tensor) -> None:
+        """A collective's ring equivalent for its buffer. The buffers themselves are counted by the
+        transport that they are handed to."""
+        layer = self.program.reader(op.id)
         group_rank = op.peers.index(self.rank)
         following = op.peers[(group_rank + 1) % len(op.peers)]
         values = ring_bytes(op.kind, tensor.numel(), len(op.peers), group_rank)

@@ -25,6 +25,7 @@ from orchestrator.execute.measure_transfers import (
     MESSAGE_BYTES,
     REDUCED_BYTES,
     disturbance,
+    measured_routes,
     time_messages,
     time_posts,
     time_reduction,
@@ -103,7 +104,9 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
 
     context.emit("node", context.node)
     keep_freed_memory()  # as a run's workers do
-    meter = Meter(context, job, connect(job.link, context.rank, None, context.timeout_s))
+    routes = measured_routes(context.world_size)
+    transport = connect(job.link, context.rank, None, context.timeout_s, routes)
+    meter = Meter(context, job, transport)
     tell("warming up")
     begun = time.perf_counter()
     meter.warm_up()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.execute.transport import Handle, Transport
+from orchestrator.program.boundary import Route
 from orchestrator.program.ops import ALL_REDUCE
 
 MESSAGE_BYTES = (4096, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432)
@@ -34,6 +35,18 @@ def _product() -> None:
     torch.mm(x, x, out=out)
 
 
+def measured_routes(world_size: int) -> list[Route]:
+    """Over which messages are measured: between rank 0 and each other one, and round the ranks."""
+    pairs = [(0, peer) for peer in range(1, world_size)]
+    ways = [Route((a,), (b,)) for pair in pairs for a, b in (pair, pair[::-1])]
+    return [*ways, _round(world_size)] if world_size > 1 else []
+
+
+def _round(world_size: int) -> Route:
+    ranks = tuple(range(world_size))
+    return Route(ranks, ranks)
+
+
 def _repeats(size: int) -> int:
     """In one round, of so many bytes."""
     return max(1, min(5, 8_388_608 // size))
@@ -48,22 +61,30 @@ def time_messages(rank: int, peer: int, size: int, transport: Transport) -> list
     if rank not in (0, peer):
         return []
     other = peer if rank == 0 else 0
+    there, back = Route((rank,), (other,)), Route((other,), (rank,))
+
+    def send(tensor: Tensor) -> Handle:
+        return transport.exchange(there, [(other, tensor)], [])
+
+    def receive(tensor: Tensor) -> Handle:
+        return transport.exchange(back, [], [(other, tensor)])
+
     times = []
     for i in range(1 + 2 * _repeats(size)):
         tensor, late = torch.full((size // 4,), float(i)), torch.zeros(1, dtype=torch.float64)
-        received = transport.receive(torch.empty_like(tensor), other)
+        received = receive(torch.empty_like(tensor))
         _product()
         if rank == 0:
-            sent = transport.send(tensor, other)
+            sent = send(tensor)
             _compute_until(received)
-            transport.receive(late, other).wait()
-            times.append((received.marks()[1] - sent.marks()[0] - late.item()) / 2)
+            receive(late).wait()
+            times.append((received.marks()[0][1] - sent.marks()[0][0] - late.item()) / 2)
         else:
             _compute_until(received)
-            sent = transport.send(tensor, other)
+            sent = send(tensor)
             _compute_until(sent)
-            late[0] = sent.marks()[0] - received.marks()[1]
-            transport.send(late, other).wait()
+            late[0] = sent.marks()[0][0] - received.marks()[0][1]
+            send(late).wait()
     return times[1:]
 
 
@@ -86,22 +107,23 @@ def time_reduction(size: int, group: tuple[int, ...], transport: Transport) -> l
 
 
 def time_posts(rank: int, world_size: int, transport: Transport) -> list[float]:
-    """What each of two posts takes between two products of matrices, while all ranks do the same.
+    """What each message of an exchange takes to post between two products of matrices, while all
+    ranks do the same.
 
     Posting a transfer wakes the threads that carry it, which want the core that has woken them.
     """
     data = torch.zeros(POSTED_BYTES // 4)
     after, before = (rank + 1) % world_size, (rank - 1) % world_size
-    times = []
+    route, times = _round(world_size), []
     for _ in range(6):
         _product()
         begun = time.perf_counter()
-        sent = transport.send(data, after)
-        received = transport.receive(torch.empty_like(data), before)
+        exchange = transport.exchange(
+            route, [(after, data)], [(before, torch.empty_like(data))]
+        )  # fmt: skip
         times.append((time.perf_counter() - begun) / 2)
         _product()
-        received.wait()
-        sent.wait()
+        exchange.wait()
     return times[1:]
 
 

@@ -1,13 +1,15 @@
 """How tensors get from rank to rank: the interface, and the transport inside one process.
 
-A transport starts a transfer and gives back a handle; it never blocks. Between one ordered pair of
-ranks transfers are first in, first out and carry no tag.
+A transport starts a transfer and gives back a handle; it never blocks. What one rank posts goes one
+after another on each channel, which is the route of an exchange; collectives share one. On a route
+messages from one rank to another are first in, first out and carry no tag.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,8 +17,12 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.device import Mark
+from orchestrator.program.boundary import Route
 from orchestrator.program.ledger import Buffer
-from orchestrator.program.ops import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
+from orchestrator.program.ops import ALL_GATHER, ALL_REDUCE, REDUCE, REDUCE_SCATTER
+
+Pieces = Sequence[tuple[int, Tensor]]
+"""The other rank, and what goes there or comes from there."""
 
 
 class Handle(Protocol):
@@ -31,18 +37,21 @@ class Handle(Protocol):
     def join(self) -> None:
         """Order what is computed next on this device behind the transfer."""
 
-    def marks(self) -> tuple[Mark, Mark]:
-        """Start and end as marks of the device, known once the step has ended."""
+    def marks(self) -> list[tuple[Mark, Mark]]:
+        """Start and end of each message, what is sent first, as marks of the device, known once the
+        step has ended. One pair of a collective, or where the library does not tell them apart."""
 
 
 class Transport(Protocol):
     """One rank's connection to the others."""
 
-    def send(self, tensor: Tensor, peer: int) -> Handle:
-        """Start to send a contiguous tensor; it must not change until the handle is done."""
+    def exchange(self, route: Route, sends: Pieces, receives: Pieces) -> Handle:
+        """Start to send and receive contiguous tensors, as one group.
 
-    def receive(self, tensor: Tensor, peer: int) -> Handle:
-        """Start to receive into a contiguous tensor of the right shape and dtype."""
+        Args:
+            sends: must not change until the handle is done.
+            receives: of the right shape and dtype.
+        """
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
         """ALL_REDUCE in place; REDUCE_SCATTER leaves this rank's shard summed in its place of
@@ -60,11 +69,8 @@ class CountingTransport:
         self.transport, self.rank = transport, rank
         self.buffers: Counter[Buffer] = Counter()
 
-    def send(self, tensor: Tensor, peer: int) -> Handle:
-        return self.transport.send(tensor, peer)
-
-    def receive(self, tensor: Tensor, peer: int) -> Handle:
-        return self.transport.receive(tensor, peer)
+    def exchange(self, route: Route, sends: Pieces, receives: Pieces) -> Handle:
+        return self.transport.exchange(route, sends, receives)
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
         size = tensor.numel() * tensor.element_size()
@@ -72,15 +78,22 @@ class CountingTransport:
         return self.transport.collective(kind, tensor, group)
 
 
-@dataclass(eq=False)
 class LocalHandle:
-    """A transfer between two ranks of one process."""
+    """A transfer between ranks of one process.
 
-    started: float = field(default_factory=time.perf_counter)
-    ended: float | None = None
+    Args:
+        begin: what is done when its turn has come.
+        count: how many messages it has; 1 of a collective.
+    """
+
+    def __init__(self, begin: Callable[[LocalHandle], None], count: int) -> None:
+        self.begin: Callable[[LocalHandle], None] | None = begin
+        self.begun = 0.0
+        self.ended: list[float | None] = [None] * count
+        self.left = count
 
     def done(self) -> bool:
-        return self.ended is not None
+        return not self.left
 
     def wait(self) -> None:
         raise AssertionError("ranks of one process are stepped by their executor, they never block")
@@ -88,92 +101,159 @@ class LocalHandle:
     def join(self) -> None:
         pass
 
-    def end(self) -> None:
-        """Mark as done, now."""
-        self.ended = time.perf_counter()
+    def start(self) -> None:
+        """Its turn has come."""
+        assert self.begin is not None
+        self.begun, begin, self.begin = time.perf_counter(), self.begin, None
+        begin(self)
 
-    def marks(self) -> tuple[float, float]:
-        assert self.ended is not None
-        return self.started, self.ended
+    def end(self, number: int) -> None:
+        """One of its messages has moved."""
+        self.ended[number] = time.perf_counter()
+        self.left -= 1
+
+    def marks(self) -> list[tuple[float, float]]:
+        assert self.done()
+        return [(self.begun, end) for end in self.ended if end is not None]
 
 
-# A posted transfer waits here for its other side; its tensor is let go when it has happened.
-_Posted = deque[tuple[Tensor, LocalHandle]]
+@dataclass(eq=False)
+class _Piece:
+    """One side of a message; its tensor is let go when it has moved."""
+
+    tensor: Tensor
+    handle: LocalHandle
+    number: int
+    ended: bool = False
 
 
+_Pieces = deque[_Piece]
+_Channel = tuple[int, "Route | str"]
+
+
+@dataclass
 class LocalWorld:
     """All ranks of one process.
 
     Args:
         strict: as NCCL has it: a send is done when its receive has it (rendezvous). Otherwise as
-            gloo: a send is done as soon as it is posted.
+            gloo: a send is done as soon as it has begun.
     """
 
-    def __init__(self, *, strict: bool = True) -> None:
-        self.strict = strict
-        self.sends: defaultdict[tuple[int, int], _Posted] = defaultdict(deque)
-        self.receives: defaultdict[tuple[int, int], _Posted] = defaultdict(deque)
-        self.collectives: defaultdict[
-            tuple[int, ...], defaultdict[int, deque[tuple[str, Tensor, LocalHandle]]]
-        ] = defaultdict(lambda: defaultdict(deque))
+    strict: bool = True
+    sends: defaultdict[tuple[Route, int, int], _Pieces] = field(
+        default_factory=lambda: defaultdict(deque)
+    )
+    receives: defaultdict[tuple[Route, int, int], _Pieces] = field(
+        default_factory=lambda: defaultdict(deque)
+    )
+    collectives: defaultdict[
+        tuple[int, ...], defaultdict[int, deque[tuple[str, Tensor, LocalHandle]]]
+    ] = field(default_factory=lambda: defaultdict(lambda: defaultdict(deque)))
+    queues: defaultdict[_Channel, deque[LocalHandle]] = field(
+        default_factory=lambda: defaultdict(deque)
+    )
+    channel_of: dict[LocalHandle, _Channel] = field(default_factory=dict)
 
     def transport(self, rank: int) -> LocalTransport:
         """The connection of one rank."""
         return LocalTransport(self, rank)
 
-    def match(self, source: int, target: int) -> None:
-        """Carry out the transfers of one ordered pair that both sides have posted."""
-        sends, receives = self.sends[source, target], self.receives[source, target]
+    def post(self, rank: int, channel: Route | str, handle: LocalHandle) -> None:
+        """Begin a transfer, now or when those before it on its channel have ended."""
+        key = rank, channel
+        self.channel_of[handle] = key
+        self.queues[key].append(handle)
+        if self.queues[key][0] is handle:
+            self._go_on(key)
+
+    def _go_on(self, key: _Channel) -> None:
+        """Begin what is first on a channel, and what follows on every channel that this ends."""
+        moving = [key]
+        while moving:
+            queue = self.queues[moving.pop()]
+            if not queue or queue[0].begin is None:
+                continue
+            self.moved: list[LocalHandle] = []
+            queue[0].start()
+            for handle in self.moved:
+                ended = self.channel_of.pop(handle)
+                self.queues[ended].popleft()
+                moving.append(ended)
+
+    def _end(self, handle: LocalHandle, number: int) -> None:
+        handle.end(number)
+        if handle.done():
+            self.moved.append(handle)
+
+    def meet(self, route: Route, source: int, target: int) -> None:
+        """Carry out the messages of one rank to another that both sides have begun."""
+        sends, receives = self.sends[route, source, target], self.receives[route, source, target]
         while sends and receives:
-            (data, sent), (buffer, received) = sends.popleft(), receives.popleft()
+            sent, received = sends.popleft(), receives.popleft()
+            data, buffer = sent.tensor, received.tensor
             if (data.shape, data.dtype) != (buffer.shape, buffer.dtype):
                 raise RuntimeError(
                     f"rank {source} sends {tuple(data.shape)} {data.dtype} and rank {target} "
                     f"expects {tuple(buffer.shape)} {buffer.dtype}"
                 )
             buffer.copy_(data)
-            received.end()
-            if not sent.done():
-                sent.end()
+            self._end(received.handle, received.number)
+            if not sent.ended:
+                self._end(sent.handle, sent.number)
 
-    def meet(self, group: tuple[int, ...]) -> None:
-        """Carry out the collectives that every member has posted."""
+    def begin_exchange(
+        self, rank: int, route: Route, sends: Pieces, receives: Pieces, handle: LocalHandle
+    ) -> None:
+        """One rank's side."""
+        for number, (peer, tensor) in enumerate(sends):
+            piece = _Piece(tensor if self.strict else tensor.clone(), handle, number)
+            if not self.strict:
+                piece.ended = True
+                self._end(handle, number)
+            self.sends[route, rank, peer].append(piece)
+            self.meet(route, rank, peer)
+        for number, (peer, tensor) in enumerate(receives, len(sends)):
+            self.receives[route, peer, rank].append(_Piece(tensor, handle, number))
+            self.meet(route, peer, rank)
+
+    def begin_collective(
+        self, rank: int, kind: str, tensor: Tensor, group: tuple[int, ...], handle: LocalHandle
+    ) -> None:
+        """One rank's side; the last to come carries it out."""
         rows = self.collectives[group]
-        while all(rows[rank] for rank in group):
-            entries = [rows[rank].popleft() for rank in group]
+        rows[rank].append((kind, tensor, handle))
+        while all(rows[member] for member in group):
+            entries = [rows[member].popleft() for member in group]
             kinds = {kind for kind, _, _ in entries}
             if len(kinds) != 1:
                 raise RuntimeError(f"different collectives meet over ranks {group}: {kinds}")
             _collect(kinds.pop(), [tensor for _, tensor, _ in entries])
-            for _, _, handle in entries:
-                handle.end()
+            for _, _, other in entries:
+                self._end(other, 0)
 
 
+@dataclass
 class LocalTransport:
     """One rank's side of a :class:`LocalWorld`."""
 
-    def __init__(self, world: LocalWorld, rank: int) -> None:
-        self.world, self.rank = world, rank
+    world: LocalWorld
+    rank: int
 
-    def send(self, tensor: Tensor, peer: int) -> LocalHandle:
-        handle = LocalHandle()
-        if not self.world.strict:
-            tensor = tensor.clone()
-            handle.end()
-        self.world.sends[self.rank, peer].append((tensor, handle))
-        self.world.match(self.rank, peer)
-        return handle
+    def exchange(self, route: Route, sends: Pieces, receives: Pieces) -> LocalHandle:
+        def begin(handle: LocalHandle) -> None:
+            self.world.begin_exchange(self.rank, route, sends, receives, handle)
 
-    def receive(self, tensor: Tensor, peer: int) -> LocalHandle:
-        handle = LocalHandle()
-        self.world.receives[peer, self.rank].append((tensor, handle))
-        self.world.match(peer, self.rank)
+        handle = LocalHandle(begin, len(sends) + len(receives))
+        self.world.post(self.rank, route, handle)
         return handle
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> LocalHandle:
-        handle = LocalHandle()
-        self.world.collectives[group][self.rank].append((kind, tensor, handle))
-        self.world.meet(group)
+        def begin(handle: LocalHandle) -> None:
+            self.world.begin_collective(self.rank, kind, tensor, group, handle)
+
+        handle = LocalHandle(begin, 1)
+        self.world.post(self.rank, REDUCE, handle)
         return handle
 
 

@@ -92,10 +92,8 @@ class Accountant:
         return Account(times.step, seconds, ranks)
 
     def _rank(self, rank: int, times: StepTimes, begin: float, finish: float) -> Shares:
-        mine = self.transfers[rank]
         # most transfers of an exchange start and end together: each interval once
-        starts, ends = map(times.start.__getitem__, mine), map(times.end.__getitem__, mine)
-        busy = merge(set(zip(starts, ends, strict=True)))
+        busy = merge({x for i in self.transfers[rank] for x in times.of_messages(i)})
         computed = loading = exposed = wait = bubble = other = 0.0
         at = begin
         idle: list[tuple[float, float, Iterable[int]]] = []  # from, to, needs of what came next
@@ -134,10 +132,11 @@ class Accountant:
         for need in needs:
             if self.is_compute[need]:
                 continue
-            low, high = times.ready[need], times.start[need]
-            if high > a and low < b and low < high:
-                between = empty if self._is_interstage(need) else late
-                between.add((max(a, low), min(b, high)))
+            low = times.ready[need]
+            for high, _ in times.of_messages(need):
+                if high > a and low < b and low < high:
+                    between = empty if self._is_interstage(need) else late
+                    between.add((max(a, low), min(b, high)))
         if not late and not empty:
             return exposed, 0.0, 0.0, (b - a) - exposed
         free = subtract([(a, b)], busy)

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from orchestrator.observe.accounting import Account, Shares
-from orchestrator.observe.timeline import StepTimes, meetings
+from orchestrator.observe.timeline import StepTimes
 from orchestrator.program.ledger import Edge, edges_by_kind
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
     COMPUTE,
+    EXCHANGE_B,
+    EXCHANGE_F,
+    FORWARD,
     LANE_OF,
-    RECV_B,
-    RECV_F,
-    REDUCE,
     REDUCE_SCATTER,
     SEND_B,
     SEND_F,
@@ -40,13 +40,14 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
+from orchestrator.program.order import meetings
 
 PHASE = {
     F: "forward", B: "backward", I: "backward_input", W: "backward_weight", STEP: "update",
 }  # fmt: skip
 OP = {
-    SEND_F: "send_forward", SEND_B: "send_backward",
-    RECV_F: "receive_forward", RECV_B: "receive_backward",
+    SEND_F: "send_forward", SEND_B: "send_backward",  # of an exchange, what it sends
+    EXCHANGE_F: "send_forward", EXCHANGE_B: "send_backward",
     ALL_REDUCE: "all_reduce", REDUCE_SCATTER: "reduce_scatter", ALL_GATHER: "all_gather",
 }  # fmt: skip
 # In a larger group it is not told which rank was the last, or series would grow with its square.
@@ -64,7 +65,8 @@ class Part:
     Args:
         step_s: how long the step took the rank; None for the zero that series begin with.
         compute: by phase.
-        communication: by op and peer; of a collective the peer is the next rank of the ring.
+        communication: by op and peer, an exchange by its messages; of a collective the peer is
+            the next rank of the ring.
         wait: by the peer that was late.
         sent: by op, peer and layer.
     """
@@ -90,8 +92,8 @@ class Parts:
     def __init__(self, program: Program) -> None:
         self.program = program
         columns = program.columns
-        self.sides: dict[int, list[int]] = {}  # of each transfer in a group that is not too large
-        for ids in meetings(program):
+        self.sides: dict[int, tuple[int, ...]] = {}  # of collectives of groups not too large
+        for ids in meetings(program).collectives:
             if len(columns.peers[ids[0]]) <= MOST_PEERS_TOLD:
                 self.sides |= dict.fromkeys(ids, ids)
         self.kinds: defaultdict[Edge, dict[str, int]] = defaultdict(dict)
@@ -107,7 +109,7 @@ class Parts:
             rank,
             None,
             compute={(PHASE[self.program.columns.kind[i]],): 0.0 for i in ops.compute},
-            communication=dict.fromkeys(ops.transfers.values(), 0.0),
+            communication={key: 0.0 for keys in ops.transfers.values() for key in keys},
             exposed={(): 0.0},
             wait={(peer,): 0.0 for i in sorted(late) for peer in self._possible_peers(i)},
             bubble={(): 0.0},
@@ -133,14 +135,18 @@ class Parts:
         compute: defaultdict[tuple[str, ...], float] = defaultdict(float)
         for i in ops.compute:
             compute[PHASE[self.program.columns.kind[i]],] += times.end[i] - times.start[i]
-        busy = [(times.start[i], times.end[i]) for i in ops.transfers]
-        claims = zip(busy, ops.transfers.values(), strict=True)
+        claims = [
+            (start, end, key)
+            for i, keys in ops.transfers.items()
+            for (start, end), key in zip(times.of_messages(i, len(keys)), keys, strict=True)
+        ]
+        busy = [(start, end) for start, end, _ in claims]
         loads = [times.loading[i] for i in ops.compute if i in times.loading]
         return Part(
             rank,
             shares.step_time_s,
             compute=dict(compute),
-            communication=divide((start, end, key) for (start, end), key in claims),
+            communication=divide(claims),
             exposed={(): shares.exposed_communication_time_s},
             wait=divide(self._late(ops, times), [*busy, *loads]),
             bubble={(): shares.bubble_time_s},
@@ -158,18 +164,29 @@ class Parts:
             start = times.finish[ops.rank] if i is None else times.start[i]
             if start > at:
                 for need in ops.late_transfers if i is None else ops.late[i]:
-                    low, high = max(at, times.ready[need]), min(start, times.start[need])
-                    if low < high:
-                        yield low, high, (self._last_to_come(need, times),)
+                    peers = self._peers_waited_for(need, times)
+                    for (begun, _), peer in zip(
+                        times.of_messages(need, len(peers)), peers, strict=True
+                    ):
+                        low, high = max(at, times.ready[need]), min(start, begun)
+                        if low < high:
+                            yield low, high, (peer,)
             at = at if i is None else max(at, times.end[i])
 
-    def _last_to_come(self, i: int, times: StepTimes) -> str:
+    def _peers_waited_for(self, i: int, times: StepTimes) -> list[str]:
+        """Of each message of an exchange its peer; of a collective the last to come."""
+        transfers = self.program.columns.transfers[i]
+        if transfers is not None:
+            return [str(peer) for peer, _ in transfers.sides]
         others = self._others(i)
         if not others:
-            return GROUP
-        return str(self.program.columns.rank[max(others, key=times.ready.__getitem__)])
+            return [GROUP]
+        return [str(self.program.columns.rank[max(others, key=times.ready.__getitem__)])]
 
     def _possible_peers(self, i: int) -> list[str]:
+        transfers = self.program.columns.transfers[i]
+        if transfers is not None:
+            return [str(peer) for peer in self.program.columns.peers[i]]
         return [str(self.program.columns.rank[side]) for side in self._others(i)] or [GROUP]
 
     def _others(self, i: int) -> list[int]:
@@ -205,17 +222,21 @@ class _RankOps:
         columns = program.columns
         self.rank = rank
         self.compute: list[int] = []
-        self.transfers: dict[int, tuple[str, ...]] = {}  # to op and peer
+        # to op and peer, of every message
+        self.transfers: dict[int, list[tuple[str, ...]]] = {}
         self.late: dict[int, list[int]] = {}
         for i in program.order[rank]:
-            kind, peers = columns.kind[i], columns.peers[i]
-            lane = LANE_OF[kind]
-            if lane == COMPUTE:
+            kind, peers, transfers = columns.kind[i], columns.peers[i], columns.transfers[i]
+            if LANE_OF[kind] == COMPUTE:
                 self.compute.append(i)
                 self.late[i] = [n for n in columns.needs[i] if _within_stage(program, n)]
+            elif transfers is not None:
+                way = "forward" if kind in FORWARD else "backward"
+                self.transfers[i] = [(f"send_{way}", str(peer)) for peer, _ in transfers.sends]
+                self.transfers[i] += [(f"receive_{way}", str(p)) for p, _ in transfers.receives]
             else:
-                following = (peers.index(rank) + 1) % len(peers) if lane == REDUCE else 0
-                self.transfers[i] = (OP[kind], str(peers[following]))
+                following = (peers.index(rank) + 1) % len(peers)
+                self.transfers[i] = [(OP[kind], str(peers[following]))]
         self.late_transfers = [i for i in self.transfers if _within_stage(program, i)]
 
 

@@ -34,7 +34,8 @@ SHARE_NAMES = {
 # By kind of op: shades of computation's green, and of communication's vermillion.
 OP_COLORS = {
     "F": "#66C7A8", "B": COMPUTE, "I": COMPUTE, "W": "#00755A", "STEP": "#4F6B63",
-    "SEND_F": EXPOSED, "SEND_B": EXPOSED, "RECV_F": "#F0955A", "RECV_B": "#F0955A",
+    "EXCHANGE_F": EXPOSED, "EXCHANGE_B": EXPOSED,
+    "SEND_F": "#E0701F", "SEND_B": "#E0701F", "RECV_F": "#F0955A", "RECV_B": "#F0955A",
     "ALL_REDUCE": "#A34700", "REDUCE_SCATTER": "#A34700", "ALL_GATHER": "#A34700",
 }  # fmt: skip
 

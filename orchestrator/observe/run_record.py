@@ -89,6 +89,7 @@ class _Row:
     start: float
     end: float
     loading: Interval | None
+    messages: list[Interval]
 
 
 def _timeline(path: Path) -> dict[int, list[_Row]]:
@@ -103,6 +104,7 @@ def _timeline(path: Path) -> dict[int, list[_Row]]:
                     _Row(
                         int(row["op"]), int(row["rank"]), ready, start, end,
                         _interval(row.get("loading")),
+                        [(float(low), float(high)) for low, high in row.get("messages", ())],
                     )
                 )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -145,7 +147,8 @@ def _median_step(steps: dict[int, list[_Row]]) -> StepTimes | None:
         finish[row.rank] = max(row.end, finish.get(row.rank, row.end))
     ready, start, end = ([getattr(r, name) for r in rows] for name in ("ready", "start", "end"))
     loading = {row.op: row.loading for row in rows if row.loading is not None}
-    return from_zero(StepTimes(step, ready, start, end, begin, finish, loading))
+    messages = {row.op: row.messages for row in rows if row.messages}
+    return from_zero(StepTimes(step, ready, start, end, begin, finish, loading, messages))
 
 
 def _entered(row: _Row) -> float:

@@ -1,7 +1,8 @@
 """Traces in the Chrome JSON format, which Perfetto (ui.perfetto.dev) opens.
 
-A process per source (measured, simulated), with the same tracks in each: per rank and lane, a slice
-per op and an arrow from every send to its receive; before a forward that waits for its images or
+A process per source (measured, simulated), with the same tracks in each: per rank a slice for each
+computation, each message that it sends or receives and each collective, with an arrow from every
+send to its receive; before a forward that waits for its images or
 labels a slice ``loading``; per rank a counter of memory, where the source has one. Format: "Trace
 Event Format", Google; complete events with ``bind_id`` for arrows.
 
@@ -22,14 +23,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from orchestrator.observe.timeline import StepTimes, meetings
-from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Op, Program
+from orchestrator.observe.timeline import StepTimes
+from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Op, Program
+from orchestrator.program.order import meetings
 from orchestrator.program.segments import Segment
 
+SEND, RECEIVE = "send", "receive"
 LANES = (COMPUTE, SEND, RECEIVE, REDUCE)
 FIRST_TRACK = 10  # above the numbers of the processes
 
@@ -64,25 +66,68 @@ def write(path: Path, *sources: Source) -> None:
 
 
 def _events(sources: Iterable[Source]) -> Iterator[Event]:
-    arrows = count(1)  # an id of its own for every arrow of the file
+    arrows = 1  # an id of its own for every arrow of the file
     for pid, source in enumerate(sources, 1):
-        tracks = _tracks(source)
+        drawn = _drawn(source.program)
+        tracks = _tracks(source, drawn)
         yield from _names(pid, source.name, tracks)
         if not source.steps:
             continue
         zero = min(source.steps[0].begin.values())
         for number, times in enumerate(source.steps):
-            yield from _slices(pid, source.program, times, zero, tracks.of[number], tracks, arrows)
+            yield from _slices(pid, source.program, times, zero, number, tracks, drawn, arrows)
+            arrows += sum(one.lane == SEND for one in drawn)
             for rank, series in source.memory.items():
                 yield from _memory(pid, source.program, times, zero, rank, series)
 
 
-@dataclass(frozen=True)
-class _Tracks:
-    """Where every op is drawn.
+class _Drawn(NamedTuple):
+    """One slice of every step.
 
     Args:
-        of: by number of the step in the trace and op id, which of its lane's tracks.
+        place: of a message, its place among its exchange's.
+        peer: of a message.
+        bytes: of a message or an op.
+        arrow: of a message, its number among all.
+    """
+
+    op: Op
+    lane: str
+    place: int = 0
+    peer: int = -1
+    bytes: int = 0
+    arrow: int = -1
+
+    def span(self, times: StepTimes) -> tuple[float, float]:
+        """From when to when."""
+        return times.of_messages(self.op.id, self.place + 1)[self.place]
+
+
+def _drawn(program: Program) -> list[_Drawn]:
+    """The slices of a step, in the order of ops; but receives behind all that is sent, since an
+    arrow to a slice of the same moment is dropped if it is not known where it comes from."""
+    arrow_of: dict[tuple[int, int], int] = {}
+    for number, (send, sent, receive, received) in enumerate(meetings(program).messages):
+        there = program.columns.transfers[receive]
+        assert there is not None
+        arrow_of[send, sent] = arrow_of[receive, len(there.sends) + received] = number
+    found = []
+    for op in program.ops():
+        if op.transfers is None:
+            found.append(_Drawn(op, op.lane, bytes=op.bytes))
+            continue
+        for place, (peer, size) in enumerate(op.transfers.sides):
+            lane = SEND if place < len(op.transfers.sends) else RECEIVE
+            found.append(_Drawn(op, lane, place, peer, size, arrow_of[op.id, place]))
+    return sorted(found, key=lambda one: one.lane == RECEIVE)
+
+
+@dataclass(frozen=True)
+class _Tracks:
+    """Where every slice is drawn.
+
+    Args:
+        of: by number of the step in the trace and of the slice, which of its lane's tracks.
         count: by rank and lane, tracks in use; one at least.
     """
 
@@ -99,18 +144,19 @@ class _Tracks:
         return max(self.count.values())
 
 
-def _tracks(source: Source) -> _Tracks:
-    columns, ranks = source.program.columns, source.program.ranks
+def _tracks(source: Source, drawn: Sequence[_Drawn]) -> _Tracks:
     of: list[list[int]] = []
     free: defaultdict[tuple[int, str], list[float]] = defaultdict(lambda: [float("-inf")])
     for times in source.steps:
-        of.append([0] * len(columns))
-        for i in sorted(range(len(columns)), key=lambda i: (times.start[i], times.end[i])):
-            ends = free[columns.rank[i], LANE_OF[columns.kind[i]]]  # of each track's last slice
-            start = times.start[i]
+        of.append([0] * len(drawn))
+        spans = [one.span(times) for one in drawn]
+        for n in sorted(range(len(drawn)), key=spans.__getitem__):
+            ends = free[drawn[n].op.rank, drawn[n].lane]  # of each track's last slice
+            start, stop = spans[n]
             track = next((k for k, end in enumerate(ends) if end <= start), len(ends))
-            ends[track:] = [times.end[i], *ends[track + 1 :]]
-            of[-1][i] = track
+            ends[track:] = [stop, *ends[track + 1 :]]
+            of[-1][n] = track
+    ranks = source.program.ranks
     return _Tracks(of, {(r, lane): len(free[r, lane]) for r in ranks for lane in LANES})
 
 
@@ -127,20 +173,14 @@ def _names(pid: int, name: str, tracks: _Tracks) -> Iterator[Event]:
 
 
 def _slices(
-    pid: int, program: Program, times: StepTimes, zero: float, on: list[int], tracks: _Tracks,
-    arrows: Iterator[int],
+    pid: int, program: Program, times: StepTimes, zero: float, number: int, tracks: _Tracks,
+    drawn: Sequence[_Drawn], arrows: int,
 ) -> Iterator[Event]:  # fmt: skip
     layers = [_layers(segment) for segment in program.segments]
-    arrow_of = {
-        i: arrow
-        for ids in meetings(program)
-        if LANE_OF[program.columns.kind[ids[0]]] in (SEND, RECEIVE)
-        for arrow in (next(arrows),)
-        for i in ids
-    }
-    for op in program.ops():
-        start, end = _micro(times.start[op.id] - zero), _micro(times.end[op.id] - zero)
-        tid = tracks.tid(op.rank, op.lane, on[op.id])
+    for one, track in zip(drawn, tracks.of[number], strict=True):
+        op = one.op
+        start, end = (_micro(at - zero) for at in one.span(times))
+        tid = tracks.tid(op.rank, one.lane, track)
         if op.id in times.loading:
             since, until = (_micro(at - zero) for at in times.loading[op.id])
             if since < until:
@@ -153,25 +193,27 @@ def _slices(
             "ph": "X", "pid": pid, "tid": tid,
             "name": str(op), "cat": op.kind, "ts": start, "dur": round(end - start, 3),
         }  # fmt: skip
-        if op.lane in (SEND, RECEIVE):
-            event["bind_id"] = arrow_of[op.id]
-            event["flow_out" if op.lane == SEND else "flow_in"] = True
-        waited = _micro(times.start[op.id] - times.ready[op.id])
-        event["args"] = _details(op, times.step, layers[program.segment_of(op.id).index], waited)
+        if one.arrow >= 0:
+            event["bind_id"] = arrows + one.arrow
+            event["flow_out" if one.lane == SEND else "flow_in"] = True
+        waited = _micro(one.span(times)[0] - times.ready[op.id])
+        event["args"] = _details(one, times.step, layers[program.segment_of(op.id).index], waited)
         yield event
 
 
-def _details(op: Op, step: int, layers: str, waited_us: float) -> dict[str, Any]:
+def _details(one: _Drawn, step: int, layers: str, waited_us: float) -> dict[str, Any]:
     """What a click on a slice shows; zeros are left out."""
-    found: dict[str, Any] = {"op": op.id, "step": step, "layers": layers}
+    found: dict[str, Any] = {"op": one.op.id, "step": step, "layers": layers}
     if waited_us > 0:
         found["waited_us"] = waited_us
-    if op.bytes:
-        found["bytes"] = op.bytes
-    if op.flops:
-        found["flops"] = op.flops
-    if op.peers:
-        found["peers"] = ",".join(map(str, op.peers))
+    if one.bytes:
+        found["bytes"] = one.bytes
+    if one.op.flops:
+        found["flops"] = one.op.flops
+    if one.arrow >= 0:
+        found["peers"] = str(one.peer)
+    elif one.op.peers:
+        found["peers"] = ",".join(map(str, one.op.peers))
     return found
 
 

@@ -1,22 +1,19 @@
 """Proof that a program cannot deadlock, under the strictest reading of its transports (NCCL's).
 
-* A send and its receive are one event: neither side goes on before both are there (rendezvous).
-* Per ordered pair of ranks the n-th send meets the n-th receive; there are no tags.
-* All members of a collective meet; a rank's collectives run one after another.
-* A rank posts its ops in the order of its list, and what stands behind a computation after its end.
-
-Merge the ops that meet into events, draw an edge for every ``needs`` and for every lane's order,
-and the program is free of deadlocks exactly if the graph has no cycle. A program that fails is
-shown as a grid, a column per rank, the ops of the cycle marked.
+The order is that of :mod:`orchestrator.program.order`, and every message is a rendezvous: neither
+side's exchange ends before both have begun. Draw the begin and the end of every op as points, an
+edge from what must be before to what must be after, and the program is free of deadlocks exactly
+if the graph has no cycle. A program that fails is shown as a grid, a column per rank, the ops of
+the cycle marked.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
-from itertools import zip_longest
 
-from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
+from orchestrator.program.ops import Program
+from orchestrator.program.order import Meetings, Mismatch, before, meetings
 
 
 @dataclass(frozen=True)
@@ -34,31 +31,28 @@ class Deadlock:
 
 def find_deadlock(program: Program) -> Deadlock | None:
     """None if every op of the program can run."""
-    met = _meetings(program)
-    if isinstance(met, Deadlock):
-        return met
-    event_of, count = met
-    after: list[list[int]] = [[] for _ in range(count)]
-    missing = [0] * count
-    for a, b in _edges(program):
-        x, y = event_of[a], event_of[b]
-        if x == y:
-            return Deadlock("an op needs one that it must run together with", (a, b))
-        after[x].append(y)
-        missing[y] += 1
-    free = deque(i for i in range(count) if not missing[i])
+    try:
+        met = meetings(program)
+    except Mismatch as error:
+        return Deadlock(error.reason, error.ops)
+    after = _graph(program, met)
+    missing = [0] * len(after)
+    for points in after:
+        for point in points:
+            missing[point] += 1
+    free = deque(point for point, n in enumerate(missing) if not n)
     ended = 0
     while free:
-        event = free.popleft()
+        point = free.popleft()
         ended += 1
-        for y in after[event]:
+        for y in after[point]:
             missing[y] -= 1
             if not missing[y]:
                 free.append(y)
-    if ended == count:
+    if ended == len(after):
         return None
-    circle = set(_circle(after, missing))
-    ops = tuple(i for i, event in enumerate(event_of) if event in circle)
+    most = 2 * len(program.columns)
+    ops = tuple(sorted({point // 2 for point in _circle(after, missing) if point < most}))
     return Deadlock(f"{len(ops)} ops wait for each other in a circle", ops)
 
 
@@ -87,67 +81,21 @@ def grid(program: Program, deadlock: Deadlock, around: int = 3) -> str:
     return "\n".join(row.rstrip() for row in [deadlock.reason, *rows])
 
 
-def _meetings(program: Program) -> tuple[list[int], int] | Deadlock:
-    """The event of every op, and how many events there are."""
-    columns = program.columns
-    sends: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    receives: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    collectives: defaultdict[int, defaultdict[int, list[int]]]
-    collectives = defaultdict(lambda: defaultdict(list))
-    # Groups may be as large as the world: equal ones get one number, each object compared once.
-    number_of: dict[tuple[int, ...], int] = {}
-    numbers: dict[int, int] = {}
-    for i in (i for ids in program.order for i in ids):
-        lane, rank, peers = LANE_OF[columns.kind[i]], columns.rank[i], columns.peers[i]
-        if lane == SEND:
-            sends[rank, peers[0]].append(i)
-        elif lane == RECEIVE:
-            receives[peers[0], rank].append(i)
-        elif lane == REDUCE:
-            if id(peers) not in numbers:
-                numbers[id(peers)] = number_of.setdefault(peers, len(number_of))
-            collectives[numbers[id(peers)]][rank].append(i)
-    event_of = list(range(len(columns)))
-    for pair in sends.keys() | receives.keys():
-        for a, b in zip_longest(sends[pair], receives[pair]):
-            if a is None or b is None or columns.bytes[a] != columns.bytes[b]:
-                what = "no partner" if a is None or b is None else "a partner of another size"
-                return Deadlock(
-                    f"a transfer from rank {pair[0]} to rank {pair[1]} meets {what}",
-                    tuple(i for i in (a, b) if i is not None),
-                )
-            event_of[b] = a
-    groups = list(number_of)
-    for number, by_rank in collectives.items():
-        group = groups[number]
-        listed = [r for r in group if r in program.ranks]
-        rows = [by_rank[r] for r in listed]
-        if len({len(row) for row in rows}) != 1:
-            longest = max(rows, key=len)
-            return Deadlock(f"a collective over ranks {group} is not joined by all", (longest[-1],))
-        for ids in zip(*rows, strict=True):
-            if len({(columns.kind[i], columns.bytes[i]) for i in ids}) != 1:
-                return Deadlock(f"different collectives meet over ranks {group}", ids)
-            for i in ids:
-                event_of[i] = ids[0]
-    position = {event: n for n, event in enumerate(sorted(set(event_of)))}
-    return [position[event] for event in event_of], len(position)
-
-
-def _edges(program: Program) -> list[tuple[int, int]]:
-    columns = program.columns
-    edges = [(need, i) for i in range(len(columns)) for need in columns.needs[i]]
-    for ids in program.order:
-        last: dict[tuple[str, int], int] = {}
+def _graph(program: Program, met: Meetings) -> list[list[int]]:
+    """By point, those behind it: 2i is the begin of op i, 2i + 1 its end; a collective has one
+    more, between the begins and the ends of its ops."""
+    after: list[list[int]] = [[2 * i + 1] for i in range(len(program.columns))]
+    after = [points for begin in after for points in (begin, [])]
+    for a, b in before(program):
+        after[2 * a + 1].append(2 * b)
+    for send, _, receive, _ in met.messages:
+        after[2 * send].append(2 * receive + 1)
+        after[2 * receive].append(2 * send + 1)
+    for ids in met.collectives:
         for i in ids:
-            lane = LANE_OF[columns.kind[i]]
-            key = (lane, columns.peers[i][0] if lane in (SEND, RECEIVE) else -1)
-            if key in last:
-                edges.append((last[key], i))
-            last[key] = i
-            if lane != COMPUTE and (COMPUTE, -1) in last:
-                edges.append((last[COMPUTE, -1], i))
-    return edges
+            after[2 * i].append(len(after))
+        after.append([2 * i + 1 for i in ids])
+    return after
 
 
 def _circle(after: list[list[int]], missing: list[int]) -> list[int]:

@@ -6,9 +6,9 @@
     linearise actions       -> one global order    a witness that the order is legal
     emit      order         -> ops                 sends, receives, reductions and steps put in
 
-Ops are emitted in one global order in which a send and its receive come together. Every rank's
-list is a part of that order, except that receives are moved ahead of the compute op before them
-so that transfers run under computation; that keeps first-in-first-out per ordered pair of ranks.
+Ops are emitted in one global order in which the sides of an exchange come together. Every rank's
+list is a part of that order, except that a rank that only receives does so ahead of the compute op
+before, so that transfers run under computation; on each route that keeps the order.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import compress, takewhile
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
 from orchestrator.plan import Plan
+from orchestrator.program.boundary import Boundary, Direction, Route, Side
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
-    RECV_B,
-    RECV_F,
     REDUCE_SCATTER,
-    SEND_B,
-    SEND_F,
     STEP,
     B,
     Columns,
     F,
     Program,
+    Transfers,
     W,
+    others_of,
+    size_of,
 )
 from orchestrator.program.placement import Placement, place
 from orchestrator.program.segments import (
-    Boundary,
     Bucket,
     Cut,
     Segment,
@@ -114,17 +113,16 @@ def compile_plan(
 
 
 def _ops_at_least(cut: Cut) -> int:
-    """Ops of a replica, no fewer: forwards and backwards of every chunk, and their messages."""
+    """Ops of a replica, no fewer: forwards and backwards of every chunk, and their exchanges."""
     computed = sum((1 + s.trained) * len(s.parts) * s.chunks for s in cut.segments)
-    sent = 0
+    exchanged = 0
     for boundary in cut.boundaries[1:]:
         consumer = cut.segments[boundary.consumer]
         chunks = 1 if boundary.parameter else consumer.chunks
         returned = boundary.parameter or consumer.imports[boundary.number].trained
-        for messages in (boundary.messages, boundary.gradients if returned else ()):
-            crossing = sum(m.source != m.target for turn in messages for m in turn)
-            sent += 2 * crossing * chunks // boundary.turns
-    return computed + sent
+        for direction in (boundary.forward, boundary.backward) if returned else (boundary.forward,):
+            exchanged += sum(map(len, direction.sides)) * chunks // boundary.turns
+    return computed + exchanged
 
 
 def _check_count(plan: Plan, listed: int, ops: int) -> None:
@@ -221,22 +219,17 @@ class _Emitter:
             (s.index for s in segments if s.chunk < segments[0].chunk or s.update_chunks),
             len(segments),
         )
-        # by boundary and turn: source, target, bytes
-        self.hops = [
-            [[(m.source, m.target, m.values * itemsize) for m in turn] for turn in b.messages]
-            for b in cut.boundaries
-        ]
-        self.hops_back = [
-            [[(m.source, m.target, m.values * itemsize) for m in turn] for turn in b.gradients]
-            for b in cut.boundaries
-        ]
         self.columns = Columns()
         count = listed * ranks_per_replica
         self.order: list[list[int]] = [[] for _ in range(count)]
         self.last_compute = [-1] * count  # where the newest compute op stands in order[rank]
         self.newest: list[tuple[int, ...]] = [()] * count  # compute op, by rank
         self.before: list[tuple[int, ...]] = [()] * count  # the one before that
-        self.peer = [(rank,) for rank in range(count)]
+        # by rank and route: its newest compute op when it last posted an exchange there
+        self.newest_on: dict[tuple[int, Route], tuple[int, ...]] = {}
+        self.groups: dict[tuple[int, ...], tuple[int, ...]] = {}
+        # by boundary and turn, forward and backward: each rank's side of the exchange
+        self.sides: dict[tuple[int, int, bool], list[_Posted]] = {}
         # by (segment, chunk) and rank: its ops, and those that have brought what it reads
         self.forward: dict[tuple[int, int], dict[int, int]] = {}
         self.backward: dict[tuple[int, int], dict[int, int]] = {}
@@ -368,38 +361,73 @@ class _Emitter:
 
     def send_forward(self, boundary: Boundary, chunk: int, *, gated: bool) -> None:
         """What the consumer reads for a chunk; ``gated``: not before the newest compute op."""
-        source_chunk, turn = divmod(chunk, boundary.turns)
+        source_chunk = chunk // boundary.turns
         made = self.forward[boundary.producer, source_chunk]
         arrived = self.arrived_f[boundary.consumer, chunk]
-        index = boundary.index
-        for offset in self.offsets:
-            for a, b, size in self.hops[index][turn]:
-                source, target = offset + a, offset + b
-                if source == target:
-                    arrived[target].append(made[source])
-                    continue
-                needs = [made[source]]
-                if gated:
-                    needs = sorted({*needs, *self.newest[source]})
-                self.post(source, SEND_F, index, chunk, self.peer[target], size, needs)
-                received = self.post_receive(target, RECV_F, index, chunk, source, size)
-                arrived[target].append(received)
+        for rank in self.kept(boundary.forward, chunk % boundary.turns):
+            arrived[rank].append(made[rank])
+        self.exchange(boundary, F, chunk, made, arrived, gated=gated)
 
     def send_backward(self, boundary: Boundary, chunk: int) -> None:
         """The gradients of what the consumer read, each back to the rank that it came from."""
-        source_chunk, turn = divmod(chunk, boundary.turns)
+        source_chunk = chunk // boundary.turns
         made = self.backward[boundary.consumer, chunk]
         arrived = self.arrived_b[boundary.producer, source_chunk]
-        index = boundary.index
-        for offset in self.offsets:
-            for a, b, size in self.hops_back[index][turn]:
-                source, target = offset + b, offset + a
-                if source == target:
-                    arrived[target].append(made[source])
-                    continue
-                self.post(source, SEND_B, index, chunk, self.peer[target], size, (made[source],))
-                received = self.post_receive(target, RECV_B, index, chunk, source, size)
-                arrived[target].append(received)
+        for rank in self.kept(boundary.backward, chunk % boundary.turns):
+            arrived[rank].append(made[rank])
+        self.exchange(boundary, B, chunk, made, arrived)
+
+    def kept(self, direction: Direction, turn: int) -> list[int]:
+        """Ranks that keep something for themselves."""
+        kept = direction.kept[turn]
+        return [offset + message.source for offset in self.offsets for message in kept]
+
+    def exchange(
+        self, boundary: Boundary, way: str, chunk: int, made: dict[int, int], arrived: Arrived, *,
+        gated: bool = False,
+    ) -> None:  # fmt: skip
+        """One exchange, on all ranks that have a part in it.
+
+        Args:
+            way: F or B.
+            made: by rank, the op that makes what it sends; none of a parameter that is lent.
+            arrived: by rank, to be added to: what brings what it receives.
+            gated: nothing is sent before the newest compute op of its rank.
+        """
+        for posted in self.sides_of(boundary, chunk % boundary.turns, forward=way == F):
+            rank, transfers = posted.rank, posted.transfers
+            key = rank, transfers.route
+            needs: tuple[int, ...]
+            if transfers.sends:
+                needs = (made[rank],) if rank in made else ()
+                if gated:
+                    needs = tuple(sorted({*needs, *self.newest[rank]}))
+                ahead = False
+            else:
+                # Not past an exchange of its own route: the others have it in that order, too.
+                ahead = bool(self.newest[rank]) and self.newest_on.get(key) != self.newest[rank]
+                needs = self.before[rank] if ahead else self.newest[rank]
+            found = self.add(
+                rank, posted.kind, boundary.index, chunk, posted.peers, posted.bytes, 0, needs,
+                transfers,
+            )  # fmt: skip
+            self.put(rank, found, ahead=ahead)
+            if not ahead:
+                self.newest_on[key] = self.newest[rank]
+            if transfers.receives:
+                arrived[rank].append(found)
+
+    def sides_of(self, boundary: Boundary, turn: int, *, forward: bool) -> list[_Posted]:
+        """Each rank's side of an exchange, of all listed replicas; worked out once."""
+        key = boundary.index, turn, forward
+        if key not in self.sides:
+            direction = boundary.forward if forward else boundary.backward
+            self.sides[key] = [
+                _posted(offset + rank, _transfers(side, offset, self.itemsize), forward=forward)
+                for offset in self.offsets
+                for rank, side in direction.sides[turn].items()
+            ]
+        return self.sides[key]
 
     def count_gradients(self, s: int, ids: dict[int, int], chunk: int) -> None:
         """After the last chunk (or the last before an update): sum gradients over their ranks.
@@ -446,25 +474,17 @@ class _Emitter:
 
     def lend(self, tie: Boundary) -> None:
         """A parameter to those who borrow it, before the first of them computes."""
-        for offset in self.offsets:
-            for a, b, size in self.hops[tie.index][0]:
-                source, target = offset + a, offset + b
-                if source != target:
-                    self.post(source, SEND_F, tie.index, 0, self.peer[target], size, ())
-                    received = self.post_receive(target, RECV_F, tie.index, 0, source, size)
-                    self.weights[tie.consumer, target].append(received)
+        received = _nothing_yet()
+        self.exchange(tie, F, 0, {}, received)
+        for rank, ids in received.items():
+            self.weights[tie.consumer, rank] += ids
 
     def give_back(self, tie: Boundary, ids: dict[int, int], chunk: int) -> None:
         """The gradient of a borrowed parameter to its owners."""
-        for offset in self.offsets:
-            for a, b, size in self.hops_back[tie.index][0]:
-                source, target = offset + b, offset + a
-                if source == target:
-                    self.lent[tie.producer][target].append(ids[source])
-                    continue
-                self.post(source, SEND_B, tie.index, chunk, self.peer[target], size, (ids[source],))
-                received = self.post_receive(target, RECV_B, tie.index, chunk, source, size)
-                self.lent[tie.producer][target].append(received)
+        lent = self.lent[tie.producer]
+        for rank in self.kept(tie.backward, 0):
+            lent[rank].append(ids[rank])
+        self.exchange(tie, B, chunk, ids, lent)
 
     def step(self, s: int, reduced: list[tuple[int, list[int]]]) -> None:
         """The update of one segment's parameters on every rank that holds them."""
@@ -486,9 +506,14 @@ class _Emitter:
             self.weights[s, rank].append(gathered)
 
     def group(self, bucket: Bucket) -> tuple[int, ...]:
-        """A bucket's ranks over all replicas, listed or not."""
-        starts = range(0, self.replicas * self.ranks_per_replica, self.ranks_per_replica)
-        return tuple([start + rank for start in starts for rank in bucket.ranks])
+        """A bucket's ranks over all replicas, listed or not; one tuple for all ops, since it may
+        be as long as the world."""
+        found = self.groups.get(bucket.ranks)
+        if found is None:
+            starts = range(0, self.replicas * self.ranks_per_replica, self.ranks_per_replica)
+            found = tuple([start + rank for start in starts for rank in bucket.ranks])
+            self.groups[bucket.ranks] = found
+        return found
 
     def padded(self, bucket: Bucket, count: int) -> int:
         """Values of the reduction's buffer; a sharded optimizer needs equal shards."""
@@ -498,7 +523,7 @@ class _Emitter:
 
     def add(
         self, rank: int, kind: str, s: int, chunk: int, peers: tuple[int, ...], size: int,
-        flops: int, needs: Sequence[int],
+        flops: int, needs: Sequence[int], transfers: Transfers | None = None,
     ) -> int:  # fmt: skip
         columns = self.columns
         columns.rank.append(rank)
@@ -509,6 +534,7 @@ class _Emitter:
         columns.bytes.append(size)
         columns.flops.append(flops)
         columns.needs.append(tuple(needs))
+        columns.transfers.append(transfers)
         return len(columns.rank) - 1
 
     def compute(
@@ -529,13 +555,35 @@ class _Emitter:
         self.order[rank].append(found)
         return found
 
-    def post_receive(self, rank: int, kind: str, s: int, chunk: int, peer: int, size: int) -> int:
-        """A receive, ahead of the rank's newest compute op; after the compute op before that."""
-        found = self.add(rank, kind, s, chunk, self.peer[peer], size, 0, self.before[rank])
-        place = self.last_compute[rank]
-        if place < 0:
-            self.order[rank].append(found)
-        else:
-            self.order[rank].insert(place, found)
-            self.last_compute[rank] = place + 1
-        return found
+    def put(self, rank: int, op: int, *, ahead: bool) -> None:
+        """An op into its rank's list: at the end, or ahead of the newest compute op."""
+        if not ahead:
+            self.order[rank].append(op)
+            return
+        self.order[rank].insert(self.last_compute[rank], op)
+        self.last_compute[rank] += 1
+
+
+class _Posted(NamedTuple):
+    """One rank's side of an exchange, as its op will tell it."""
+
+    rank: int
+    kind: str
+    transfers: Transfers
+    peers: tuple[int, ...]
+    bytes: int
+
+
+def _posted(rank: int, transfers: Transfers, *, forward: bool) -> _Posted:
+    kind = transfers.kind(forward=forward)
+    return _Posted(rank, kind, transfers, others_of(transfers), size_of(transfers))
+
+
+def _transfers(side: Side, offset: int, itemsize: int) -> Transfers:
+    """In the replica whose ranks begin at ``offset``, in bytes."""
+    route = Route(*[tuple([offset + rank for rank in ranks]) for ranks in side.route])
+    sends, receives = (
+        tuple([(offset + peer, message.values * itemsize) for peer, message in entries])
+        for entries in (side.sends, side.receives)
+    )
+    return Transfers(route, sends, receives)

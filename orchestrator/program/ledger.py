@@ -20,11 +20,10 @@ from typing import NamedTuple
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
+    FORWARD,
     LANE_OF,
     REDUCE,
     REDUCE_SCATTER,
-    SEND,
-    SEND_F,
     Program,
 )
 
@@ -137,20 +136,25 @@ def _sent(program: Program, replicas: int) -> Iterator[tuple[Edge, str, int]]:
         replicas: copies of the listed ranks to tell of; folded ones do the same further on.
     """
     c, item = program.columns, program.itemsize
-    # Groups may be as large as the world, so they are told apart by identity, never compared.
+    # Groups and lists of messages may be long, so they are told apart by identity.
+    transfers = {id(t): t for t in c.transfers}
     groups = {id(peers): peers for peers in c.peers}
     places = _Places()
-    alike = Counter(zip(c.kind, c.segment, c.rank, map(id, c.peers), c.bytes, strict=True))
+    alike = Counter(
+        zip(c.kind, c.segment, c.rank, map(id, c.peers), map(id, c.transfers), c.bytes, strict=True)
+    )
     readers = [segment.reader for segment in program.segments]
     crossed = [boundary.reader for boundary in program.boundaries]
-    for (kind, segment, rank, group, size), times in alike.items():
-        lane, peers = LANE_OF[kind], groups[group]
-        if lane == SEND:
-            direction = "forward" if kind == SEND_F else "backward"
+    for (kind, segment, rank, group, sides, size), times in alike.items():
+        exchanged = transfers[sides]
+        if exchanged is not None:
+            direction = "forward" if kind in FORWARD else "backward"
             for first in range(0, replicas * program.ranks_per_replica, program.ranks_per_replica):
-                edge = Edge(first + rank, first + peers[0], crossed[segment], direction)
-                yield edge, kind, size * times
-        elif lane == REDUCE:
+                for peer, sent in exchanged.sends:
+                    edge = Edge(first + rank, first + peer, crossed[segment], direction)
+                    yield edge, kind, sent * times
+        elif LANE_OF[kind] == REDUCE:
+            peers = groups[group]
             count, first = len(peers), places.of(rank, peers)
             for here in range(first, first + replicas * (step := count // replicas), step):
                 edge = Edge(peers[here], peers[(here + 1) % count], readers[segment], GRADIENT)
@@ -208,14 +212,14 @@ def sent(program: Program) -> Sent:
     by_rank = [0] * len(program.order)
     messages = rings = 0
     places = _Places()
-    for kind, rank, peers, size in zip(
-        columns.kind, columns.rank, columns.peers, columns.bytes, strict=True
+    for kind, rank, peers, size, transfers in zip(
+        columns.kind, columns.rank, columns.peers, columns.bytes, columns.transfers, strict=True
     ):
-        lane = LANE_OF[kind]
-        if lane == SEND:
-            by_rank[rank] += size
-            messages += size
-        elif lane == REDUCE:
+        if transfers is not None:
+            if transfers.sends:
+                by_rank[rank] += size
+                messages += size
+        elif LANE_OF[kind] == REDUCE:
             values, count = size // item, len(peers)
             by_rank[rank] += ring_bytes(kind, values, count, places.of(rank, peers)) * item
             if rank == peers[0]:

@@ -2,10 +2,11 @@
 
 One line of text per op, which parses back:
 
-    7 1SEND_F0 peers=1 bytes=2768896 needs=5
+    7 1EXCHANGE_F0 route=0-1>0-1 to=1:2768896 from=1:2768896 needs=5
 
-is op 7: send what segment 1 reads, forward, chunk 0, to rank 1, 2,768,896 bytes, after op 5. The
-line stands under its rank, in the order in which that rank posts its ops.
+is op 7: the exchange before what segment 1 reads, forward, chunk 0; this rank sends 2,768,896 bytes
+to rank 1 and receives as many from it, after op 5. The line stands under its rank, in the order in
+which that rank posts its ops.
 """
 
 from __future__ import annotations
@@ -19,19 +20,50 @@ from typing import NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
-from orchestrator.program.segments import Boundary, Bucket, Segment, leaving
+from orchestrator.program.boundary import Boundary, Route
+from orchestrator.program.segments import Bucket, Segment, leaving
 
 F, B, I, W, STEP = "F", "B", "I", "W", "STEP"  # noqa: E741 - I is the field's letter
-SEND_F, RECV_F, SEND_B, RECV_B = "SEND_F", "RECV_F", "SEND_B", "RECV_B"
+SEND_F, RECV_F, EXCHANGE_F = "SEND_F", "RECV_F", "EXCHANGE_F"
+SEND_B, RECV_B, EXCHANGE_B = "SEND_B", "RECV_B", "EXCHANGE_B"
 ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER = "ALL_REDUCE", "REDUCE_SCATTER", "ALL_GATHER"
 
-COMPUTE, SEND, RECEIVE, REDUCE = "compute", "send", "receive", "reduce"
+COMPUTE, EXCHANGE, REDUCE = "compute", "exchange", "reduce"
 LANE_OF = {
     F: COMPUTE, B: COMPUTE, I: COMPUTE, W: COMPUTE, STEP: COMPUTE,
-    SEND_F: SEND, SEND_B: SEND, RECV_F: RECEIVE, RECV_B: RECEIVE,
+    SEND_F: EXCHANGE, RECV_F: EXCHANGE, EXCHANGE_F: EXCHANGE,
+    SEND_B: EXCHANGE, RECV_B: EXCHANGE, EXCHANGE_B: EXCHANGE,
     ALL_REDUCE: REDUCE, REDUCE_SCATTER: REDUCE, ALL_GATHER: REDUCE,
 }  # fmt: skip
 KINDS = tuple(LANE_OF)
+FORWARD = frozenset({SEND_F, RECV_F, EXCHANGE_F})
+"""The exchanges of activations; the others carry their gradients."""
+
+
+class Transfers(NamedTuple):
+    """One rank's side of an exchange.
+
+    Args:
+        route: the ranks among which it is; a rank's exchanges on one route go one after another.
+        sends, receives: (the other rank, bytes), by rank.
+    """
+
+    route: Route
+    sends: tuple[tuple[int, int], ...]
+    receives: tuple[tuple[int, int], ...]
+
+    @property
+    def sides(self) -> tuple[tuple[int, int], ...]:
+        """Both, what is sent first: the order in which the times of an exchange are told."""
+        return self.sends + self.receives
+
+    def kind(self, *, forward: bool) -> str:
+        """What it is called: after what this rank does."""
+        if self.sends and self.receives:
+            return EXCHANGE_F if forward else EXCHANGE_B
+        if self.sends:
+            return SEND_F if forward else SEND_B
+        return RECV_F if forward else RECV_B
 
 
 class Op(NamedTuple):
@@ -40,19 +72,18 @@ class Op(NamedTuple):
     Args:
         id: position in the order in which the program was compiled; ids in ``needs`` are smaller.
         rank: who does it.
-        lane: ``compute``, ``send``, ``receive`` or ``reduce``. Ops of one rank's compute lane run
-            one after another, as do those of its reduce lane, and those of its send or receive
-            lane that have the same peer; in order of id.
-        kind: F, B, I, W, STEP, SEND_F, RECV_F, SEND_B, RECV_B, ALL_REDUCE, REDUCE_SCATTER,
-            ALL_GATHER.
-        segment: the segment it computes, updates or reduces; for a send or receive the boundary
+        lane: ``compute``, ``exchange`` or ``reduce``.
+        kind: F, B, I, W, STEP; SEND_F, RECV_F, EXCHANGE_F (a rank sends, receives, or does both)
+            and the same with _B; ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER.
+        segment: the segment it computes, updates or reduces; for an exchange the boundary
             that it crosses, which in a chain of layers is the number of the segment that reads.
-        microbatch: the chunk of that segment; for a send or receive of the one that reads.
-        peers: the other rank of a send or receive; the whole group of a collective.
-        bytes: what is sent or received; the buffer of a collective (its full size on every rank);
-            the parameters a STEP updates.
+        microbatch: the chunk of that segment; for an exchange of the one that reads.
+        peers: the other ranks of an exchange, ascending; the whole group of a collective.
+        bytes: what an exchange sends, or what it receives where it sends nothing; the buffer of a
+            collective (its full size on every rank); the parameters a STEP updates.
         flops: multiplications and additions.
         needs: ids of ops that must end before this one starts.
+        transfers: of an exchange, what goes to whom.
     """
 
     id: int
@@ -65,9 +96,16 @@ class Op(NamedTuple):
     bytes: int
     flops: int
     needs: tuple[int, ...]
+    transfers: Transfers | None = None
 
     def __str__(self) -> str:
         return f"{self.segment}{self.kind}{self.microbatch}"
+
+    @property
+    def channel(self) -> str | Route:
+        """A rank's ops of one channel go one after another: the lane, but of an exchange its
+        route."""
+        return self.transfers.route if self.transfers is not None else self.lane
 
 
 @dataclass
@@ -82,6 +120,7 @@ class Columns:
     bytes: list[int] = field(default_factory=list)
     flops: list[int] = field(default_factory=list)
     needs: list[tuple[int, ...]] = field(default_factory=list)
+    transfers: list[Transfers | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -91,7 +130,7 @@ class Columns:
         kind = self.kind[i]
         return Op(
             i, self.rank[i], LANE_OF[kind], kind, self.segment[i], self.microbatch[i],
-            self.peers[i], self.bytes[i], self.flops[i], self.needs[i],
+            self.peers[i], self.bytes[i], self.flops[i], self.needs[i], self.transfers[i],
         )  # fmt: skip
 
 
@@ -165,8 +204,8 @@ class Program:
         return leaving(self.segments, self.boundaries)
 
     def is_interstage(self, op: Op) -> bool:
-        """Whether a send or receive crosses pipeline stages."""
-        if op.lane not in (SEND, RECEIVE):
+        """Whether an exchange crosses pipeline stages."""
+        if op.lane != EXCHANGE:
             return False
         boundary = self.boundaries[op.segment]
         stages = [self.segments[s].stage for s in (boundary.producer, boundary.consumer)]
@@ -175,7 +214,7 @@ class Program:
     def segment_of(self, i: int) -> Segment:
         """The segment that op ``i`` computes, updates or reduces, or for which it is exchanged."""
         number = self.columns.segment[i]
-        if LANE_OF[self.columns.kind[i]] in (SEND, RECEIVE):
+        if LANE_OF[self.columns.kind[i]] == EXCHANGE:
             number = self.boundaries[number].consumer
         return self.segments[number]
 
@@ -183,7 +222,7 @@ class Program:
         """The layer that names op ``i``: of an exchange the one that reads, else the segment's
         first."""
         number = self.columns.segment[i]
-        if LANE_OF[self.columns.kind[i]] in (SEND, RECEIVE):
+        if LANE_OF[self.columns.kind[i]] == EXCHANGE:
             return self.boundaries[number].reader
         return self.segments[number].reader
 
@@ -192,20 +231,31 @@ class Program:
         return sha256(text(self.columns, self.order).encode()).hexdigest()[:16]
 
 
+_PAIRS = r"[\d:,]+"
 _LINE = re.compile(
     rf"(?P<id>\d+) (?P<segment>\d+)(?P<kind>{'|'.join(sorted(KINDS, key=len, reverse=True))})"
-    r"(?P<microbatch>\d+)(?: peers=(?P<peers>[\d,]+))?(?: bytes=(?P<bytes>\d+))?"
+    r"(?P<microbatch>\d+)(?: route=(?P<senders>[\d,-]+)>(?P<receivers>[\d,-]+))?"
+    rf"(?: to=(?P<to>{_PAIRS}))?(?: from=(?P<from>{_PAIRS}))?"
+    r"(?: peers=(?P<peers>[\d,-]+))?(?: bytes=(?P<bytes>\d+))?"
     r"(?: flops=(?P<flops>\d+))?(?: needs=(?P<needs>[\d,]+))?"
 )
 
 
 def line(op: Op) -> str:
-    """One op as text."""
+    """One op as text. A route that is of one rank to one other is not told twice."""
     fields = [str(op.id), str(op)]
-    if op.peers:
-        fields.append("peers=" + ",".join(map(str, op.peers)))
-    if op.bytes:
-        fields.append(f"bytes={op.bytes}")
+    if op.transfers is not None:
+        route, sends, receives = op.transfers
+        if len(route.senders) > 1 or len(route.receivers) > 1:
+            fields.append(f"route={_runs(route.senders)}>{_runs(route.receivers)}")
+        for name, pairs in (("to", sends), ("from", receives)):
+            if pairs:
+                fields.append(f"{name}=" + ",".join([f"{peer}:{size}" for peer, size in pairs]))
+    else:
+        if op.peers:
+            fields.append("peers=" + _runs(op.peers))
+        if op.bytes:
+            fields.append(f"bytes={op.bytes}")
     if op.flops:
         fields.append(f"flops={op.flops}")
     if op.needs:
@@ -237,10 +287,21 @@ def parse(source: str) -> tuple[Columns, tuple[tuple[int, ...], ...]]:
         match = _LINE.fullmatch(raw)
         if not match or not order or int(match["id"]) in found:
             raise InputError(f"not an op, or an op twice: {raw!r}", f"line {number}")
+        kind, rank, transfers = match["kind"], len(order) - 1, None
+        peers, size = _ranks(match["peers"]), int(match["bytes"] or 0)
+        if LANE_OF[kind] == EXCHANGE:
+            sends, receives = _pairs(match["to"]), _pairs(match["from"])
+            if match["senders"]:
+                route = Route(_ranks(match["senders"]), _ranks(match["receivers"]))
+            else:
+                others = tuple([peer for peer, _ in sends + receives])
+                route = Route((rank,), others) if sends else Route(others, (rank,))
+            transfers = Transfers(route, sends, receives)
+            peers, size = others_of(transfers), size_of(transfers)
         op = Op(
-            int(match["id"]), len(order) - 1, LANE_OF[match["kind"]], match["kind"],
-            int(match["segment"]), int(match["microbatch"]), _numbers(match["peers"]),
-            int(match["bytes"] or 0), int(match["flops"] or 0), _numbers(match["needs"]),
+            int(match["id"]), rank, LANE_OF[kind], kind, int(match["segment"]),
+            int(match["microbatch"]), peers, size, int(match["flops"] or 0),
+            _numbers(match["needs"]), transfers,
         )  # fmt: skip
         found[op.id] = op
         order[-1].append(op.id)
@@ -257,7 +318,42 @@ def parse(source: str) -> tuple[Columns, tuple[tuple[int, ...], ...]]:
         columns.bytes.append(op.bytes)
         columns.flops.append(op.flops)
         columns.needs.append(op.needs)
+        columns.transfers.append(op.transfers)
     return columns, tuple(map(tuple, order))
+
+
+def others_of(transfers: Transfers) -> tuple[int, ...]:
+    """The other ranks of an exchange, ascending."""
+    return tuple(sorted({peer for peer, _ in transfers.sides}))
+
+
+def size_of(transfers: Transfers) -> int:
+    """Bytes sent; where nothing is, those received."""
+    return sum([size for _, size in transfers.sends or transfers.receives])
+
+
+def _runs(ranks: Sequence[int]) -> str:
+    """Rising numbers as text: ``0-3,8``."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return ",".join([f"{a}-{b}" if a < b else str(a) for a, b in runs])
+
+
+def _ranks(found: str | None) -> tuple[int, ...]:
+    ranks: list[int] = []
+    for run in found.split(",") if found else ():
+        first, _, last = run.partition("-")
+        ranks += range(int(first), int(last or first) + 1)
+    return tuple(ranks)
+
+
+def _pairs(found: str | None) -> tuple[tuple[int, int], ...]:
+    pairs = [pair.partition(":") for pair in found.split(",")] if found else []
+    return tuple([(int(peer), int(size)) for peer, _, size in pairs])
 
 
 def _numbers(found: str | None) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from orchestrator.models.parameter import Tile
 from orchestrator.models.ranges import Ranges, intersect, local, normalise, shift, size
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import INPUT, LABELS, Value
+from orchestrator.program.boundary import Boundary, Message
 from orchestrator.program.placement import FROM_INPUT, FROM_LABELS, PlacedLayer, Placement
 
 # A reduction takes about this much at once: small enough to start early, large enough that
@@ -156,59 +157,6 @@ class Segment:
     def microbatch_of(self, chunk: int, n_microbatches: int) -> int:
         """The microbatch that a chunk belongs to."""
         return chunk // (self.chunks // n_microbatches)
-
-
-class Message(NamedTuple):
-    """A box of a value that one rank gives another (or itself).
-
-    Args:
-        turn: which of the consumer's chunks within the producer's chunk.
-        source, target: ranks within one replica, of the forward; equal for what stays local.
-        taken: examples and box, as positions in the producer's output tensor.
-        given: the same, as positions in the consumer's input tensor.
-        values: number of values.
-    """
-
-    turn: int
-    source: int
-    target: int
-    taken: Box
-    given: Box
-    values: int
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """What crosses from one segment into an import of another.
-
-    Args:
-        index: position among the boundaries.
-        producer, consumer: the segments; producer -1 for data.
-        layer: position in the producer of the layer whose output crosses.
-        number: which import of the consumer it is.
-        reader: name of the layer that reads: it names the exchange.
-        turns: consumer chunks per producer chunk.
-        messages: of the forward, by turn; sent in this order.
-        gradients: the messages whose gradients go back, by turn: the same, but where an end is
-            replicated.
-        summed: the messages are partial sums, which the receiver adds up in order of source.
-        parameter: ``layer.parameter`` of the producer, where what crosses is no activation but a
-            parameter that the consumer borrows: once a step, and its gradient back.
-        borrowed_as: what the reader calls that parameter.
-    """
-
-    index: int
-    producer: int
-    consumer: int
-    layer: int
-    number: int
-    reader: str
-    turns: int
-    messages: tuple[tuple[Message, ...], ...]
-    gradients: tuple[tuple[Message, ...], ...]
-    summed: bool
-    parameter: str = ""
-    borrowed_as: str = ""
 
 
 @dataclass(frozen=True)

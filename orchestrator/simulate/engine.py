@@ -1,9 +1,9 @@
 """The clock: ranks, lanes and links go through a program's ops, time moves from event to event.
 
-What meets is one *activity*: a computation, a send with its receive, a collective of its group. An
-activity starts when everything it needs has ended: the ``needs`` of its ops, and the op before each
-of them on its lane. That is all the order there is; the program has put it there. Events are taken
-from a heap by (time, counter), so two runs are the same to the byte.
+What meets is one *activity*: a computation, a message with its two sides, a collective of its
+group. An activity starts when everything before its ops has ended; what that is,
+:mod:`orchestrator.program.order` says. Events are taken from a heap by (time, counter), so two runs
+are the same to the byte.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from orchestrator.observe.timeline import StepTimes, from_activities
-from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
+from orchestrator.program.ops import COMPUTE, EXCHANGE, LANE_OF, Program
+from orchestrator.program.order import before, meetings
 from orchestrator.simulate.collectives import Collectives, Phase
 from orchestrator.simulate.network import Load, Network, Topology, bundles
 from orchestrator.simulate.processors import Cover, Processors, Sharing, Work, drawn
@@ -49,118 +50,111 @@ class Costs(Protocol):
         """The machine that a rank runs on."""
 
 
+GATE = "gate"
+"""The lane of an activity that takes no time: it stands for many, before or behind it."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """A program's ops as activities.
 
     Args:
-        activity: by op, its activity.
-        ops: by activity, its ops; the first names it.
-        ranks: by activity, the ranks of its ops; of a message the sender first.
-        lanes: by activity, the lane of the op that names it: compute, send or reduce.
+        of: by op, its activities: one; of an exchange a message each, what is sent first.
+        ops: by activity, its ops; the first names it. Of a message the sender's first.
+        ranks: by activity, the ranks of its ops.
+        lanes: by activity: compute, exchange (a message), reduce or :data:`GATE`.
+        sizes: by activity, the bytes of a message or the buffer of a collective.
         after: by activity, the activities that need it.
         missing: by activity, how many it needs.
     """
 
-    activity: list[int]
+    of: list[tuple[int, ...]]
     ops: list[tuple[int, ...]]
     ranks: list[tuple[int, ...]]
     lanes: list[str]
+    sizes: list[int]
     after: list[list[int]]
     missing: list[int]
 
 
 def build_graph(program: Program) -> Graph:
-    """Merge what meets, and turn ``needs`` and lanes into edges."""
-    columns = program.columns
-    ranks, all_peers = columns.rank, columns.peers
+    """Merge what meets, and turn the program's order into edges."""
+    columns, met = program.columns, meetings(program)
     lanes = [LANE_OF[kind] for kind in columns.kind]
-    activity = [-1] * len(columns)
+    of: list[tuple[int, ...]] = [()] * len(columns)
     ops: list[tuple[int, ...]] = []
-    meeting: list[tuple[int, ...]] = []  # by activity, its ranks
-    unmet: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
-    met: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
-    counts: defaultdict[tuple[tuple[int, ...], int], int] = defaultdict(int)
+    sizes: list[int] = []
     for i, lane in enumerate(lanes):
         if lane == COMPUTE:
-            activity[i] = len(ops)
+            of[i] = (len(ops),)
             ops.append((i,))
-            meeting.append((ranks[i],))
-        elif lane == REDUCE:
-            group = all_peers[i]
-            number = counts[group, ranks[i]]
-            counts[group, ranks[i]] = number + 1
-            met[group, number].append(i)
-        else:
-            sent = lane == SEND
-            peer = all_peers[i][0]
-            pair = (ranks[i], peer) if sent else (peer, ranks[i])
-            sides = unmet[pair]  # all of them sends, or all receives
-            if sides and lanes[sides[0]] != lane:
-                other = sides.popleft()
-                activity[i] = activity[other] = len(ops)
-                ops.append((i, other) if sent else (other, i))
-                meeting.append(pair)
-            else:
-                sides.append(i)
-    for members in met.values():
-        for i in members:
-            activity[i] = len(ops)
-        ops.append(tuple(members))
-        meeting.append(tuple([ranks[i] for i in members]))
+            sizes.append(0)
+    for ids in met.collectives:
+        for i in ids:
+            of[i] = (len(ops),)
+        ops.append(ids)
+        sizes.append(columns.bytes[ids[0]])
+    sides = {i: [0] * len(t.sides) for i, t in enumerate(columns.transfers) if t is not None}
+    for send, sent, receive, received in met.messages:
+        there = columns.transfers[receive]
+        assert there is not None
+        sides[send][sent] = sides[receive][len(there.sends) + received] = len(ops)
+        ops.append((send, receive))
+        sizes.append(there.receives[received][1])
+    for i, activities in sides.items():
+        of[i] = tuple(activities)
+    ranks = [tuple([columns.rank[i] for i in ids]) for ids in ops]
     lane_of = [lanes[first] for first, *_ in ops]
-    after, missing = _edges(program, lanes, activity, len(ops))
-    return Graph(activity, ops, meeting, lane_of, after, missing)
+    after: list[list[int]] = [[] for _ in ops]
+    missing = [0] * len(ops)
 
+    def link(first: int, second: int) -> None:
+        after[first].append(second)
+        missing[second] += 1
 
-def _edges(
-    program: Program, lanes: list[str], activity: list[int], count: int
-) -> tuple[list[list[int]], list[int]]:
-    """By activity, those behind it and how many are before it.
+    def gate(i: int) -> int:
+        ops.append((i,))
+        ranks.append((columns.rank[i],))
+        lane_of.append(GATE)
+        sizes.append(0)
+        after.append([])
+        missing.append(0)
+        return len(ops) - 1
 
-    The order of what two ranks send each other is the same on the sender's lane and on the
-    receiver's: the sender's tells it.
-    """
-    columns = program.columns
-    after: list[list[int]] = [[] for _ in range(count)]
-    missing = [0] * count
-    nothing = [-1] * len(program.order)
-    last: dict[str, list[int]] = {COMPUTE: nothing, REDUCE: list(nothing)}  # by lane and rank
-    last_sent: dict[tuple[int, int], int] = {}
-    for needs, mine, rank, lane, peers in zip(
-        columns.needs, activity, columns.rank, lanes, columns.peers, strict=True
-    ):
-        for need in needs:
-            after[activity[need]].append(mine)
-        missing[mine] += len(needs)
-        if lane == RECEIVE:
-            continue
-        if lane == SEND:
-            pair = (rank, peers[0])
-            before = last_sent.get(pair, -1)
-            last_sent[pair] = mine
-        else:
-            before = last[lane][rank]
-            last[lane][rank] = mine
-        if before >= 0:
-            after[before].append(mine)
-            missing[mine] += 1
-    return after, missing
+    # an exchange of many messages begins and ends through a gate: else each would be before each
+    entries, exits = list(of), list(of)
+    for i, activities in sides.items():
+        if len(activities) > 2:
+            entry, leave = gate(i), gate(i)
+            entries[i], exits[i] = (entry,), (leave,)
+            for activity in activities:
+                link(entry, activity)
+                link(activity, leave)
+    for a, b in before(program):
+        for first in exits[a]:
+            for second in entries[b]:
+                link(first, second)
+    return Graph(of, ops, ranks, lane_of, sizes, after, missing)
 
 
 def _posts(program: Program, graph: Graph) -> list[list[tuple[int, int]]]:
     """By activity, ranks and how many transfers each posts between its last computation and this
     activity, which counts if it is a transfer. Of a message the sender is all that is listed."""
-    kinds = program.columns.kind
+    columns = program.columns
     found: list[list[tuple[int, int]]] = [[] for _ in graph.ops]
     for rank, ids in enumerate(program.order):
         count = 0
         for i in ids:
-            lane = LANE_OF[kinds[i]]
-            count += lane != COMPUTE
-            if lane != RECEIVE:
-                found[graph.activity[i]].append((rank, count))
-            if lane == COMPUTE:
+            transfers = columns.transfers[i]
+            if transfers is not None:
+                count += len(transfers.sides)
+                sent = graph.of[i][: len(transfers.sends)]
+            else:
+                count += LANE_OF[columns.kind[i]] != COMPUTE
+                sent = graph.of[i]
+            for activity in sent:
+                found[activity].append((rank, count))
+            if LANE_OF[columns.kind[i]] == COMPUTE:
                 count = 0
     return found
 
@@ -227,7 +221,7 @@ class Engine:
         """
         self._play(begin)
         return from_activities(
-            self.program, self.graph.activity, self.start, self.end, self.entered, self.entry
+            self.program, self.graph.of, self.start, self.end, self.entered, self.entry
         )
 
     def finish(self, begin: Sequence[float] = ()) -> list[float]:
@@ -255,6 +249,7 @@ class Engine:
         self.start, self.end = [0.0] * count, [0.0] * count
         self.missing = list(graph.missing)
         self.heap: list[tuple[float, int, int, int]] = []  # time, counter, what, which
+        self.ended: list[int] = []  # activities that end now
         self.counter = 0
         self.starting: list[int] = []  # transfers that start at this moment
         self.waiting: list[tuple[Load, float, _Transfer]] = []  # flows behind their latency
@@ -267,11 +262,11 @@ class Engine:
             for rank, at in enumerate(self.entry):
                 self._push(at, 3, rank)
         self.network = self._network()
-        ended = 0
         now = min(self.entry)
         for i in range(count):
-            if not self.missing[i]:
+            if not graph.missing[i]:
                 self._enter(i, now)
+        ended = self._over(now)
         while True:
             if self.starting:
                 self._start_transfers(now)
@@ -299,7 +294,7 @@ class Engine:
 
     def _advance(self, now: float) -> int:
         """Everything that happens now; returns how many activities end."""
-        ended: list[int] = []
+        ended = self.ended = []
         for flow in self.network.take_ended(now):
             ended += self._flow_over(flow.carries, now)
         while self.heap and self.heap[0][0] <= now:
@@ -317,9 +312,13 @@ class Engine:
                     self.network.add(now, load, size, transfer)
                 else:
                     ended += self._flow_over(transfer, now)
-        graph, missing = self.graph, self.missing
+        return self._over(now)
+
+    def _over(self, now: float) -> int:
+        """What ends now has ended; what only waited for that begins. Returns how many end."""
+        graph, missing, ended = self.graph, self.missing, self.ended
         enter = self._enter if now < self.all_entered or self.post else self._begin
-        for i in ended:
+        for i in ended:  # grows meanwhile: gates take no time
             self.end[i] = now
             if self.processors is not None and graph.lanes[i] == COMPUTE:
                 rank = graph.ranks[i][0]
@@ -356,7 +355,11 @@ class Engine:
 
     def _begin(self, i: int, now: float) -> None:
         self.start[i] = now
-        if self.graph.lanes[i] != COMPUTE:
+        lane = self.graph.lanes[i]
+        if lane == GATE:
+            self.ended.append(i)
+            return
+        if lane != COMPUTE:
             self.starting.append(i)
             return
         work = self.work.get(i)
@@ -401,17 +404,17 @@ class Engine:
 
     def _start_transfers(self, now: float) -> None:
         """Transfers that start at this moment: those of equal size are put together."""
-        columns, graph = self.program.columns, self.graph
+        graph = self.graph
         messages = []
         begun, self.starting = self.starting, []
         for i in begun:
-            if graph.lanes[i] == SEND:
+            if graph.lanes[i] == EXCHANGE:
                 messages.append(i)
             else:
                 self._start_collective(i, now)
         if not messages:
             return
-        key = tuple([(columns.bytes[graph.ops[i][0]], graph.ranks[i]) for i in messages])
+        key = tuple([(graph.sizes[i], graph.ranks[i]) for i in messages])
         bundled = self._bundles.get(key)
         if bundled is None:
             bundled = self._bundles[key] = self._bundled(key)

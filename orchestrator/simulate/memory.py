@@ -11,13 +11,15 @@ What is alive, by name of the part it is counted under:
     activations     what autograd keeps inside a segment (:mod:`orchestrator.simulate.footprint`)
     outputs         what a segment gives, to the end of its backward
     received        a receive's buffer, from its posting to the op that reads it
-    sent            the copy that a send of some channels makes, and a shard's in a collective
+    sent            the copies that an exchange makes of what does not lie together, one for all
+                    who get the same; a shard's in a collective
     output_gradients  of inputs, from a backward to the backward that reads them
     workspace       needed for a moment inside the op at the peak
 
-Approximations: a send's copy is counted until the next computation has ended, since it travels
-under it; a framework's context and its allocator's holes are the cluster's ``reserved_GiB``. Images
-and labels before they reach the device, and weights while they are drawn, are the host's.
+Approximations: the copies of an exchange in which a rank only sends are counted until its next
+computation has ended, since they travel under it; a framework's context and its allocator's holes
+are the cluster's ``reserved_GiB``. Images and labels before they reach the device, and weights
+while they are drawn, are the host's.
 """
 
 from __future__ import annotations
@@ -30,16 +32,13 @@ from math import prod
 from operator import itemgetter
 
 from orchestrator.models.box import Box, Shape, volume
+from orchestrator.program.boundary import Message, Side
 from orchestrator.program.ops import (
     ALL_GATHER,
     COMPUTE,
+    FORWARD,
     LANE_OF,
-    RECEIVE,
-    RECV_F,
-    REDUCE,
     REDUCE_SCATTER,
-    SEND,
-    SEND_F,
     STEP,
     B,
     F,
@@ -48,7 +47,6 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
-from orchestrator.program.segments import Message
 from orchestrator.simulate.footprint import Footprint, footprint
 
 PARTS = (
@@ -124,7 +122,6 @@ class _Exchanges:
         self.borrowed = [b for b in program.boundaries if b.parameter]
         self._arriving: dict[tuple[int, int, str], dict[int, list[Message]]] = {}
         self._leaving: dict[int, dict[int, list[Message]]] = {}
-        self._pairs: dict[tuple[int, int, bool], dict[tuple[int, int], Message]] = {}
         self._footprints: dict[object, Footprint] = {}
 
     def signature(self, rank: int) -> tuple[object, ...]:
@@ -158,6 +155,10 @@ class _Exchanges:
             mine = itemgetter(*ids)
             parts += mine(columns.kind), mine(columns.segment), mine(columns.microbatch)
             parts.append(mine(columns.bytes))
+            sides = [
+                t.sides if t is not None else () for t in map(columns.transfers.__getitem__, ids)
+            ]
+            parts.append(tuple([tuple([size for _, size in each]) for each in sides]))
         return tuple(parts)
 
     def arriving(self, boundary: int, turn: int, rank: int) -> list[Message]:
@@ -187,16 +188,10 @@ class _Exchanges:
             self._leaving[boundary] = by_source
         return self._leaving[boundary].get(rank, [])
 
-    def message(
-        self, boundary: int, turn: int, source: int, target: int, *, forward: bool
-    ) -> Message:
-        """The message between two ranks, forward or of gradients."""
-        key = (boundary, turn, forward)
-        if key not in self._pairs:
-            found = self.program.boundaries[boundary]
-            messages = (found.messages if forward else found.gradients)[turn]
-            self._pairs[key] = {(m.source, m.target): m for m in messages}
-        return self._pairs[key][source, target]
+    def side(self, boundary: int, turn: int, rank: int, *, forward: bool) -> Side:
+        """What a rank sends and receives, forward or of gradients."""
+        found = self.program.boundaries[boundary]
+        return (found.forward if forward else found.backward).sides[turn][rank]
 
     def footprint(self, segment: int, rank: int, *, split: bool) -> Footprint:
         """Of one rank's part of a segment; parts alike in every size share one."""
@@ -232,6 +227,9 @@ class _Walk:
         self.input_gradients: dict[tuple[int, int], int] = {}
         self.gradients: dict[int, int] = {}
         self.sent: list[int] = []  # posted since the last computation
+        self.exchanged: dict[int, int] = {}  # by exchange in which this rank receives, too
+        # by boundary and chunk: gradients that are here until they are sent
+        self.unsent: dict[tuple[int, int], int] = {}
         self.footprints: dict[int, Footprint] = {}
         self.reduced: set[int] = set()
         self._hold_parameters()
@@ -241,21 +239,15 @@ class _Walk:
         columns = self.program.columns
         for i in self.program.order[self.rank]:
             kind, segment, chunk = columns.kind[i], columns.segment[i], columns.microbatch[i]
-            lane = LANE_OF[kind]
-            if lane == COMPUTE:
+            if LANE_OF[kind] == COMPUTE:
                 self._compute(i, kind, segment, chunk)
-            elif lane == RECEIVE:
-                direction = F if kind == RECV_F else B
-                self.received[direction, segment, chunk] += columns.bytes[i]
-                self._add(_RECEIVED, columns.bytes[i])
-                self._note(i, 0)
+            elif columns.transfers[i] is not None:
+                self._exchange(i, kind, segment, chunk)
             else:
-                if lane == REDUCE:
-                    self._take_back(segment)
-                copied = self._copied(i, kind, segment, chunk, lane)
-                self._add(_SENT, copied)
-                if copied:
-                    self.sent.append(copied)
+                self._take_back(segment)
+                shard = columns.bytes[i] // len(columns.peers[i])
+                if kind in (REDUCE_SCATTER, ALL_GATHER):
+                    self._send(shard)
                 self._note(i, 0)
         peak_op = self.program.op(max(self.peak_op, 0))
         parts = {name: n for name, n in zip(PARTS, self.at_peak, strict=True) if n}
@@ -288,6 +280,8 @@ class _Walk:
     # -- computation --------------------------------------------------------------------------
 
     def _compute(self, i: int, kind: str, segment: int, chunk: int) -> None:
+        for need in self.program.columns.needs[i]:
+            self._add(_SENT, -self.exchanged.pop(need, 0))
         travelling = self.sent
         self.sent = []
         if kind == STEP:
@@ -391,7 +385,7 @@ class _Walk:
             self.input_gradients[index, chunk] = size_
             self._add(_OUTPUT_GRADIENTS, size_)
         else:
-            self.sent.append(size_)
+            self.unsent[index, chunk] = size_
             self._add(_SENT, size_)
 
     def _weights(self, i: int, segment: int, chunk: int) -> None:
@@ -439,26 +433,46 @@ class _Walk:
 
     # -- communication ------------------------------------------------------------------------
 
-    def _copied(self, i: int, kind: str, segment: int, chunk: int, lane: str) -> int:
-        """Bytes that a send or a collective copies: channels that do not lie together; a shard."""
-        columns, program = self.program.columns, self.program
-        if lane != SEND:
-            shares = kind in (REDUCE_SCATTER, ALL_GATHER)
-            return columns.bytes[i] // len(columns.peers[i]) if shares else 0
-        boundary = program.boundaries[segment]
-        if boundary.parameter:  # rows of a table, as they lie
-            return 0
-        peer = columns.peers[i][0] % program.ranks_per_replica
-        turn = chunk % boundary.turns
-        if kind == SEND_F:
-            message = self.exchanges.message(segment, turn, self.local_rank, peer, forward=True)
-            part = program.segments[boundary.producer].parts[self.local_rank]
-            shape, box = part.output_shape(boundary.layer), message.taken
+    def _exchange(self, i: int, kind: str, index: int, chunk: int) -> None:
+        """Buffers for what is received; copies of what is sent and does not lie together."""
+        program, forward = self.program, kind in FORWARD
+        boundary, item = program.boundaries[index], program.itemsize
+        side = self.exchanges.side(
+            index, chunk % boundary.turns, self.local_rank, forward=forward
+        )  # fmt: skip
+        received = sum(message.values for _, message in side.receives) * item
+        if received:
+            self.received[F if forward else B, index, chunk] += received
+            self._add(_RECEIVED, received)
+        boxes: dict[Box, int] = {}
+        if side.sends and not boundary.parameter:  # that is rows of a table, as they lie
+            if forward:
+                part = program.segments[boundary.producer].parts[self.local_rank]
+                shape = part.output_shape(boundary.layer)
+                boxes = {m.taken: m.values for _, m in side.sends}
+            else:
+                part = program.segments[boundary.consumer].parts[self.local_rank]
+                shape = part.import_shape(boundary.number)
+                boxes = {m.given: m.values for _, m in side.sends}
+            copied = {box: n for box, n in boxes.items() if not _is_view(box, shape)}
         else:
-            message = self.exchanges.message(segment, turn, peer, self.local_rank, forward=False)
-            part = program.segments[boundary.consumer].parts[self.local_rank]
-            shape, box = part.import_shape(boundary.number), message.given
-        return 0 if _is_view(box, shape) else columns.bytes[i]
+            copied = {}
+        sent = sum(copied.values()) * item
+        self._add(_SENT, sent)
+        self._note(i, 0)
+        gradient = 0 if forward else self.unsent.pop((index, chunk), 0)
+        if copied and len(copied) == len(boxes):  # nothing of it is sent as it lies
+            self._add(_SENT, -gradient)
+            gradient = 0
+        if side.receives:
+            self.exchanged[i] = sent + gradient
+        elif sent + gradient:
+            self.sent.append(sent + gradient)
+
+    def _send(self, size_: int) -> None:
+        """So many bytes travel under the next computation."""
+        self._add(_SENT, size_)
+        self.sent.append(size_)
 
     # -- bookkeeping --------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from orchestrator.observe.accounting import Account, Accountant, Shares
 from orchestrator.observe.timeline import StepTimes, from_activities
-from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
+from orchestrator.program.boundary import Route
+from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Program
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Graph
 from orchestrator.simulate.processors import Cover
@@ -145,7 +146,7 @@ def run_unequal(
     sample = sorted({i * len(firsts) // SAMPLED for i in range(SAMPLED)})  # at equal distances
     chosen = sorted({slowest, *sample})
     again = replay.run(steps - 1, [x[chosen] for x in entry], chosen, last.met)
-    times = {c: again.times(program, graph.activity, i) for i, c in enumerate(chosen)}
+    times = {c: again.times(program, graph.of, i) for i, c in enumerate(chosen)}
     accounts = {c: accountant.account(of_class) for c, of_class in times.items()}
     weights = np.bincount(class_of) / len(class_of)
     if len(chosen) == len(firsts):
@@ -209,13 +210,13 @@ class _Step:
     start: dict[int, Vector]
     end: dict[int, Vector]
 
-    def times(self, program: Program, activity: Sequence[int], place: int) -> StepTimes:
+    def times(self, program: Program, of: Sequence[tuple[int, ...]], place: int) -> StepTimes:
         """Of one class."""
         count = range(len(self.end))
         start = [float(self.start[a][place]) for a in count]
         end = [float(self.end[a][place]) for a in count]
         entry = [float(at[place]) for at in self.entry]
-        return from_activities(program, activity, start, end, entry)
+        return from_activities(program, of, start, end, entry)
 
 
 class _Replay:
@@ -241,12 +242,13 @@ class _Replay:
         columns = program.columns
         speeds = _Speeds(program, costs, firsts)
         self.seconds: list[float | Vector] = []  # by activity, without jitter
+        took = first.took(graph.of, len(graph.ops))
         for a, (i, *_) in enumerate(graph.ops):
-            took = first.end[i] - first.start[i]
-            computes = LANE_OF[columns.kind[i]] == COMPUTE
-            cover = covers.get(a, Cover())
-            self.seconds.append(speeds.seconds(i, took, cover) if computes else took)
-        self.lanes = [LANE_OF[columns.kind[ops[0]]] for ops in graph.ops]
+            if graph.lanes[a] == COMPUTE:
+                self.seconds.append(speeds.seconds(i, took[a], covers.get(a, Cover())))
+            else:
+                self.seconds.append(took[a])
+        self.lanes = graph.lanes
         self.before: list[list[int]] = [[] for _ in graph.ops]
         self.followers = []
         for a, after in enumerate(graph.after):
@@ -382,9 +384,10 @@ def _topological(graph: Graph) -> list[int]:
 def _last_ops(program: Program) -> set[int]:
     """Ops that no other of the same rank waits for: a rank leaves the step with one of these."""
     columns = program.columns
-    of_lane: dict[tuple[int, str, int], int] = {}
-    for i, kind in enumerate(columns.kind):
-        lane = LANE_OF[kind]
-        peer = columns.peers[i][0] if lane in (SEND, RECEIVE) else -1
-        of_lane[columns.rank[i], lane, peer] = i
-    return set(of_lane.values()) - {need for needs in columns.needs for need in needs}
+    of_channel: dict[tuple[int, str | Route], int] = {}
+    for rank, ids in enumerate(program.order):
+        for i in ids:
+            transfers = columns.transfers[i]
+            channel = transfers.route if transfers is not None else LANE_OF[columns.kind[i]]
+            of_channel[rank, channel] = i
+    return set(of_channel.values()) - {need for needs in columns.needs for need in needs}

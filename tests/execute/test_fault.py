@@ -28,8 +28,8 @@ from orchestrator.models.batch_norm import BatchApply, BatchMoments
 from orchestrator.models.cross_entropy import CrossEntropy, JoinedCrossEntropy, ScoreParts
 from orchestrator.models.model import Recipe
 from orchestrator.program import Program
-from orchestrator.program.ops import Op
-from orchestrator.program.segments import Boundary, Message
+from orchestrator.program.boundary import Boundary, Message
+from orchestrator.program.ops import FORWARD, Op
 from tests.networks import conv, linear, resnet
 from tests.program.small import small_program
 
@@ -200,18 +200,18 @@ def exchanges() -> list[tuple[str, int, str]]:
 def test_a_wrong_exchange_is_named(
     plan: str, index: int, direction: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = RankInterpreter._outgoing
+    usual = RankInterpreter._source
 
-    def wrong(self: RankInterpreter, op: Op, message: Message) -> Tensor:
-        tensor = usual(self, op, message)
-        hit = op.segment == index and (op.kind == "SEND_F") == (direction == "forward")
+    def wrong(self: RankInterpreter, op: Op, boundary: Boundary, message: Message) -> Tensor:
+        tensor = usual(self, op, boundary, message)
+        hit = op.segment == index and (op.kind in FORWARD) == (direction == "forward")
         return tensor * factor if hit else tensor
 
     program = program_of(plan)
     boundary = program.boundaries[index]
     producer = program.segments[boundary.producer]
     gives = boundary.parameter or producer.layers[boundary.layer].name
-    monkeypatch.setattr(RankInterpreter, "_outgoing", wrong)
+    monkeypatch.setattr(RankInterpreter, "_source", wrong)
     found = named(program)
     expected = _said(boundary, gives, direction)
     assert found.startswith(expected), found

@@ -14,6 +14,7 @@ from orchestrator.execute import distributed
 from orchestrator.execute.distributed import GlooTransport
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
+from orchestrator.program.boundary import Route
 from orchestrator.program.resolve import model_of
 
 GROUP = (0, 1)
@@ -24,6 +25,19 @@ class Work:
 
     def wait(self) -> None:
         pass
+
+
+ROUTE, BACK, EVERYONE = Route((0,), (1,)), Route((1,), (0,)), Route((0, 1, 2), (0, 1, 2))
+
+
+class Late(Work):
+    """A message whose peer comes when it is told to."""
+
+    def __init__(self) -> None:
+        self.come = threading.Event()
+
+    def wait(self) -> None:
+        assert self.come.wait(60)
 
 
 class Dist:
@@ -37,6 +51,7 @@ class Dist:
         self.lock = threading.Lock()
         self.room = threading.Event()
         self.taken: list[float] = []
+        self.late = Late()
         self.timeouts: list[float] = []
 
     def new_group(self, ranks: list[int], timeout: timedelta, backend: str | None) -> object:
@@ -52,16 +67,15 @@ class Dist:
             raise RuntimeError("nothing to reduce")
         tensor *= 2
 
-    def isend(self, tensor: Tensor, peer: int) -> Work:
+    def isend(self, tensor: Tensor, peer: int, tag: int) -> Work:
         assert self.room.wait(60)
         if peer == 7:
             raise ValueError("no peer 7")
         self.taken.append(tensor[0].item())
         return Work()
 
-    def irecv(self, tensor: Tensor, peer: int) -> Work:
-        assert self.room.is_set(), "before the send that was posted first"
-        return Work()
+    def irecv(self, tensor: Tensor, peer: int, tag: int) -> Work:
+        return self.late if peer == 2 else Work()
 
 
 @pytest.fixture
@@ -74,7 +88,8 @@ def gloo(monkeypatch: pytest.MonkeyPatch) -> Dist:
 @pytest.fixture
 def transport(gloo: Dist) -> GlooTransport:
     plan = load_plan("data-parallel", ["model.width=0.0625", "model.image_size=64"])
-    return GlooTransport(compile_plan(plan, model_of(plan)), rank=0, timeout_s=60.0)
+    program = compile_plan(plan, model_of(plan))
+    return GlooTransport(program, rank=0, timeout_s=60.0, routes=[ROUTE, BACK, EVERYONE])
 
 
 def test_collectives_are_posted_at_once_and_carried_out_one_after_another(
@@ -86,7 +101,7 @@ def test_collectives_are_posted_at_once_and_carried_out_one_after_another(
     handles[-1].wait()
     assert all(handle.done() for handle in handles)
     assert [tensor[0].item() for tensor in tensors] == [2, 4, 6, 8]
-    marks = [handle.marks() for handle in handles]
+    marks = [handle.marks()[0] for handle in handles]
     for (_, ended), (started, _) in zip(marks, marks[1:], strict=False):
         assert ended <= started
 
@@ -106,7 +121,7 @@ def test_a_collective_that_fails_is_never_done_and_the_next_one_goes_on(
 def test_a_send_that_the_socket_does_not_take_yet_keeps_nobody(
     gloo: Dist, transport: GlooTransport
 ) -> None:
-    handles = [transport.send(torch.full((2,), float(i)), peer=1) for i in range(4)]
+    handles = [transport.exchange(ROUTE, [(1, torch.full((2,), float(i)))], []) for i in range(4)]
     assert not any(handle.done() for handle in handles)
     gloo.room.set()
     handles[-1].wait()
@@ -114,23 +129,36 @@ def test_a_send_that_the_socket_does_not_take_yet_keeps_nobody(
     assert gloo.taken == [0, 1, 2, 3]
 
 
-def test_a_receive_behind_such_a_send_keeps_nobody_either(
+def test_exchanges_of_another_route_go_on_meanwhile(gloo: Dist, transport: GlooTransport) -> None:
+    sent = transport.exchange(ROUTE, [(1, torch.ones(2))], [])
+    received = transport.exchange(BACK, [], [(1, torch.empty(2))])
+    received.wait()
+    assert not sent.done()
+    gloo.room.set()
+    sent.wait()
+
+
+def test_a_late_peer_does_not_delay_the_noted_end_of_anothers_message(
     gloo: Dist, transport: GlooTransport
 ) -> None:
-    transport.send(torch.ones(2), peer=1)
-    received = transport.receive(torch.empty(2), peer=1)
-    assert not received.done()
     gloo.room.set()
-    received.wait()
-    started, ended = received.marks()
-    assert 0 < started <= ended
+    handle = transport.exchange(
+        EVERYONE, [(1, torch.ones(2))], [(1, torch.empty(2)), (2, torch.empty(2))]
+    )
+    time.sleep(0.05)
+    assert not handle.done()
+    answered = time.perf_counter()
+    gloo.late.come.set()
+    handle.wait()
+    (_, sent), (_, received), (_, late) = handle.marks()
+    assert max(sent, received) < answered <= late
 
 
 def test_a_send_that_gloo_refuses_is_told_to_whoever_waits(
     gloo: Dist, transport: GlooTransport
 ) -> None:
     gloo.room.set()
-    refused, following = (transport.send(torch.ones(2), peer) for peer in (7, 1))
+    refused, following = (transport.exchange(ROUTE, [(peer, torch.ones(2))], []) for peer in (7, 1))
     with pytest.raises(ValueError, match="no peer 7"):
         refused.wait()
     following.wait()

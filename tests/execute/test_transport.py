@@ -6,51 +6,88 @@ import pytest
 import torch
 
 from orchestrator.execute.transport import LocalWorld
+from orchestrator.program.boundary import Route
+
+THERE, BACK = Route((0,), (1,)), Route((1,), (0,))
 
 
-def test_transfers_of_a_pair_meet_in_order_without_tags() -> None:
+def test_messages_of_a_pair_meet_in_order_without_tags() -> None:
     world = LocalWorld()
     a, b = world.transport(0), world.transport(1)
     buffers = [torch.zeros(2) for _ in range(2)]
-    received = [b.receive(buffer, 0) for buffer in buffers]
+    received = [b.exchange(THERE, [], [(0, buffer)]) for buffer in buffers]
     assert not any(handle.done() for handle in received)
     for value in (1.0, 2.0):
-        a.send(torch.full((2,), value), 1)
+        a.exchange(THERE, [(1, torch.full((2,), value))], [])
     assert [buffer.tolist() for buffer in buffers] == [[1, 1], [2, 2]]
     assert all(handle.done() for handle in received)
-    start, end = received[0].marks()
+    ((start, end),) = received[0].marks()
     assert start <= end
 
 
-def test_the_other_direction_is_another_pair() -> None:
+def test_another_route_between_the_same_ranks_is_another() -> None:
     world = LocalWorld()
+    both = Route((0, 1), (0, 1))
     buffer = torch.zeros(1)
-    received = world.transport(1).receive(buffer, 0)
-    world.transport(1).send(torch.ones(1), 0)
+    received = world.transport(1).exchange(both, [], [(0, buffer)])
+    world.transport(1).exchange(BACK, [(0, torch.ones(1))], [])
+    world.transport(0).exchange(THERE, [(1, torch.ones(1))], [])
     assert not received.done()
+    world.transport(0).exchange(both, [(1, torch.ones(1))], [])
+    assert received.done()
+
+
+def test_exchanges_of_a_route_go_one_after_another() -> None:
+    """The second has its other side, and waits for the first."""
+    world = LocalWorld()
+    route = Route((0, 1, 2), (0, 1, 2))
+    buffers = [torch.zeros(1) for _ in range(2)]
+    first = world.transport(0).exchange(route, [], [(1, buffers[0])])
+    second = world.transport(0).exchange(route, [], [(2, buffers[1])])
+    sent = world.transport(2).exchange(route, [(0, torch.ones(1))], [])
+    assert not any(handle.done() for handle in (first, second, sent))
+    world.transport(1).exchange(route, [(0, torch.ones(1))], [])
+    assert all(handle.done() for handle in (first, second, sent))
+
+
+def test_an_exchange_ends_with_its_last_message() -> None:
+    """Rank 1 answers at once and rank 2 later, which is noted of its own message alone."""
+    world = LocalWorld()
+    route = Route((0, 1, 2), (0, 1, 2))
+    one, two = torch.zeros(1), torch.zeros(1)
+    sends = [(1, torch.ones(1)), (2, torch.ones(1))]
+    mine = world.transport(0).exchange(route, sends, [(1, one), (2, two)])
+    for rank in (1, 2):
+        assert not mine.done()
+        other = [(0, torch.full((1,), float(rank)))]
+        world.transport(rank).exchange(route, other, [(0, torch.zeros(1))])
+    assert mine.done()
+    assert (one.item(), two.item()) == (1, 2)
+    to_one, to_two, from_one, from_two = (end for _, end in mine.marks())
+    assert max(to_one, from_one) < min(to_two, from_two)
 
 
 def test_a_strict_send_ends_with_its_receive_and_another_at_once() -> None:
     tensor, buffer = torch.ones(1), torch.zeros(1)
     strict = LocalWorld(strict=True)
-    sent = strict.transport(0).send(tensor, 1)
+    sent = strict.transport(0).exchange(THERE, [(1, tensor)], [])
     assert not sent.done()
-    strict.transport(1).receive(buffer, 0)
+    strict.transport(1).exchange(THERE, [], [(0, buffer)])
     assert sent.done()
     loose = LocalWorld(strict=False)
-    sent = loose.transport(0).send(tensor, 1)
+    sent = loose.transport(0).exchange(THERE, [(1, tensor)], [])
     assert sent.done()
     tensor.zero_()  # it may change now: what was sent is a copy
-    loose.transport(1).receive(buffer, 0)
+    loose.transport(1).exchange(THERE, [], [(0, buffer)])
     assert buffer.item() == 1
 
 
 @pytest.mark.parametrize("other", [torch.zeros(3), torch.zeros(2, dtype=torch.float64)])
 def test_a_buffer_that_does_not_fit_is_told(other: torch.Tensor) -> None:
     world = LocalWorld()
-    world.transport(0).send(torch.zeros(2), 1)
+    world.transport(0).exchange(THERE, [(1, torch.zeros(2))], [])
     with pytest.raises(RuntimeError, match=r"rank 0 sends \(2,\) torch.float32 and rank 1 expects"):
-        world.transport(1).receive(other, 0)
+        world.transport(1).exchange(THERE, [], [(0, other)])
 
 
 def test_collectives_meet_when_all_have_come() -> None:

@@ -32,7 +32,7 @@ from orchestrator.models.model import Recipe
 from orchestrator.models.pieces import cut_out, put_in
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
-from orchestrator.program.ops import Op
+from orchestrator.program.ops import Op, Transfers
 from orchestrator.program.placement import update_examples
 from tests.program.small import small_plan
 
@@ -246,18 +246,29 @@ def test_gradients_of_one_chunk_lost_fail(monkeypatch: pytest.MonkeyPatch) -> No
     assert not found(program_of(*entries, more="n_microbatches: 2")).passed
 
 
-@pytest.mark.parametrize("kinds", [("SEND_F", "RECV_F"), ("SEND_B", "RECV_B"), ("ALL_REDUCE",)])
-def test_a_wrong_byte_count_is_told_with_its_edge(kinds: tuple[str, ...]) -> None:
+def larger(transfers: Transfers) -> Transfers:
+    """All messages by 8 bytes."""
+    sends, receives = (
+        tuple((peer, size + 8) for peer, size in side) for side in (transfers[1], transfers[2])
+    )
+    return Transfers(transfers.route, sends, receives)
+
+
+@pytest.mark.parametrize("kind", ["EXCHANGE_F", "EXCHANGE_B", "ALL_REDUCE"])
+def test_a_wrong_byte_count_is_told_with_its_edge(kind: str) -> None:
     """Both sides say the same wrong size, so only counting finds it."""
-    program = program_of(*(DATA if kinds == ("ALL_REDUCE",) else COLUMNS))
+    program = program_of(*(DATA if kind == "ALL_REDUCE" else COLUMNS))
     columns = program.columns
-    touched = [i for i, kind in enumerate(columns.kind) if kind in kinds]
+    touched = [i for i, found in enumerate(columns.kind) if found == kind]
     segment = columns.segment[touched[0]]
-    wrong = [
-        size + 8 if i in touched and columns.segment[i] == segment else size
-        for i, size in enumerate(columns.bytes)
-    ]
-    verdict = found(replace(program, columns=replace(columns, bytes=wrong)), steps=1)
+    sizes, transfers = list(columns.bytes), list(columns.transfers)
+    for i in touched:
+        if columns.segment[i] == segment:
+            there = transfers[i]
+            sizes[i] += 8
+            transfers[i] = there and larger(there)
+    wrong = replace(columns, bytes=sizes, transfers=transfers)
+    verdict = found(replace(program, columns=wrong), steps=1)
     assert verdict.deadlock_free
     assert not verdict.ledger_exact
     assert not verdict.passed
@@ -285,9 +296,9 @@ def padded(rank: RankInterpreter, op: Op, usual: Reduce) -> Handle:
 
 
 def skipped(rank: RankInterpreter, op: Op, usual: Reduce) -> Handle:
-    handle = LocalHandle()
-    handle.end()
-    rank.marks[op.id] = (handle.started, handle.started)
+    handle = LocalHandle(lambda begun: begun.end(0), count=1)
+    handle.start()
+    rank.marks[op.id] = (handle.begun, handle.begun)
     return handle
 
 
@@ -341,9 +352,11 @@ def test_a_collective_that_is_handed_another_buffer_is_told(
 def test_a_program_that_deadlocks_is_not_run() -> None:
     program = program_of(*COLUMNS)
     columns = program.columns
-    first = columns.kind.index("SEND_F")
-    sizes = [size + 8 * (i == first) for i, size in enumerate(columns.bytes)]
-    verdict = found(replace(program, columns=replace(columns, bytes=sizes)))
+    transfers = list(columns.transfers)
+    first = columns.kind.index("EXCHANGE_F")
+    one = transfers[first]
+    transfers[first] = one and larger(one)
+    verdict = found(replace(program, columns=replace(columns, transfers=transfers)))
     assert not verdict.deadlock_free
     assert not verdict.passed
     assert "meets a partner of another size" in verdict.problems[0]

@@ -29,7 +29,7 @@ from orchestrator.observe.metrics_run import RunMetrics
 from orchestrator.observe.timeline import StepTimes
 from orchestrator.program import Program
 from orchestrator.program.ledger import Edge, edges, edges_by_kind
-from orchestrator.program.ops import COMPUTE, REDUCE
+from orchestrator.program.ops import COMPUTE, FORWARD, REDUCE
 from tests.observe.test_accounting import STAGED, is_loading, timelines
 from tests.observe.timelines import PROGRAMS, Moments, step_times
 from tests.program.small import LINEAR, small_program
@@ -331,10 +331,14 @@ def test_the_series_of_eight_ranks_are_counted_and_do_not_grow() -> None:
     kinds = {
         rank: {
             (op.kind, op.peers[(op.peers.index(rank) + 1) % len(op.peers)])
-            if op.lane == REDUCE
-            else (op.kind, op.peers[0])
             for op in EIGHT.rank_ops(rank)
-            if op.lane != COMPUTE
+            if op.lane == REDUCE
+        }
+        | {
+            (op.kind in FORWARD, place < len(op.transfers.sends), peer)
+            for op in EIGHT.rank_ops(rank)
+            if op.transfers is not None
+            for place, (peer, _) in enumerate(op.transfers.sides)
         }
         for rank in EIGHT.ranks
     }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.observe.timeline import RankTimes, StepTimes, join, meet, meetings, write
+from orchestrator.observe.timeline import RankTimes, StepTimes, join, meet, write
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
-from orchestrator.program.ops import LANE_OF, RECEIVE, REDUCE, SEND, F
+from orchestrator.program.ops import COMPUTE, EXCHANGE, FORWARD, REDUCE, F
+from orchestrator.program.order import meetings
 from orchestrator.program.resolve import model_of
 from tests.observe.timelines import PROGRAMS
+from tests.program.small import LINEAR, small_program
 
 DATA = PROGRAMS["data"]
 
@@ -72,11 +75,14 @@ def test_meet_moves_starts_only_later() -> None:
     after = replace(before, start=list(before.start))
     meet(program, after)
     assert (after.ready, after.end) == (before.ready, before.end)
-    for ids in meetings(program):
-        assert {after.start[i] for i in ids} == {max(before.start[i] for i in ids)}
-    met = {i for ids in meetings(program) for i in ids}
-    for i in set(range(count)) - met:
-        assert after.start[i] == before.start[i]
+    for send, sent, receive, _ in meetings(program).messages:
+        begun = max(before.start[i] for i in (send, receive))
+        assert after.of_messages(send)[sent] == (begun, 99.0)
+    for op in program.ops():
+        if op.lane == EXCHANGE:
+            assert after.start[op.id] == min(start for start, _ in after.of_messages(op.id))
+        elif op.lane == COMPUTE:
+            assert after.start[op.id] == before.start[op.id]
 
 
 def test_a_send_ends_when_its_bytes_have_arrived() -> None:
@@ -84,37 +90,58 @@ def test_a_send_ends_when_its_bytes_have_arrived() -> None:
     program = PROGRAMS["columns"]
     columns = program.columns
     count = len(columns)
-    lanes = [LANE_OF[kind] for kind in columns.kind]
-    start = [5.0 if lane == RECEIVE else 1.0 for lane in lanes]
-    end = [9.0 if lane == RECEIVE else 2.0 for lane in lanes]
+    receives = [kind.startswith("RECV") for kind in columns.kind]
+    start = [5.0 if receive else 1.0 for receive in receives]
+    end = [9.0 if receive else 2.0 for receive in receives]
     times = StepTimes(0, [0.0] * count, start, end, {}, {})
     meet(program, times)
-    for i, lane in enumerate(lanes):
-        moved = lane in (SEND, RECEIVE)
+    for i, kind in enumerate(columns.kind):
+        moved = kind.startswith(("SEND", "RECV"))
         assert (times.start[i], times.end[i]) == ((5.0, 9.0) if moved else (1.0, 2.0))
-    assert SEND in lanes
+    assert any(receives)
+
+
+def test_a_late_peer_delays_its_own_message_alone() -> None:
+    """Rank 0 exchanges with three others, of which 2 comes 5 seconds later."""
+    program = small_program(LINEAR, "layers: a..c, ranks: 0..3, split: channel")
+    first = next(op for op in program.rank_ops(0) if op.kind == "EXCHANGE_F")
+    late = {op.id for op in program.rank_ops(2)}
+    count = len(program.columns)
+    start = [6.0 if i in late else 1.0 for i in range(count)]
+    times = StepTimes(0, [0.0] * count, start, [at + 1 for at in start], {}, {})
+    meet(program, times)
+    assert first.peers == (1, 2, 3)
+    here = (1.0, 2.0)
+    assert times.messages[first.id] == [here, (6.0, 7.0), here, here, (2.0, 2.0), here]
 
 
 def check_meetings(program: Program) -> None:
     """Every transfer once, with the peers that its sides name, the same bytes and the same work."""
+    met = meetings(program)
+    sent, received = Counter[int](), Counter[int]()
+    for send, number, receive, other in met.messages:
+        a, b = program.op(send), program.op(receive)
+        assert a.transfers is not None
+        assert b.transfers is not None
+        (peer, size), (sender, same) = a.transfers.sends[number], b.transfers.receives[other]
+        assert (a.rank, peer, size) == (sender, b.rank, same)
+        assert a.transfers.route == b.transfers.route
+        assert (a.segment, a.microbatch) == (b.segment, b.microbatch)
+        assert (a.kind in FORWARD) == (b.kind in FORWARD)
+        sent[send] += 1
+        received[receive] += 1
     seen: list[int] = []
-    for ids in meetings(program):
+    for ids in met.collectives:
         sides = [program.op(i) for i in ids]
         seen += ids
-        lanes = sorted(op.lane for op in sides)
-        if REDUCE in lanes:
-            assert set(lanes) == {REDUCE}
-            assert sorted(op.rank for op in sides) == sorted(sides[0].peers)
-            assert len({(op.kind, op.segment, op.microbatch, op.peers) for op in sides}) == 1
-        else:
-            assert lanes == sorted((SEND, RECEIVE))
-            first, second = sides
-            assert (first.rank, second.rank) == (second.peers[0], first.peers[0])
-            assert (first.segment, first.microbatch) == (second.segment, second.microbatch)
-            assert {first.kind[-2:], second.kind[-2:]} in ({"_F"}, {"_B"})
-        assert len({op.bytes for op in sides}) == 1
-    transfers = [op.id for op in program.ops() if op.lane in (SEND, RECEIVE, REDUCE)]
-    assert sorted(seen) == transfers
+        assert {op.lane for op in sides} == {REDUCE}
+        assert sorted(op.rank for op in sides) == sorted(sides[0].peers)
+        assert len({(op.kind, op.segment, op.microbatch, op.peers, op.bytes) for op in sides}) == 1
+    for op in program.ops():
+        if op.transfers is not None:
+            counts = len(op.transfers.sends), len(op.transfers.receives)
+            assert counts == (sent[op.id], received[op.id]) != (0, 0)
+    assert sorted(seen) == [op.id for op in program.ops() if op.lane == REDUCE]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -14,10 +14,11 @@ from orchestrator.execute.local import LocalExecutor
 from orchestrator.execute.verify import RandomFeed
 from orchestrator.models.model import Recipe
 from orchestrator.observe import trace
-from orchestrator.observe.timeline import StepTimes, meetings
+from orchestrator.observe.timeline import StepTimes
 from orchestrator.observe.trace import Source
 from orchestrator.program import Program
-from orchestrator.program.ops import SEND, STEP
+from orchestrator.program.ops import STEP, Op
+from orchestrator.program.order import meetings
 from orchestrator.simulate.cluster import load_cluster
 from orchestrator.simulate.memory import peak_memory
 from orchestrator.simulate.predict import simulate_program
@@ -76,22 +77,37 @@ def both(
 Both = tuple[Program, dict[str, Source], TraceProcessor]
 
 
+def slices_of(op: Op) -> Iterator[tuple[Op, int, str, str, int]]:
+    """The op, the place of a message in it, the lane, peers and bytes."""
+    if op.transfers is None:
+        yield op, 0, op.lane, ",".join(map(str, op.peers)), op.bytes
+        return
+    sides = [("send", side) for side in op.transfers.sends]
+    sides += [("receive", side) for side in op.transfers.receives]
+    for place, (lane, (peer, size)) in enumerate(sides):
+        yield op, place, lane, str(peer), size
+
+
 def test_perfetto_finds_every_op_with_its_duration(both: Both) -> None:
     program, sources, perfetto = both
     assert perfetto.problems() == {}
     found = [row for row in perfetto.query(SLICES) if row["category"] != "loading"]
-    by_op = {(row["source"], row["step"], row["op"]): row for row in found}
-    assert len(by_op) == len(found) == 3 * len(program.columns)
+    by_slice = {
+        (row["source"], row["step"], row["op"], row["track"].split()[2], row["peers"] or ""): row
+        for row in found
+    }
+    expected = [slice_ for op in program.ops() for slice_ in slices_of(op)]
+    assert len(by_slice) == len(found) == 3 * len(expected)
     for name, source in sources.items():
         zero = min(source.steps[0].begin.values())
         for times in source.steps:
-            for op in program.ops():
-                row = by_op[name, times.step, op.id]
+            for op, place, lane, peers, size in expected:
+                row = by_slice[name, times.step, op.id, lane, peers]
                 assert (row["name"], row["category"]) == (str(op), op.kind)
-                assert row["track"].startswith(f"rank {op.rank} {op.lane}")
-                assert (row["bytes"] or 0, row["flops"] or 0) == (op.bytes, op.flops)
-                assert (row["peers"] or "") == ",".join(map(str, op.peers))
-                start, end = times.start[op.id] - zero, times.end[op.id] - zero
+                assert row["track"].startswith(f"rank {op.rank} ")
+                assert (row["bytes"] or 0, row["flops"] or 0) == (size, op.flops)
+                spans = times.messages.get(op.id, [(times.start[op.id], times.end[op.id])])
+                start, end = (at - zero for at in spans[place])
                 assert row["ts"] == pytest.approx(start * 1e9, abs=1)
                 assert row["dur"] == pytest.approx((end - start) * 1e9, abs=2)
 
@@ -135,11 +151,12 @@ def test_perfetto_draws_an_arrow_from_every_send_to_its_receive(both: Both) -> N
         (rows[flow["slice_out"]], rows[flow["slice_in"]])
         for flow in perfetto.query("select slice_out, slice_in from flow")
     ]
-    transfers = [ids for ids in meetings(program) if program.op(ids[0]).lane == SEND]
+    transfers = [(m.send, m.receive) for m in meetings(program).messages]
     assert {row["source"] for ends in arrows for row in ends} <= {"measured", "simulated"}
     assert all(a["source"] == b["source"] and a["step"] == b["step"] for a, b in arrows)
-    found = sorted((a["op"], b["op"]) for a, b in arrows)
-    assert found == sorted(3 * [(a, b) for a, b in transfers])
+    found = {(a["source"], a["step"], a["op"], b["op"]) for a, b in arrows}
+    assert len(arrows) == len(found) == 3 * len(transfers)
+    assert {(a, b) for _, _, a, b in found} == set(transfers)
 
 
 def test_perfetto_counts_the_simulated_memory(both: Both) -> None:
@@ -193,7 +210,8 @@ def test_slices_of_a_track_never_cross(tmp_path: Path) -> None:
     with TraceProcessor(tmp_path / "t.json") as perfetto:
         assert perfetto.problems() == {}
         rows = perfetto.query(SLICES)
-    assert len(rows) == len(program.columns)
+    sides = [len(op.transfers.sides) if op.transfers else 1 for op in program.ops()]
+    assert len(rows) == sum(sides)
     assert {"rank 0 send", "rank 0 send 2"} <= {row["track"] for row in rows}
     tracks: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     for row in rows:
@@ -224,11 +242,12 @@ def test_a_run_without_a_step_has_a_trace_without_a_slice(tmp_path: Path) -> Non
     assert {event["ph"] for event in events} == {"M"}
 
 
-def test_an_op_takes_few_bytes(tmp_path: Path) -> None:
-    """64 ranks with 10,000 ops each are 160 MB, which Perfetto loads."""
+def test_a_slice_takes_few_bytes(tmp_path: Path) -> None:
+    """64 ranks with 10,000 slices each are 160 MB, which Perfetto loads."""
     program = small_program(
         LINEAR, "layers: a..c, ranks: 0..3, split: channel", batch=16,
         more="replicas: 2\nn_microbatches: 8\n",
     )  # fmt: skip
     trace.write(tmp_path / "t.json", predicted(program))
-    assert (tmp_path / "t.json").stat().st_size < 250 * len(program.columns)
+    slices = sum(len(op.transfers.sides) if op.transfers else 1 for op in program.ops())
+    assert (tmp_path / "t.json").stat().st_size < 250 * slices

@@ -91,47 +91,54 @@ def test_swapped_sends_wait_in_a_circle() -> None:
     assert "rank 0: 1SEND_F2" in names(program, found(program))
 
 
-def behind_the_forward(lines: list[str]) -> list[str]:
-    """Both columns want the other's half before they send their own: the classic."""
-    for rank in (0, 1):
-        line = lines.pop(index(lines, rank, "1SEND_F0"))
-        lines.insert(index(lines, rank, "1F0") + 1, line)
-    return lines
+BOTH_RECEIVE_FIRST = """\
+rank 0
+0 1RECV_F0 route=0-1>0-1 from=1:64
+1 1SEND_F1 route=0-1>0-1 to=1:64
+rank 1
+2 1RECV_F1 route=0-1>0-1 from=0:64
+3 1SEND_F0 route=0-1>0-1 to=0:64"""
 
 
 def test_both_receive_before_they_send() -> None:
-    program = edited(small_program(LINEAR, *COLUMNS), behind_the_forward)
-    deadlock = found(program)
-    assert grid(program, deadlock, around=1).splitlines() == [
-        "6 ops wait for each other in a circle",
+    """The classic. On one route a rank's exchanges go one after another."""
+    program = edited(small_program(LINEAR, *COLUMNS), lambda _: BOTH_RECEIVE_FIRST.splitlines())
+    assert grid(program, found(program), around=1).splitlines() == [
+        "4 ops wait for each other in a circle",
         "step  rank 0                   rank 1",
-        "   0  1RECV_F0 <>1  <-- waits  1RECV_F0 <>0  <-- waits",
-        "   1  0F0                      0F0",
-        "   2  2RECV_F0 <>1             2RECV_F0 <>0",
-        "   3  1F0  <-- waits           1F0  <-- waits",
-        "   4  1SEND_F0 <>1  <-- waits  1SEND_F0 <>0  <-- waits",
-        "   5  2SEND_F0 <>1             2SEND_F0 <>0",
-        "   6  ...                      ...",
+        "   0  1RECV_F0 <>1  <-- waits  1RECV_F1 <>0  <-- waits",
+        "   1  1SEND_F1 <>1  <-- waits  1SEND_F0 <>0  <-- waits",
     ]
+    apart = BOTH_RECEIVE_FIRST.replace(" route=0-1>0-1", "")  # 0>1 and 1>0
+    program = edited(small_program(LINEAR, *COLUMNS), lambda _: apart.splitlines())
+    assert find_deadlock(program) is None
+
+
+def test_what_is_listed_behind_a_wait_comes_after_it() -> None:
+    """Rank 0 waits for its receive before it posts the second, and so does not post its send."""
+    lines = BOTH_RECEIVE_FIRST.replace(" route=0-1>0-1", "").splitlines()
+    lines[2] += " needs=0"
+    lines[5] = lines[5].replace("needs", "") + " needs=2"
+    program = edited(small_program(LINEAR, *COLUMNS), lambda _: lines)
+    assert len(found(program).ops) == 4
 
 
 def test_a_need_that_closes_a_circle() -> None:
-    """Each rank's send of segment 1 waits for its own forward of segment 1."""
+    """Each rank's exchange before segment 1 waits for its own forward of segment 1."""
 
     def change(lines: list[str]) -> list[str]:
         for rank in (0, 1):
             forward = lines[index(lines, rank, "1F0")].split()[0]
-            i = index(lines, rank, "1SEND_F0")
+            i = index(lines, rank, "1EXCHANGE_F0")
             lines[i] += f",{forward}"
         return lines
 
     program = edited(small_program(LINEAR, *COLUMNS), change)
     circle = names(program, found(program))
-    assert {"rank 0: 1SEND_F0", "rank 1: 1SEND_F0", "rank 0: 1F0", "rank 1: 1F0"} <= set(circle)
+    assert {"rank 0: 1EXCHANGE_F0", "rank 0: 1F0"} <= set(circle)
     picture = grid(program, found(program))
     assert picture.count("<-- waits") == len(circle)
     assert "rank 0" in picture
-    assert "rank 1" in picture
 
 
 def test_an_op_behind_one_that_needs_it() -> None:
@@ -155,14 +162,14 @@ def test_an_op_that_needs_its_partner() -> None:
 
     program = edited(pipeline("GPipe"), change)
     deadlock = found(program)
-    assert deadlock.reason == "an op needs one that it must run together with"
+    assert deadlock.reason == "2 ops wait for each other in a circle"
     assert names(program, deadlock) == ["rank 0: 1SEND_F0", "rank 1: 1RECV_F0"]
 
 
 def test_unequal_bytes() -> None:
     def change(lines: list[str]) -> list[str]:
         i = index(lines, 1, "1RECV_F3")
-        lines[i] = lines[i].replace("bytes=64", "bytes=60")
+        lines[i] = lines[i].replace("from=0:64", "from=0:60")
         return lines
 
     program = edited(pipeline(), change)

@@ -21,7 +21,19 @@ from orchestrator.errors import InputError
 from orchestrator.models import build_model
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Program, compile_plan
-from orchestrator.program.ops import KINDS, LANE_OF, Op, line, parse, text
+from orchestrator.program.boundary import Route
+from orchestrator.program.ops import (
+    EXCHANGE,
+    KINDS,
+    LANE_OF,
+    Op,
+    Transfers,
+    line,
+    others_of,
+    parse,
+    size_of,
+    text,
+)
 from tests.program.small import LENET, small_program
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -110,7 +122,21 @@ def test_any_op_parses_back(
     kind: str, segment: int, microbatch: int, peers: tuple[int, ...], size: int, flops: int,
     needs: tuple[int, ...],
 ) -> None:  # fmt: skip
-    op = Op(0, 0, LANE_OF[kind], kind, segment, microbatch, peers, size, flops, needs)
+    transfers = None
+    if LANE_OF[kind] == EXCHANGE:
+        ranks = (0, *peers, 7)
+        route = {"S": Route((0,), ranks[1:]), "R": Route(ranks[1:], (0,))}.get(
+            kind[0], Route(ranks, ranks)
+        )
+        sides = tuple((peer, size) for peer in peers or (7,))
+        transfers = Transfers(
+            route,
+            () if kind.startswith("RECV") else sides,
+            () if kind.startswith("SEND") else sides,
+        )
+        peers, size = others_of(transfers), size_of(transfers)
+    lane = LANE_OF[kind]
+    op = Op(0, 0, lane, kind, segment, microbatch, peers, size, flops, needs, transfers)
     columns, order = parse(f"rank 0\n{line(op)}\n")
     assert columns.op(0) == op
     assert order == ((0,),)

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.models import Model
 from orchestrator.program import Program
 from orchestrator.program.ledger import edges
+from orchestrator.program.ops import FORWARD
 from tests.program.small import LINEAR, normed, small_program
 
 
@@ -153,9 +154,10 @@ def test_batch_to_whole_in_turns(exchange: str, turns: list[list[tuple[int, int,
     assert (b.chunk, b.chunks) == (2, 2)
     for turn, expected in enumerate(turns):
         sent = [
-            (op.rank, op.peers[0], op.bytes)
+            (op.rank, peer, size)
             for op in program.ops()
-            if (op.kind, op.segment, op.microbatch) == ("SEND_F", b.index, turn)
+            if op.kind in FORWARD and (op.segment, op.microbatch) == (b.index, turn)
+            for peer, size in (op.transfers.sends if op.transfers else ())
         ]
         assert sent == expected
 
@@ -172,10 +174,10 @@ def test_the_next_turns_transfer_runs_under_this_turns_compute() -> None:
     b = next(s for s in program.segments if s.reader == "b").index
     ops = program.rank_ops(1)
     names = [str(op) for op in ops]
-    assert names.index(f"{b}RECV_F2") < names.index(f"{b}F1")
+    assert names.index(f"{b}EXCHANGE_F2") < names.index(f"{b}F1")
     gates = {str(op): {str(program.op(need)) for need in op.needs} for op in ops}
-    assert gates[f"{b}SEND_F1"] == {"0F0"}
-    assert gates[f"{b}SEND_F2"] == {"0F0", f"{b}B0"}  # the last that is computed before turn 1
+    assert gates[f"{b}EXCHANGE_F1"] == {"0F0"}
+    assert gates[f"{b}EXCHANGE_F2"] == {"0F0", f"{b}B0"}  # the last that is computed before turn 1
 
 
 def test_the_bias_of_a_layer_split_on_its_input_is_held_once() -> None:

@@ -30,7 +30,7 @@ from orchestrator.program.ledger import (
     edges,
     gradient_bytes,
 )
-from orchestrator.program.ops import LANE_OF, SEND, SEND_F, Program
+from orchestrator.program.ops import FORWARD, Program
 
 MOST_ROWS = 4  # so many ranks are drawn one by one, whether they do the same or not
 IMAGE, TOKENS = "image", "tokens"
@@ -520,13 +520,11 @@ def _sent(program: Program, graph: Graph) -> dict[_Way, dict[tuple[int, int], tu
     ways = [_way(program, graph, i) for i in range(len(program.boundaries))]
     found: defaultdict[_Way, dict[tuple[int, int], tuple[int, int]]] = defaultdict(dict)
     c = program.columns
-    for kind, rank, peers, boundary, size in zip(
-        c.kind, c.rank, c.peers, c.segment, c.bytes, strict=True
-    ):
-        if LANE_OF[kind] == SEND:
-            ends = (rank, peers[0]) if kind == SEND_F else (peers[0], rank)
+    for kind, rank, boundary, transfers in zip(c.kind, c.rank, c.segment, c.transfers, strict=True):
+        for peer, size in transfers.sends if transfers is not None else ():
+            ends = (rank, peer) if kind in FORWARD else (peer, rank)
             forward, backward = found[ways[boundary]].get(ends, (0, 0))
-            if kind == SEND_F:
+            if kind in FORWARD:
                 forward += size
             else:
                 backward += size

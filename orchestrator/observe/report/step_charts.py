@@ -30,13 +30,12 @@ from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
     COMPUTE,
+    EXCHANGE_B,
+    EXCHANGE_F,
     LANE_OF,
-    RECEIVE,
     RECV_B,
     RECV_F,
-    REDUCE,
     REDUCE_SCATTER,
-    SEND,
     SEND_B,
     SEND_F,
     STEP,
@@ -58,13 +57,18 @@ GROUPS = {
     "input gradients": (I,),
     "weight gradients": (W,),
     "update": (STEP,),
+    "exchange": (EXCHANGE_F, EXCHANGE_B),
     "send": (SEND_F, SEND_B),
     "receive": (RECV_F, RECV_B),
     "collective": (ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER),
 }
 """Kinds of op by their name in a legend."""
 
-_TRANSFER_LANES = (SEND, RECEIVE, REDUCE)
+_TRANSFERS = ("exchange", "send", "receive", "collective")
+_ROW_OF = {
+    kind: label if label in _TRANSFERS else COMPUTE
+    for label, kinds in GROUPS.items() for kind in kinds
+}  # fmt: skip
 _RANK_COLORS = Cividis256[110:226]  # neither end, which white or black paper would swallow
 
 
@@ -106,7 +110,7 @@ def _timeline(step: Step, unit_name: str, per_second: float, time: Range1d) -> f
         ids = [i for kind in kinds for i in by_kind[kind]]
         if not ids:
             continue
-        offset, thickness = rows[LANE_OF[kinds[0]]]
+        offset, thickness = rows[_ROW_OF[kinds[0]]]
         spans = [(step.times.start[i], step.times.end[i]) for i in ids]
         source = ColumnDataSource(_bars(program, ids, spans, per_second, offset))
         made.hbar(
@@ -136,15 +140,15 @@ def _drawn_ranks(program: Program) -> int:
 
 
 def _rows(program: Program) -> dict[str, tuple[float, float]]:
-    """By lane, where its row lies below the middle of a rank's band, and how thick it is."""
-    lanes = {LANE_OF[kind] for kind in set(program.columns.kind)}
-    used = [COMPUTE, *(lane for lane in _TRANSFER_LANES if lane in lanes)]
-    weights = [4 if lane == COMPUTE else 1 for lane in used]
+    """Where each row lies below the middle of a rank's band, and how thick it is."""
+    there = {_ROW_OF[kind] for kind in set(program.columns.kind)}
+    used = [COMPUTE, *(row for row in _TRANSFERS if row in there)]
+    weights = [4 if row == COMPUTE else 1 for row in used]
     each = 0.88 / sum(weights)
     ends = list(accumulate(w * each for w in weights))
     return {
-        lane: (end - w * each / 2 - 0.44, w * each * (1.0 if lane == COMPUTE else 0.8))
-        for lane, end, w in zip(used, ends, weights, strict=True)
+        row: (end - w * each / 2 - 0.44, w * each * (1.0 if row == COMPUTE else 0.8))
+        for row, end, w in zip(used, ends, weights, strict=True)
     }
 
 
@@ -297,7 +301,9 @@ def ops_scatter(item: ReportItem) -> figure:
     )  # fmt: skip
     pairs = [p for p in item.pairs if p.measured_s > 0 and p.predicted_s > 0]
     diagonal(made, [t * 1e3 for p in pairs for t in (p.measured_s, p.predicted_s)])
-    markers = ("circle", "square", "diamond", "hex", "plus", "triangle", "inverted_triangle", "x")
+    markers = (
+        "circle", "square", "diamond", "hex", "plus", "star", "triangle", "inverted_triangle", "x",
+    )  # fmt: skip
     for (label, kinds), marker in zip(GROUPS.items(), markers, strict=True):
         some = [p for p in pairs if p.kind in kinds]
         if not some:
