@@ -37,7 +37,8 @@ ALLOWED = {
 ALLOWED[PACKAGE] = {"errors"}
 ALLOWED["cli"] = ALLOWED["run"] = ALLOWED["__main__"] = {*ALLOWED, "cli", "run"}
 
-RESPONSE_NORM_TORCH = f"{PACKAGE}.models.response_norm_torch"
+# Halves of layer kinds that are written in torch.
+IN_TORCH = tuple(f"{PACKAGE}.models.{name}_torch" for name in ("response_norm", "running"))
 RAY_LAUNCH = f"{PACKAGE}.execute.ray_launch"
 
 
@@ -200,7 +201,7 @@ def test_no_cycle_between_parts() -> None:
 
 @pytest.mark.parametrize("name", ["schedules", "plan", "program", "simulate"])
 def test_pure_parts_do_without_torch_and_ray(name: str) -> None:
-    heavy = ("torch", "ray", "sklearn", RESPONSE_NORM_TORCH)
+    heavy = ("torch", "ray", "sklearn", *IN_TORCH)
     wrong = [i for i in IMPORTS if part(i.importer) == name and within(i.target, *heavy)]
     assert not wrong, told(wrong)
 
@@ -211,8 +212,8 @@ def test_layer_kinds_import_torch_when_they_are_computed_only() -> None:
         i
         for i in IMPORTS
         if part(i.importer) == "models"
-        and i.importer != RESPONSE_NORM_TORCH
-        and within(i.target, "torch", RESPONSE_NORM_TORCH)
+        and i.importer not in IN_TORCH
+        and within(i.target, "torch", *IN_TORCH)
         and not i.late
     ]
     assert not wrong, told(wrong)
@@ -230,7 +231,7 @@ def test_importing_the_pure_parts_loads_neither_torch_nor_ray() -> None:
         for path in (ROOT / PACKAGE).rglob("*.py")
         for name in [module_name(path.relative_to(ROOT))]
         if part(name) in ("schedules", "plan", "models", "program", "simulate")
-        and name != RESPONSE_NORM_TORCH
+        and name not in IN_TORCH
         and path.name != "__main__.py"  # runs when imported
     )
     code = (

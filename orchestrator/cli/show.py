@@ -170,7 +170,7 @@ def _ranks(
         rows.append(
             {
                 "rank": rank,
-                "parameters": sum(part.parameters for part in parts),
+                "parameters": sum(part.trained for part in parts),
                 "macs_forward_per_image": sum(part.macs_per_example for part in parts),
                 "activation_bytes_sent_per_step": activations,
                 "gradient_bytes_sent_per_step": gradients,

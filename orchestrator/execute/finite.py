@@ -155,10 +155,10 @@ def _tensors(parameters: SegmentParameters) -> Iterator[tuple[str, Tensor]]:
         yield slot.layer.name, weight
     if parameters.sharded:
         start = parameters.shard.start
-        for slot, low, high in parameters.shard_slots():
+        for slot, low, high in parameters.shard_slots():  # 0 where it is not trained
             yield slot.layer.name, parameters.velocities[0][low - start : high - start]
     else:
-        for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
+        for slot, velocity in zip(parameters.trained, parameters.velocities, strict=True):
             yield slot.layer.name, velocity
 
 

@@ -345,7 +345,8 @@ class RankInterpreter:
             data.values[n] if found.boundary < 0 else self._import(found, n, part, chunk)
             for n, found in enumerate(segment.imports)
         )
-        draw = Draw(self.recipe.seed, self.number, self.device.load(data.samples))
+        batch = self.program.global_batch
+        draw = Draw(self.recipe.seed, self.number, self.device.load(data.samples), batch)
         recompute = self.program.recomputes(number, chunk)
         outputs = runner.forward(chunk, imports, draw, recompute=recompute)
         if segment.has_loss:

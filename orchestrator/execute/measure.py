@@ -303,7 +303,7 @@ class Chain:
 
     @staticmethod
     def _draw(examples: int) -> Draw:
-        return Draw(0, 0, torch.arange(examples))
+        return Draw(0, 0, torch.arange(examples), examples)
 
 
 def _passes(inputs: list[Tensor], weights: list[Tensor]) -> dict[str, list[Tensor]]:

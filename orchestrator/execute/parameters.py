@@ -62,6 +62,11 @@ class Slot:
         return shape_of(self.tile.box)
 
     @property
+    def trained(self) -> bool:
+        """Whether the recipe's optimizer updates it; else it has an update of its own."""
+        return self.spec.update is None
+
+    @property
     def decays(self) -> bool:
         """Whether weight decay applies."""
         return self.spec.decays
@@ -112,7 +117,9 @@ class SegmentParameters:
     """Weights, gradients and velocities of one segment on one rank.
 
     ``weights`` and ``every`` slot are in the order of the layers' tiles, those that are borrowed
-    from other layers among them; slots, gradients and velocities are of its own only.
+    from other layers among them; slots and gradients are of its own only. What has an update of
+    its own lies among them, too: its gradient is what it is updated with. Velocities are of what is
+    ``trained``; in a flat buffer the others have a place and do not use it.
 
     Args:
         group: ranks that hold the same; their gradients are summed.
@@ -134,6 +141,7 @@ class SegmentParameters:
     ) -> None:
         self.every = every = slots_of(part)
         self.slots = [slot for slot in every if not slot.spec.tied_to]
+        self.trained = [slot for slot in self.slots if slot.trained]
         starts = [value(slot) for slot in self.slots]
         self.sizes = [start.numel() for start in starts]
         self.total = sum(self.sizes)
@@ -160,11 +168,15 @@ class SegmentParameters:
         self.velocities = (
             [torch.zeros(held, **options)]  # type: ignore[call-overload]
             if self.sharded
-            else [torch.zeros_like(weight) for weight in self.own]
-        )
+            else [
+                torch.zeros_like(weight)
+                for slot, weight in zip(self.slots, self.own, strict=True) if slot.trained
+            ]
+        )  # fmt: skip
         self.reduced = group > 1
         self.flat_gradient = torch.zeros(padded, **options) if self.reduced else None  # type: ignore[call-overload]
         self.gradients: list[Tensor | None] = [None] * len(self.slots)
+        self._targets: list[Tensor] = []
         self._optimizer: torch.optim.SGD | None = None
         self._gradient_views = self._views(self.flat_gradient, starts)
 
@@ -211,35 +223,50 @@ class SegmentParameters:
         if self.flat is not None and not self.shard_slots():  # of more ranks than values
             self.gradients = [None] * len(self.slots)
             return
-        if self._optimizer is None:
+        if not self._targets:
             self._optimizer = self._sgd(recipe)
-        for group in self._optimizer.param_groups:
+        for group in self._optimizer.param_groups if self._optimizer else ():
             if recipe.lr and group["lr"] != recipe.lr:  # v = -lr b stays what it is
+                assert self._optimizer is not None
                 for target in group["params"]:
                     self._optimizer.state[target]["momentum_buffer"].mul_(group["lr"] / recipe.lr)
                 group["lr"] = recipe.lr
-        for target, gradient in zip(self._targets, self.target_gradients(), strict=True):
-            target.grad = gradient if scale == 1 else gradient.mul_(scale)
-        self._optimizer.step()
+        targets = zip(self.target_slots(), self._targets, self.target_gradients(), strict=True)
+        for slot, target, gradient in targets:
+            now = gradient if scale == 1 else gradient.mul_(scale)
+            if slot.spec.update is not None:
+                slot.spec.update.apply(target, now)
+            else:
+                target.grad = now
+        if self._optimizer is not None:
+            self._optimizer.step()
         for target in self._targets:
             target.grad = None
         self.gradients = [None] * len(self.slots)
 
-    def _sgd(self, recipe: Recipe) -> torch.optim.SGD:
-        """The optimizer over what this rank updates, with our velocities as its state."""
-        decays: list[bool] = []
-        self._targets: list[Tensor] = []
-        buffers: list[Tensor] = []
+    def _sgd(self, recipe: Recipe) -> torch.optim.SGD | None:
+        """The optimizer over what this rank trains, with our velocities as its state; None where
+        that is nothing."""
+        buffers = self.velocities
         if self.flat is None:
-            self._targets, buffers = self.own, self.velocities
-            decays = [slot.decays for slot in self.slots]
+            self._targets = self.own
         else:
-            for slot, low, high in self.shard_slots():
-                own = slice(low - self.shard.start, high - self.shard.start)
-                self._targets.append(self.flat.detach()[low:high].requires_grad_())
-                buffers.append(self.velocities[0][own])
-                decays.append(slot.decays)
-        return sgd(self._targets, buffers, decays, recipe)
+            spans, start = self.shard_slots(), self.shard.start
+            self._targets = [
+                self.flat.detach()[low:high].requires_grad_() for _, low, high in spans
+            ]
+            buffers = [
+                self.velocities[0][low - start : high - start]
+                for slot, low, high in spans if slot.trained
+            ]  # fmt: skip
+        slots = self.target_slots()
+        trained = [x for x, slot in zip(self._targets, slots, strict=True) if slot.trained]
+        decays = [slot.decays for slot in slots if slot.trained]
+        return sgd(trained, buffers, decays, recipe) if trained else None
+
+    def target_slots(self) -> list[Slot]:
+        """Of what this rank updates: its tensors, or the pieces of them in its shard."""
+        return self.slots if self.flat is None else [slot for slot, _, _ in self.shard_slots()]
 
     def target_gradients(self) -> list[Tensor]:
         """Of what this rank updates: its tensors, or the pieces of them in its shard."""

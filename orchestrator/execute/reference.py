@@ -1,8 +1,9 @@
 """One device, no program: the whole network, ordinary autograd over the whole batch, one update.
 
 What every plan has to agree with. It is made of torch's own modules (:meth:`Layer.whole`), not of
-the functions that the parts are computed with, so a layer whose part is wrong is found, too. It
-shares with the executors the initial values and the masks of dropout.
+the functions that the parts are computed with, so a layer whose part is wrong is found, too. Those
+keep their running averages themselves. It shares with the executors the initial values and the
+masks of dropout.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from orchestrator.execute.interpreter import Feed
 from orchestrator.execute.parameters import TORCH_DTYPE, initial_parameter, update
 from orchestrator.execute.recording import Recorder
 from orchestrator.models.model import Model, Recipe
+from orchestrator.models.parameter import RunningAverage
 from orchestrator.models.randomness import Draw
 from orchestrator.models.sized import SizedLayer
 from orchestrator.models.value import INPUT, LABELS
@@ -50,6 +52,7 @@ class Reference:
         self.velocities: dict[str, Tensor] = {}
         self.decays: dict[str, bool] = {}
         self.tied: dict[str, str] = {}
+        self.running: dict[str, RunningAverage] = {}  # updated by torch's modules themselves
         for sized in model.layers:
             for spec in sized.specs:
                 name = f"{sized.name}.{spec.name}"
@@ -57,6 +60,9 @@ class Reference:
                     self.tied[name] = spec.tied_to
                     continue
                 start = initial_parameter(sized, spec, recipe.seed).to(self.dtype)
+                if spec.update is not None:
+                    self.weights[name], self.running[name] = start, spec.update
+                    continue
                 self.weights[name] = start.requires_grad_()
                 self.velocities[name] = torch.zeros_like(start)
                 self.decays[name] = spec.decays
@@ -75,6 +81,13 @@ class Reference:
         loss = self._through(values, range(len(names)), step, samples)
         self._update(range(len(names)), loss, 1.0)
         return float(loss.detach())
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Class scores of any examples, as at test time: (n, classes), or (n, tokens, classes)."""
+        values = {INPUT: images}
+        with torch.no_grad():
+            self._compute(values, range(len(self.model.layers) - 1), None)
+        return values[self.model.layers[-2].name]
 
     def _step_in_slices(self, cut: int, values: Values, step: int, samples: Tensor) -> float:
         """Layers from ``cut`` on see the batch in slices and are updated after each."""
@@ -105,7 +118,13 @@ class Reference:
 
     def _through(self, values: Values, span: range, step: int, samples: Tensor) -> Tensor:
         """Compute some layers; returns the last one's output, the loss as a mean."""
-        draw = Draw(self.recipe.seed, step, samples)
+        self._compute(values, span, Draw(self.recipe.seed, step, samples, self.global_batch))
+        last = values[self.model.layers[span[-1]].name]
+        if self.model.layers[span[-1]].layer.is_loss:
+            return last / (self.global_batch * self.model.predictions)
+        return last
+
+    def _compute(self, values: Values, span: range, draw: Draw | None) -> None:
         for i in span:
             sized = self.model.layers[i]
             named = {
@@ -114,20 +133,24 @@ class Reference:
             }
             inputs = [values[source] for source in sized.sources]
             values[sized.name] = self._whole(sized, inputs, named, draw)
-        last = values[self.model.layers[span[-1]].name]
-        if self.model.layers[span[-1]].layer.is_loss:
-            return last / (self.global_batch * self.model.predictions)
-        return last
 
     def _whole(
-        self, sized: SizedLayer, inputs: list[Tensor], named: dict[str, Tensor], draw: Draw
+        self, sized: SizedLayer, inputs: list[Tensor], named: dict[str, Tensor], draw: Draw | None
     ) -> Tensor:
-        if self.recorder is None:
+        if self.recorder is None or draw is None:
             return sized.whole(inputs, named, draw)
         key = (sized.name, int(draw.samples[0]))
         inputs, parameters = self.recorder.reads(key, inputs, list(named.values()))
         named = dict(zip(named, parameters, strict=True))
-        return self.recorder.gives(key, sized.whole(inputs, named, draw))
+        before = {name: named[name].clone() for name in sized.running}
+        y = sized.whole(inputs, named, draw)
+        for number, spec in enumerate(sized.specs):
+            if spec.update is not None:  # what was found, from what it has made of the average
+                m = spec.update.momentum
+                found = (named[spec.name] - (1 - m) * before[spec.name]) / m
+                share = found * (len(draw.samples) / self.global_batch)
+                self.recorder.passes[key].parameter_gradients[number] = share
+        return self.recorder.gives(key, y)
 
     def _owner(self, name: str) -> str:
         return self.tied.get(name, name)
@@ -137,7 +160,7 @@ class Reference:
             f"{layer.name}.{spec.name}"
             for layer in (self.model.layers[i] for i in span)
             for spec in layer.specs
-            if not spec.tied_to
+            if not spec.tied_to and spec.update is None
         ]
         weights = [self.weights[n] for n in names]
         gradients = torch.autograd.grad(loss, weights, materialize_grads=True)

@@ -51,7 +51,7 @@ class Saved:
 
     chunk: int
     imports: tuple[Tensor, ...]
-    draw: Draw
+    draw: Draw | None
     links: list[Link] = field(default_factory=list)
     owed: list[Owed] = field(default_factory=list)
 
@@ -107,6 +107,20 @@ class SegmentRunner:
             n: y.detach() for link in saved.links for n, y in link.outputs.items()
             if n in self.given
         }  # fmt: skip
+
+    def evaluate(self, imports: tuple[Tensor, ...]) -> Values:
+        """As at test time, of any examples: outputs by position as ``forward`` gives them, and of
+        a segment with the loss the class scores that it reads. Keeps nothing.
+        """
+        values = {-1 - n: x for n, x in enumerate(imports)}
+        passing = Saved(-1, imports, None)
+        count, loss = len(self.part.layers), int(self.segment.has_loss)
+        with torch.no_grad():
+            self._through(values, slice(0, count - loss), passing)
+            scores = self.segment.sources[-1][0]
+            found = {scores: values[scores]} if loss else {}
+            self._through(values, slice(count - loss, count), passing)
+        return found | {n: values[n] for n in self.given}
 
     def backward(self, chunk: int, gradients: Mapping[int, Tensor]) -> list[Tensor | None]:
         """B: gradients of outputs in, by the layer's position (none for the loss); gradients of

@@ -39,8 +39,8 @@ class Verdict:
         ledger_exact: every message's bytes, and every buffer handed to a collective, are those of
             the program.
         loss_relative_error: largest over the steps.
-        parameter_relative_error: largest over the weights and biases after the last step, each
-            measured against the largest change of its tensor.
+        parameter_relative_error: largest over the weights, biases and running averages after the
+            last step, each measured against the largest change of its tensor.
         problems: one line each, empty if passed.
     """
 
@@ -124,6 +124,7 @@ def verify(
         start,
         tolerance,
         _terms(program.model, program.global_batch),
+        frozenset(whole.running),
     )
     problems = differences(program, steps, split.sent(), split.handed())
     ledger_exact = not problems
@@ -150,27 +151,31 @@ def _parameter_errors(
     start: dict[str, Tensor],
     tolerance: float,
     terms: dict[str, int],
+    running: frozenset[str],
 ) -> dict[str, float]:
     """By tensor, the largest difference over the largest change.
 
     A change too small for its weights' format is measured against what rounding may do to it: a
     few units in the last place of the largest weight have to pass, and of the largest change of
     all. A bias before a batch norm has a gradient of zero, and what rounding leaves of that is
-    large only beside itself.
+    large only beside itself. So has a running mean behind another norm a mean of zero; running
+    averages are measured against each other.
 
     Args:
         terms: by tensor, how many a value of its gradient is the sum of.
+        running: the tensors that are not trained.
     """
     found = {}
-    largest = max(
-        float((value.detach().double() - start[name].double()).abs().max())
-        for name, value in reference.items()
-    )
+    most = {True: 0.0, False: 0.0}
+    for name, value in reference.items():
+        moved = float((value.detach().double() - start[name].double()).abs().max())
+        most[name in running] = max(most[name in running], moved)
     for name, value in reference.items():
         wide = value.detach().double()
         change = (wide - start[name].double()).abs().max()
         eps = torch.finfo(value.dtype).eps
-        rounding = eps * (8 * wide.abs().max() + max(OF_A_SUM, terms[name] ** 0.5) * largest)
+        of_sums = max(OF_A_SUM, terms[name] ** 0.5) * most[name in running]
+        rounding = eps * (8 * wide.abs().max() + of_sums)
         size = torch.maximum(change, rounding / tolerance).clamp_min(1e-300)
         error = float((ours[name] - wide).abs().max() / size)
         found[name] = error if error == error else float("inf")

@@ -52,6 +52,7 @@ class Cut(NamedTuple):
         chunk: examples at once.
         replica_batch: examples of a step in one copy of the placement.
         global_batch: in all.
+        evaluating: nothing is trained, so statistics of the batch are not asked for.
     """
 
     counts: dict[str, int]
@@ -59,6 +60,7 @@ class Cut(NamedTuple):
     chunk: int
     replica_batch: int
     global_batch: int
+    evaluating: bool = False
 
 
 class Statistics(NamedTuple):
@@ -166,7 +168,7 @@ class Layer:
         return (out,)
 
     def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
-        """Its trained tensors, whole."""
+        """The tensors that it keeps from step to step, whole: its trained ones."""
         return ()
 
     def tiles(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> tuple[Tile, ...]:
@@ -281,7 +283,7 @@ class Layer:
         Args:
             inputs: (n, sizes of the box that it reads) of each input.
             parameters: one for each of ``part.tiles``.
-            draw: randomness; None at test time.
+            draw: which examples are trained on, and randomness; None in evaluation.
 
         Returns:
             (n, sizes of ``part.out``); a partial sum where ``part.reads`` is less than it needs.

@@ -301,7 +301,7 @@ class AppliedNorm(Layer):
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         x, gathered = (_wide(t) for t in inputs)
-        mean, variance = combined(gathered)
+        _, mean, variance = combined(gathered)
         shift, scale = self.norm.from_moments(mean[..., None], variance[..., None])
         weight = _wide(parameters[0])
         bias = _wide(parameters[1]) if self.norm.has_bias else None

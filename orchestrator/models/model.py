@@ -29,7 +29,7 @@ from orchestrator.models.cross_entropy import CrossEntropy
 from orchestrator.models.fields import Bounds, Count, Matches, check, check_fields
 from orchestrator.models.layer import Layer, Name
 from orchestrator.models.model_file import is_of_user
-from orchestrator.models.parameter import Initial, ParameterSpec
+from orchestrator.models.parameter import Initial, ParameterSpec, RunningAverage
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.user_kinds import asking
 from orchestrator.models.value import INPUT, LABELS, Value, value_of
@@ -358,6 +358,13 @@ def _check_parameters(sized: SizedLayer) -> None:
             )
         check(spec.decays, bool, f"{what}: decays of {spec.name}")
         check(spec.tied_to, str, f"{what}: tied_to of {spec.name}")
+        if spec.update is not None and (
+            not isinstance(spec.update, RunningAverage) or spec.tied_to
+        ):
+            raise InputError(
+                f"{what}: update of {spec.name}: found {spec.update!r}; allowed: None, or a "
+                "RunningAverage of what is not tied to another layer's"
+            )
         known = all(axis is None or axis in axes for axis in spec.axes)
         if not known or (spec.axes and len(spec.axes) != len(spec.shape)):
             raise InputError(

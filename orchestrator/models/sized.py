@@ -91,13 +91,18 @@ class SizedLayer:
         return frozenset(spec.name for spec in self.specs if spec.tied_to)
 
     @cached_property
+    def running(self) -> frozenset[str]:
+        """Names of its parameters that are not trained, and have an update of their own."""
+        return frozenset(spec.name for spec in self.specs if spec.update is not None)
+
+    @cached_property
     def specs(self) -> tuple[ParameterSpec, ...]:
         """The layer's parameters."""
         return self.layer.parameters(*self.inputs)
 
     @property
     def has_weights(self) -> bool:
-        """Whether the layer is trained."""
+        """Whether the layer keeps anything from step to step."""
         return bool(self.specs)
 
     def spec(self, name: str) -> ParameterSpec:
@@ -106,8 +111,9 @@ class SizedLayer:
 
     @cached_property
     def parameters(self) -> int:
-        """Values of the whole layer's parameters; those of a tied one are counted at its owner."""
-        return sum(prod(spec.shape) for spec in self.specs if not spec.tied_to)
+        """Values that the whole layer trains; those of a tied one are counted at its owner."""
+        trained = (x for x in self.specs if not x.tied_to and x.update is None)
+        return sum(prod(spec.shape) for spec in trained)
 
     @cached_property
     def macs(self) -> int:
@@ -164,7 +170,7 @@ class LayerPart(NamedTuple):
         out: the box of the output that it computes.
         reads: the box of each input that it needs.
         tiles: the parts of its parameters that it holds.
-        parameters: values in them.
+        parameters: values in them, those that are not trained included.
         macs_per_example: multiply-adds for one example, forward.
     """
 
@@ -174,6 +180,12 @@ class LayerPart(NamedTuple):
     tiles: tuple[Tile, ...]
     parameters: int
     macs_per_example: int
+
+    @property
+    def running_values(self) -> int:
+        """Of its parameters' values, those that are not trained."""
+        running = self.sized.running
+        return sum(volume(x.box) for x in self.tiles if x.parameter in running) if running else 0
 
     @property
     def read_values(self) -> int:

@@ -275,7 +275,7 @@ class _Walk:
                 )
                 bucket = next((b for b in buckets if self.local_rank in b.ranks), None)
                 group = (len(bucket.ranks) if bucket else 1) * program.replicas
-                values, shard = part.parameters, part.parameters
+                values, shard = part.parameters, part.trained
                 if program.sharded and group > 1:
                     shard = -(-values // group)
                     values = shard * group

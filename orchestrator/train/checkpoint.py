@@ -3,7 +3,8 @@
 ``checkpoints/step-000040.pt`` holds whole tensors, float32 or the run's dtype:
 
     {"schema": 1, "model": "alexnet2012", "step": 40, "seed": 0, "lr": 0.01,
-     "weights": {"conv1.weight": ..., "conv1.bias": ...}, "velocities": {the same names}}
+     "weights": {"conv1.weight": ..., "conv1.bias": ..., "bn1.running_mean": ...},
+     "velocities": {the same names, less those that are not trained}}
 
 Velocities are in units of -lr, as ``torch.optim.SGD`` keeps its momentum: a run that goes on with
 the same rate goes on with the same bits, and one with another rate rescales them.
@@ -54,7 +55,7 @@ def pieces(interpreter: RankInterpreter) -> Iterator[Piece]:
             for slot, weight in zip(parameters.slots, parameters.own, strict=True):
                 yield Piece("weights", slot, 0, weight.detach().flatten().cpu())
             if not parameters.sharded:
-                for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
+                for slot, velocity in zip(parameters.trained, parameters.velocities, strict=True):
                     yield Piece("velocities", slot, 0, velocity.flatten().cpu())
         if parameters.sharded:
             for slot, start, part in _shards(parameters):
@@ -74,7 +75,7 @@ def restore(interpreter: RankInterpreter, state: State) -> None:
                     whole = slot.of(state.velocities[slot.name]).flatten()
                     part.copy_(whole[start : start + part.numel()])
             else:
-                for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
+                for slot, velocity in zip(parameters.trained, parameters.velocities, strict=True):
                     velocity.copy_(slot.of(state.velocities[slot.name]))
             if rescale != 1:
                 for velocity in parameters.velocities:
@@ -86,7 +87,7 @@ def _shards(parameters: SegmentParameters) -> Iterator[tuple[Slot, int, Tensor]]
     begin, shard = 0, parameters.shard
     for slot, size in zip(parameters.slots, parameters.sizes, strict=True):
         low, high = max(begin, shard.start), min(begin + size, shard.stop)
-        if low < high:
+        if low < high and slot.trained:
             mine = parameters.velocities[0][low - shard.start : high - shard.start]
             yield slot, low - begin, mine
         begin += size
@@ -115,15 +116,20 @@ class State:
     ) -> State:
         """Tensors to be filled by :meth:`put`."""
         state = cls(model.name, step, seed, lr)
-        for name, shape in _shapes(model):
-            for kind in (state.weights, state.velocities):
-                kind[name] = torch.full(shape, torch.nan, dtype=dtype)
+        for kind, tensors in state.kinds.items():
+            for name, shape in _shapes(model, kind):
+                tensors[name] = torch.full(shape, torch.nan, dtype=dtype)
         return state
+
+    @property
+    def kinds(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by kind and name."""
+        return {"weights": self.weights, "velocities": self.velocities}
 
     def put(self, piece: Piece) -> None:
         """Write one piece where it belongs."""
         name = piece.slot.name
-        whole = (self.weights if piece.kind == "weights" else self.velocities)[name]
+        whole = self.kinds[piece.kind][name]
         self.filled[piece.kind, name] += piece.values.numel()
         current = piece.slot.of(whole).flatten()
         current[piece.start : piece.start + piece.values.numel()] = piece.values
@@ -131,8 +137,8 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write to ``path``, which appears only when it is whole."""
-        for name, whole in self.weights.items():
-            for kind in ("weights", "velocities"):
+        for kind, tensors in self.kinds.items():
+            for name, whole in tensors.items():
                 got = self.filled[kind, name]
                 assert got == whole.numel(), f"{kind} of {name}: {got} of {whole.numel()} values"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +197,8 @@ def load(path: Path, model: Model) -> State:
         raise InputError(
             f"checkpoint schema {schema}; this release reads {SCHEMA}", str(path), remedy
         )
-    for kind, tensors in (("weights", state.weights), ("velocities", state.velocities)):
-        for name, expected in _shapes(model):
+    for kind, tensors in state.kinds.items():
+        for name, expected in _shapes(model, kind):
             found = tensors.get(name)
             shape = None if found is None else tuple(found.shape)
             if shape != expected:
@@ -205,8 +211,10 @@ def load(path: Path, model: Model) -> State:
     return state
 
 
-def _shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every parameter of a model."""
+def _shapes(model: Model, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every parameter of a model, for velocities of those that are trained."""
     for layer in model.layers:
         for spec in (spec for spec in layer.specs if not spec.tied_to):
+            if kind == "velocities" and spec.update is not None:
+                continue
             yield f"{layer.name}.{spec.name}", spec.shape

@@ -89,7 +89,7 @@ def ran(
     last = len(part.layers) - 1
     y = torch.empty(0)
     for chunk in (0, 1):
-        draw = Draw(seed=1, step=2, samples=SAMPLES + 10 * chunk)
+        draw = Draw(seed=1, step=2, samples=SAMPLES + 10 * chunk, batch=30)
         imports = imports_of(segment, part, chunk)
         outputs = runner.forward(chunk, imports, draw, recompute="again" in how)
         assert list(outputs) == [last]
@@ -136,7 +136,7 @@ def test_chunks_may_end_in_any_order() -> None:
     part = next(iter(whole.parts.values()))
     runner = runner_of(whole, part, split=False, wants_input=True)
     inputs = [imports_of(whole, part, seed=chunk) for chunk in (0, 1)]
-    draw = Draw(1, 2, SAMPLES)
+    draw = Draw(1, 2, SAMPLES, 30)
     for chunk, imports in enumerate(inputs):
         runner.forward(chunk, imports, draw, recompute=False)
     (late, _), (early, _) = runner.backward(1, {}), runner.backward(0, {})

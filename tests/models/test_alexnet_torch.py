@@ -76,7 +76,7 @@ def test_the_loss_and_every_update_are_those_of_plain_torch() -> None:
     for name in ("drop6", "drop7"):
         sized = model.layers[model.index[name]]
         like = torch.empty(IMAGES, *sized.output_shape, dtype=torch.float64)
-        draw = Draw(recipe.seed, 0, torch.arange(IMAGES))
+        draw = Draw(recipe.seed, 0, torch.arange(IMAGES), IMAGES)
         masks.append(keep_mask(name, sized.output_shape, sized.output.whole, 0.5, draw, like))
     net = alexnet(masks)
     theirs = dict(zip(ours.weights, net.parameters(), strict=True))
