@@ -271,9 +271,13 @@ class BatchApply(BatchNorm):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         _, after = part.bytes(examples, itemsize)
+        assert self.group is not None
+        groups = -(-examples // self.group)
         return LayerMemory(
-            after, after, saves_input=True, forward_extra=after, backward_extra=after,
-            weights=part.parameters * itemsize,
+            after, after, saves_input=True,
+            # of each group a factor and two of its moments, and the shares
+            saved=(3 * groups + 2) * part.running_values // 2 * itemsize,
+            forward_extra=after, backward_extra=after, weights=part.parameters * itemsize,
         )  # fmt: skip
 
     def compute(

@@ -25,8 +25,6 @@ def tell(y: Tensor, running: Sequence[Tensor], found: Sequence[Tensor]) -> Tenso
         found: of each, this part's share: the sum over all parts of the global batch is the value
             that is averaged. Of the examples of ``draw.batch``, those of ``draw.samples`` are here.
     """
-    if not torch.is_grad_enabled():  # nothing is counted that will not be walked back
-        return y
     return _Tell.apply(y, *running, *found)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -183,7 +183,6 @@ def _backward(graph: _Graph, freed: list[int]) -> tuple[int, int]:
     now = most = owed = 0
     left = sum(freed) + sum(graph.bytes[n] for n in graph.leaving() - set(graph.exports))
     gradients: dict[int, int] = {}  # by value, those that are nobody else's
-    outside = set(graph.exports)
     wanted = _wanted(graph)
     for run in reversed(graph.runs):
         deferred = graph.split and bool(layers[run[0]].weights)
@@ -207,11 +206,13 @@ def _backward(graph: _Graph, freed: list[int]) -> tuple[int, int]:
             if layer.passes_gradient and made:
                 for s in made:
                     gradients.setdefault(s, 0)
-                gradients[made[0]] += mine  # it lives on under another name
+                # it lives on under another name, until the last that shares it is walked
+                gradients[min(made)] += mine
                 mine = 0
             now -= mine
             for s in made if new else ():
-                if not gradients.get(s) and s not in outside:
+                # of an export too: what comes from outside is added up in a new tensor
+                if not gradients.get(s):
                     gradients[s] = graph.bytes[s]
                     now += graph.bytes[s]
             if not deferred:

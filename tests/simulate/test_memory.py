@@ -7,6 +7,8 @@ import time
 import pytest
 
 from orchestrator.models import (
+    Add,
+    BatchNorm,
     Conv,
     GlobalAveragePool,
     Layer,
@@ -219,3 +221,46 @@ def test_memory_of_a_transformer(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     measured = measured_peaks(program, monkeypatch)
     for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
         assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.03), rank
+
+
+def residual(group: int | None) -> Model:
+    """A skip, whose gradient is shared by the two that are added, and batch norms."""
+
+    def conv(name: str) -> Conv:
+        return Conv(name=name, channels=32, kernel=3, padding=1, bias=None)
+
+    layers: list[Layer] = [
+        conv("conv1"),
+        BatchNorm(name="norm1", group=group),
+        ReLU(name="relu1"),
+        conv("conv2"),
+        BatchNorm(name="norm2", group=group),
+        Add(name="sum", inputs=("norm2", "relu1")),
+        ReLU(name="relu2"),
+        GlobalAveragePool(name="pool"),
+        Linear(name="fc", features=10),
+    ]
+    return Model("residual", (4, 24, 24), layers)
+
+
+@pytest.mark.parametrize("group", [None, 4])
+@pytest.mark.parametrize("entry", ["ranks: [0], split: none", "ranks: [0, 1], split: batch"])
+def test_memory_of_a_residual_network_with_batch_norm(
+    entry: str, group: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These were 10 to 14 % too low: the skip's gradient was let go with the first that had it,
+    and what moments return to a convolution is added to what comes from outside."""
+    program = small_program(residual(group), f"layers: all, {entry}", batch=16)
+    measured = measured_peaks(program, monkeypatch)
+    for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
+        assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.005), rank
+
+
+def test_running_averages_are_held_and_have_no_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers: list[Layer] = [BatchNorm(name="norm", group=4), Linear(name="fc", features=2)]
+    program = small_program(
+        Model("wide", (4096,), layers), "layers: all, ranks: [0, 1], split: channel"
+    )
+    for rank in peak_memory(program):
+        assert rank.parts["parameters"] == 4 * (4 * 2048 + 4096 + 1)
+        assert rank.parts["velocity"] == 4 * (2 * 2048 + 4096 + 1)
