@@ -253,10 +253,10 @@ def test_memory_of_a_residual_network_with_batch_norm(
     program = small_program(residual(group), f"layers: all, {entry}", batch=16)
     measured = measured_peaks(program, monkeypatch)
     for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
-        assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.005), rank
+        assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.01), rank
 
 
-def test_running_averages_are_held_and_have_no_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_averages_are_held_and_have_no_velocity() -> None:
     layers: list[Layer] = [BatchNorm(name="norm", group=4), Linear(name="fc", features=2)]
     program = small_program(
         Model("wide", (4096,), layers), "layers: all, ranks: [0, 1], split: channel"
