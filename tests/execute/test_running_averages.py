@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orchestrator.cli.show import describe
 from orchestrator.errors import InputError
 from orchestrator.execute.local import LocalExecutor
 from orchestrator.execute.reference import Reference
@@ -41,6 +42,7 @@ from orchestrator.models.value import LABELS, Value, value_of
 from orchestrator.program import Program
 from orchestrator.program.ledger import GRADIENT, edges
 from orchestrator.program.placement import update_examples
+from orchestrator.simulate.memory import peak_memory
 from orchestrator.train import checkpoint
 from tests.program.small import small_plan, small_program
 
@@ -55,7 +57,7 @@ def conv(name: str, stride: int = 1) -> Conv:
     )
 
 
-def residual(group: int | None, momentum: float = 0.1) -> Model:
+def residual(group: int | None, momentum: float = 0.1, *, inverted: bool = False) -> Model:
     layers: list[Layer] = [
         conv("conv1", stride=2),
         BatchNorm(name="bn1", group=group, momentum=momentum),
@@ -65,7 +67,7 @@ def residual(group: int | None, momentum: float = 0.1) -> Model:
         Add(name="sum", inputs=("bn2", "relu1")),
         ReLU(name="relu2"),
         GlobalAveragePool(name="pool"),
-        Dropout(name="drop", p=P),
+        Dropout(name="drop", p=P, inverted=inverted),
         Linear(name="fc", features=6, weight_std=0.3),
     ]
     return Model("residual", (4, 9, 9), layers)
@@ -77,8 +79,11 @@ def residual(group: int | None, momentum: float = 0.1) -> Model:
 class Residual(nn.Module):
     """The network by hand, its batch norm torch's own over the whole batch."""
 
-    def __init__(self, start: dict[str, Tensor], momentum: float = 0.1) -> None:
+    def __init__(
+        self, start: dict[str, Tensor], momentum: float = 0.1, *, inverted: bool = False
+    ) -> None:
         super().__init__()
+        self.kept = 1 - P if inverted else 1.0, 1.0 if inverted else 1 - P
         self.conv1 = nn.Conv2d(4, CHANNELS, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(CHANNELS, momentum=momentum)
         self.conv2 = nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1, bias=False)
@@ -89,15 +94,16 @@ class Residual(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         x = torch.relu(self.bn1(self.conv1(images)))
         x = torch.relu(self.bn2(self.conv2(x)) + x).mean((2, 3))
-        x = x * (1 - P) if mask is None else x * mask  # 2012's dropout
+        training, evaluation = self.kept
+        x = x * evaluation if mask is None else x * mask / training
         scores: Tensor = self.fc(x)
         return scores
 
 
-def trained(model: Model, momentum: float = 0.1) -> Residual:
+def trained(model: Model, momentum: float = 0.1, *, inverted: bool = False) -> Residual:
     """Three steps of plain gradient descent by torch's own optimizer."""
     start = LocalExecutor(program_of(model, "one"), feed_of(model), RECIPE).parameters()
-    net = Residual(start, momentum)
+    net = Residual(start, momentum, inverted=inverted)
     feed, samples = feed_of(model), torch.arange(BATCH)
     optimizer = torch.optim.SGD(net.parameters(), lr=RECIPE.lr)
     for step in range(STEPS):
@@ -231,6 +237,17 @@ def test_they_are_summed_with_the_gradients() -> None:
     assert sent == 2 * 4 * (parameters + averages)  # a ring of two: each sends all of it
 
 
+def test_they_are_no_parameters_of_the_network() -> None:
+    entries, _ = PLANS["batch x channel"]
+    program = program_of(residual(None), "batch x channel", dtype="float32")
+    found = describe(small_plan(*entries, batch=BATCH), program, peak_memory(program))
+    layers = {row["name"]: row["parameters"] for row in found["layers"]}
+    assert layers["bn1"] == 2 * CHANNELS
+    assert found["parameters"] == sum(layers.values())
+    first, *_ = found["ranks"]  # half of the channels; then all it has of the rest
+    assert first["parameters"] == (found["parameters"] - layers["fc"]) / 2 + layers["fc"] / 2
+
+
 def test_they_have_no_velocity() -> None:
     (rank,) = executor_of(residual(None), "one", 1).ranks
     (parameters,) = rank.parameters.values()
@@ -326,11 +343,12 @@ def evaluated(executor: LocalExecutor, images: Tensor) -> Tensor:
     return scores
 
 
+@pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("name", ["one", "stages"])
-def test_evaluation_is_torch_in_eval(name: str) -> None:
-    """Of five examples, which are no batch of the training."""
-    model = residual(None)
-    net = trained(model).eval()
+def test_evaluation_is_torch_in_eval(name: str, inverted: bool) -> None:
+    """Of five examples, which are no batch of the training; dropout of 2012, and as torch's."""
+    model = residual(None, inverted=inverted)
+    net = trained(model, inverted=inverted).eval()
     executor = executor_of(model, name)
     images = torch.randn(5, 4, 9, 9, generator=torch.Generator().manual_seed(1)).double()
     expected = net(images)
