@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, cuda
 
 from orchestrator.program.ops import COMPUTE, RECEIVE, REDUCE, SEND
 
@@ -30,6 +30,15 @@ class Device(Protocol):
     def order(self, lane: str, after: str) -> None:
         """What comes next on ``lane`` starts after what was last queued on ``after``."""
 
+    def follow(self, lane: str, mark: Mark) -> None:
+        """What comes next on ``lane`` starts after the mark."""
+
+    def reached(self, mark: Mark) -> bool:
+        """Whether the device is past the mark; does not wait."""
+
+    def wait(self, mark: Mark) -> None:
+        """Block the host until the device has reached the mark."""
+
     def on(self, lane: str) -> AbstractContextManager[Any]:
         """Queue what is called inside on this lane."""
 
@@ -39,8 +48,13 @@ class Device(Protocol):
     def between(self, begin: Mark, end: Mark) -> float:
         """Seconds from one mark to another; waits until the device has reached both."""
 
+    def staging(self, like: Tensor) -> Tensor | None:
+        """A host tensor of this shape and dtype, from which :meth:`load` need not wait; None where
+        it never waits. Making one may stop the whole device: not within a step."""
+
     def load(self, tensor: Tensor) -> Tensor:
-        """Bring a tensor from the host; the host does not wait."""
+        """Bring a tensor from the host. Unless it is (a part of) a staging tensor, the host may
+        wait for the lane of the computations."""
 
 
 class Cpu:
@@ -54,6 +68,15 @@ class Cpu:
     def order(self, lane: str, after: str) -> None:
         pass
 
+    def follow(self, lane: str, mark: float) -> None:
+        pass
+
+    def reached(self, mark: float) -> bool:
+        return True
+
+    def wait(self, mark: float) -> None:
+        pass
+
     def on(self, lane: str) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -63,44 +86,75 @@ class Cpu:
     def between(self, begin: float, end: float) -> float:
         return end - begin
 
+    def staging(self, like: Tensor) -> None:
+        return None
+
     def load(self, tensor: Tensor) -> Tensor:
         return tensor
 
 
 class Cuda:
-    """A GPU: a stream per lane, events for times."""
+    """A GPU: a stream per lane, events for times.
 
-    def __init__(self, index: int) -> None:
+    Args:
+        tf32: let float32 products round their factors to TensorFloat-32, 10 bits of mantissa.
+    """
+
+    def __init__(self, index: int, *, tf32: bool = False) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32  # torch's default is True for convolutions
         self.torch = torch.device("cuda", index)
-        torch.cuda.set_device(self.torch)
-        compute = torch.cuda.current_stream(self.torch)
+        cuda.set_device(self.torch)
+        compute = cuda.current_stream(self.torch)
         self.streams = {COMPUTE: compute}
         for lane in (SEND, RECEIVE, REDUCE):
-            self.streams[lane] = torch.cuda.Stream(self.torch)
-        self._zero = torch.cuda.Event(enable_timing=True)
+            self.streams[lane] = cuda.Stream(self.torch)
+        self._zero = cuda.Event(enable_timing=True)
         compute.synchronize()
         self._zero.record(compute)
         compute.synchronize()
         self._zero_seconds = time.perf_counter()
 
-    def mark(self, lane: str) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+    def mark(self, lane: str) -> cuda.Event:
+        event = cuda.Event(enable_timing=True)
         event.record(self.streams[lane])
         return event
 
     def order(self, lane: str, after: str) -> None:
         self.streams[lane].wait_stream(self.streams[after])
 
-    def on(self, lane: str) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self.streams[lane])
+    def follow(self, lane: str, mark: cuda.Event) -> None:
+        self.streams[lane].wait_event(mark)
 
-    def seconds(self, mark: torch.cuda.Event) -> float:
+    def reached(self, mark: cuda.Event) -> bool:
+        return bool(mark.query())
+
+    def wait(self, mark: cuda.Event) -> None:
+        mark.synchronize()
+
+    def synchronize(self) -> None:
+        """Block the host until the device has done all that is queued on any stream."""
+        cuda.synchronize(self.torch)
+
+    @property
+    def name(self) -> str:
+        """The GPU's, as its maker has it."""
+        return cuda.get_device_name(self.torch)
+
+    def on(self, lane: str) -> AbstractContextManager[Any]:
+        return cuda.stream(self.streams[lane])
+
+    def seconds(self, mark: cuda.Event) -> float:
         mark.synchronize()
         return self._zero_seconds + float(self._zero.elapsed_time(mark)) / 1e3
 
-    def between(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    def between(self, begin: cuda.Event, end: cuda.Event) -> float:
         end.synchronize()  # its distance to a near event keeps its digits, to the zero it would not
         return float(begin.elapsed_time(end)) / 1e3
 
+    def staging(self, like: Tensor) -> Tensor:
+        with cuda.device(self.torch):  # the current one is a thread's own, and this may be any's
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
     def load(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(self.torch, non_blocking=True)
+        return tensor.to(self.torch, non_blocking=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -21,11 +22,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.errors import InputError
-from orchestrator.execute.device import Cuda
+from orchestrator.execute.device import Cuda, Mark
 from orchestrator.execute.transport import Handle, Transport
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
+    COMPUTE,
     LANE_OF,
     RECEIVE,
     REDUCE,
@@ -247,10 +249,15 @@ def _endlessly(act: Callable[[], None]) -> None:
 
 
 class StreamHandle:
-    """A transfer queued on a stream."""
+    """A transfer queued on a stream.
 
-    def __init__(self, device: Cuda, lane: str, began: torch.cuda.Event) -> None:
+    It holds its tensors, since their memory is the computations' as soon as the host lets go of
+    it: until these are ordered behind the transfer, or the device has ended it.
+    """
+
+    def __init__(self, device: Cuda, lane: str, began: Mark, tensors: Sequence[Tensor]) -> None:
         self.device, self.began, self.ended = device, began, device.mark(lane)
+        self.tensors = tuple(tensors)
 
     def done(self) -> bool:
         return True  # whoever needs it is queued behind it by join()
@@ -259,9 +266,16 @@ class StreamHandle:
         pass
 
     def join(self) -> None:
-        torch.cuda.current_stream(self.device.torch).wait_event(self.ended)
+        self.device.follow(COMPUTE, self.ended)
+        self.tensors = ()
 
-    def marks(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    def let_go(self) -> bool:
+        """Whether it holds nothing any more, since the transfer has ended."""
+        if self.tensors and self.device.reached(self.ended):
+            self.tensors = ()
+        return not self.tensors
+
+    def marks(self) -> tuple[Mark, Mark]:
         return self.began, self.ended
 
 
@@ -274,6 +288,7 @@ class NcclTransport:
 
     def __init__(self, program: Program, rank: int, device: Cuda, timeout_s: float) -> None:
         self.rank, self.device = rank, device
+        self.held: defaultdict[str, deque[StreamHandle]] = defaultdict(deque)  # by lane
         columns = program.columns
         pairs = sorted(
             {
@@ -293,15 +308,15 @@ class NcclTransport:
         for group, comm in self.groups.items():
             if rank in group:
                 dist.all_reduce(probe, group=comm)
-        torch.cuda.synchronize(device.torch)
+        device.synchronize()
 
     def send(self, tensor: Tensor, peer: int) -> Handle:
         comm = self.pairs[self.rank, peer]
-        return self._queued(SEND, tensor, lambda: dist.isend(tensor, peer, group=comm))
+        return self._queued(SEND, (tensor,), lambda: dist.isend(tensor, peer, group=comm))
 
     def receive(self, tensor: Tensor, peer: int) -> Handle:
         comm = self.pairs[peer, self.rank]
-        return self._queued(RECEIVE, tensor, lambda: dist.irecv(tensor, peer, group=comm))
+        return self._queued(RECEIVE, (tensor,), lambda: dist.irecv(tensor, peer, group=comm))
 
     def collective(self, kind: str, tensor: Tensor, group: tuple[int, ...]) -> Handle:
         comm = self.groups[group]
@@ -315,14 +330,20 @@ class NcclTransport:
                 return dist.all_gather_into_tensor(tensor, own, group=comm, async_op=True)
             return dist.reduce_scatter_tensor(own, tensor, group=comm, async_op=True)
 
-        return self._queued(REDUCE, tensor, start)
+        return self._queued(REDUCE, (tensor,), start)
 
-    def _queued(self, lane: str, tensor: Tensor, start: Callable[[], Any]) -> StreamHandle:
+    def _queued(
+        self, lane: str, tensors: Sequence[Tensor], start: Callable[[], Any]
+    ) -> StreamHandle:
+        held = self.held[lane]
+        while held and held[0].let_go():
+            held.popleft()
         with self.device.on(lane):
             began = self.device.mark(lane)
             start().wait()  # orders the lane's stream behind the transfer; the host goes on
-            tensor.record_stream(self.device.streams[lane])
-        return StreamHandle(self.device, lane, began)
+        handle = StreamHandle(self.device, lane, began, tensors)
+        held.append(handle)
+        return handle
 
 
 # -- one clock ------------------------------------------------------------------------------------

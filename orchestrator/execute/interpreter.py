@@ -59,11 +59,18 @@ class Feed(Protocol):
         """(n,) int64."""
 
 
+class Places(NamedTuple):
+    """Where some examples are in the step's global batch, the same in every step."""
+
+    on_host: Tensor
+    on_device: Tensor
+
+
 class Data(NamedTuple):
     """What a forward reads of the data set, on the device.
 
     Args:
-        samples: places in the step's global batch, on the host.
+        samples: places in the step's global batch.
         values: by import, its box of the examples' input or labels.
     """
 
@@ -176,6 +183,8 @@ class RankInterpreter:
         self.recording: Recording | None = None
         self.number = -2  # of the step before; none yet
         self.left: Mark = None
+        self.rehearsing = False  # a step whose values are thrown away
+        self.places: dict[tuple[int, int], Places] = {}
         self._reset()
 
     def _build(self, value: Callable[[Slot], Tensor]) -> None:
@@ -242,9 +251,10 @@ class RankInterpreter:
                 self.marks[op.id] = (began, self.device.mark(COMPUTE))
             else:
                 self.handles[op.id] = self._post(op)
-        for handle in self.handles.values():
+        for handle in self.handles.values():  # what follows the step finds all of it ended
             if not handle.done():
                 yield handle
+            handle.join()
         self.finish = self.left = self.device.mark(COMPUTE)
 
     def record(self) -> Recording:
@@ -291,12 +301,21 @@ class RankInterpreter:
         """What a forward reads of the data set. Where it reads any, marks when it was asked for."""
         segment = self.program.segments[op.segment]
         part = self.runners[op.segment].part
-        samples = self._samples(op.segment, op.microbatch, part.batch)
+        places = self._places(op.segment, op.microbatch, part.batch)
         wanted = [n for n, found in enumerate(segment.imports) if found.boundary < 0]
         if wanted:
             self.asked[op.id] = self.device.mark(COMPUTE)
-        values = {n: self._read(segment.imports[n], part.imports[n], samples) for n in wanted}
-        return Data(samples, values)
+        values = {
+            n: self._read(segment.imports[n], part.imports[n], places.on_host) for n in wanted
+        }
+        return Data(places.on_device, values)
+
+    def _places(self, segment: int, chunk: int, batch: Ranges) -> Places:
+        """Of a chunk's examples; loaded once, since a copy that is not of pinned memory waits."""
+        if (segment, chunk) not in self.places:
+            samples = self._samples(segment, chunk, batch)
+            self.places[segment, chunk] = Places(samples, self.device.load(samples))
+        return self.places[segment, chunk]
 
     def _read(self, found: Import, box: Box, samples: Tensor) -> Tensor:
         """A box of some examples' input or labels."""
@@ -345,7 +364,7 @@ class RankInterpreter:
             data.values[n] if found.boundary < 0 else self._import(found, n, part, chunk)
             for n, found in enumerate(segment.imports)
         )
-        draw = Draw(self.recipe.seed, self.number, self.device.load(data.samples))
+        draw = Draw(self.recipe.seed, self.number, data.samples)
         recompute = self.program.recomputes(number, chunk)
         outputs = runner.forward(chunk, imports, draw, recompute=recompute)
         if segment.has_loss:
@@ -358,7 +377,7 @@ class RankInterpreter:
 
         A GPU is waited for here, once a microbatch on the ranks that have a loss.
         """
-        if not torch.isfinite(self.loss):
+        if not torch.isfinite(self.loss) and not self.rehearsing:
             raise LossNotFinite(f"step {self.number + 1}: the loss is {float(self.loss)}")
 
     def _samples(self, segment: int, chunk: int, batch: Ranges) -> Tensor:

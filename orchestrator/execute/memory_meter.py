@@ -15,7 +15,7 @@ from orchestrator.execute.device import Cuda
 
 
 class MemoryMeter:
-    """On a GPU, what torch has allocated at most since the meter was made.
+    """On a GPU, what torch has allocated at most since the meter was made or restarted.
 
     On a processor torch keeps no such count, so one step is recorded by its profiler: what was
     there before it, and the most that it has added.
@@ -23,9 +23,13 @@ class MemoryMeter:
 
     def __init__(self, device: Cuda | None) -> None:
         self.device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
         self.largest = 0
-        if device is not None:
-            torch.cuda.reset_peak_memory_stats(device.torch)
+        if self.device is not None:
+            torch.cuda.reset_peak_memory_stats(self.device.torch)
 
     def peak_bytes(self) -> int:
         """Peak so far, in bytes; 0 on a processor before a step was watched."""

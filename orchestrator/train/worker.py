@@ -14,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.errors import InputError
-from orchestrator.execute.device import Cpu, Cuda
+from orchestrator.execute.device import Cpu, Cuda, Device
 from orchestrator.execute.distributed import clock_offsets, connect
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.interpreter import LossNotFinite, RankInterpreter, Unread
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
+from orchestrator.execute.warm_up import warm_up
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.model import Recipe
 from orchestrator.models.value import INPUT, LABELS
@@ -102,7 +103,7 @@ def train(context: WorkerContext, job: Job) -> None:
     if offsets:
         context.emit("offsets", offsets)
     meter = MemoryMeter(device)
-    name = torch.cuda.get_device_name(device.torch) if device else "cpu"
+    name = device.name if device else "cpu"
     context.emit("device", (dist.get_backend(), name))
     wholes: dict[str, Tensor] = {}
 
@@ -119,7 +120,11 @@ def train(context: WorkerContext, job: Job) -> None:
             checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
         divergence.answer(context, interpreter)
         gc.collect()
-        with data_feed(job, [interpreter]) as feed.real:
+        with data_feed(job, [interpreter], device) as feed.real:
+            if device is not None and job.start < job.stop:
+                feed.real.begin(job.start)  # which may make its pinned memory now, not later
+                warm_up(interpreter, job.start)
+                meter.restart()
             context.emit("ready", None)
             train_steps(context, job, interpreter, meter)
     context.emit("end", meter.peak_bytes())
@@ -229,7 +234,9 @@ class LateFeed:
         return self.real.labels(step, samples)
 
 
-def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
+def data_feed(
+    job: Job, interpreters: list[RankInterpreter], device: Device | None = None
+) -> DataFeed:
     """The job's data, as far as these ranks need it."""
     program = job.program
     dataset = open_for(program.model, job.data, job.recipe.seed)
@@ -240,4 +247,5 @@ def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
         label_samples=torch.cat([i.samples_of(LABELS) for i in interpreters]),
         start=job.start,
         stop=job.stop,
+        device=device,
     )

@@ -1,0 +1,179 @@
+"""A run on GPUs that are not there: the product's own worker, a thread for each rank."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.execute import device, distributed
+from orchestrator.execute.distributed import NcclTransport
+from orchestrator.execute.interpreter import RankInterpreter
+from orchestrator.execute.worker_context import WorkerContext
+from orchestrator.models.model import Recipe
+from orchestrator.program import Program
+from orchestrator.program.ops import RECV_F, SEND_F, Op
+from orchestrator.train import worker
+from orchestrator.train.worker import Job, StepReport
+from tests.execute.fake_cuda import FakeCuda, FakeDevice, pin
+from tests.execute.fake_nccl import FakeDist
+from tests.execute.gpu_trace import Fault, Kind, Trace
+from tests.execute.turns import Turns
+
+RECIPE = Recipe(lr=0.1, seed=1)
+
+
+@dataclass
+class Ended:
+    """What came of a run.
+
+    Attributes:
+        losses: of every step, the sum over the ranks.
+        pieces: by rank, what it emitted of its checkpoints.
+    """
+
+    trace: Trace
+    losses: dict[int, float] = field(default_factory=dict)
+    pieces: dict[int, list[Any]] = field(default_factory=dict)
+    errors: list[BaseException] = field(default_factory=list)
+
+    def faults(self, *kinds: Kind) -> list[Fault]:
+        """Of these kinds, or of all."""
+        return [f for f in self.trace.faults() if not kinds or f.kind in kinds]
+
+
+class NoMeter:
+    """Stands in for a meter of the GPU's allocator."""
+
+    def __init__(self, device: object) -> None:
+        pass
+
+    def peak_bytes(self) -> int:
+        return 0
+
+    def restart(self) -> None:
+        pass
+
+    def watching(self, held: int) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+def run(
+    program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    steps: int = 2,
+    prompt: bool = False,
+    change: Callable[[FakeCuda, FakeDist], None] = lambda gpu, dist: None,
+) -> Ended:
+    """Train a few steps on a fake GPU for each rank.
+
+    Args:
+        prompt: see :class:`FakeCuda`.
+        change: a mutation of the product, once all fakes are in place.
+    """
+    trace = Trace()
+    gpu = FakeCuda(trace, Turns(program.world_size), prompt=prompt)
+    dist = FakeDist(gpu)
+    _put_in_place(gpu, dist, monkeypatch)
+    change(gpu, dist)
+    ended = Ended(trace)
+    job = Job(program, RECIPE, f"synthetic:{4 * program.global_batch}", 0, steps)
+    losses: defaultdict[int, dict[int, float]] = defaultdict(dict)
+
+    def emit_of(rank: int) -> Callable[[str, object], None]:
+        def emit(kind: str, payload: object) -> None:
+            if isinstance(payload, StepReport):
+                losses[payload.times.step][rank] = payload.loss
+            elif kind == "checkpoint":
+                ended.pieces.setdefault(rank, []).append(deepcopy(payload))
+
+        return emit
+
+    def host(rank: int) -> None:
+        context = WorkerContext(
+            rank=rank, world_size=program.world_size, local_rank=rank, node="localhost",
+            driver_node="localhost", device="cuda:0", emit=emit_of(rank),
+            stop_requested=lambda: False, listen=lambda kind, hear: None, timeout_s=60.0,
+            driven=False,
+        )  # fmt: skip
+        try:
+            with gpu.rank(rank):
+                worker.train(context, job)
+        except BaseException as error:
+            ended.errors.append(error)
+
+    threads = [Thread(target=host, args=(rank,), daemon=True) for rank in program.ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    trace.recording = False
+    if ended.errors:
+        raise ended.errors[0]
+    ended.losses = {step: sum(parts.values()) for step, parts in sorted(losses.items())}
+    return ended
+
+
+def _put_in_place(gpu: FakeCuda, dist: FakeDist, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace what would reach for a GPU or another process."""
+    trace = gpu.trace
+    monkeypatch.setattr(device, "cuda", gpu)
+    monkeypatch.setattr(distributed, "dist", dist)
+    monkeypatch.setattr(worker, "dist", dist)
+    monkeypatch.setattr(worker, "MemoryMeter", NoMeter)
+    monkeypatch.setattr(worker, "Cuda", lambda index: FakeDevice(gpu))
+    monkeypatch.setattr(worker, "connect", NcclTransport)
+    monkeypatch.setattr(worker, "clock_offsets", lambda *args: {})
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pin(gpu, tensor))
+
+    def record_stream(tensor: Tensor, stream: Any) -> None:
+        gpu.storage(tensor).streams.add(stream.line)
+
+    monkeypatch.setattr(Tensor, "record_stream", record_stream)
+    post, compute, drive = RankInterpreter._post, RankInterpreter._compute, worker.drive
+
+    def watched_post(self: RankInterpreter, op: Op) -> Any:
+        trace.operation[self.rank] = str(op)
+        messages = exchange_of(op)
+        dist.exchange[self.rank] = messages and (self.number, *messages)
+        return post(self, op)
+
+    def watched_compute(self: RankInterpreter, op: Op, *args: Any) -> None:
+        trace.operation[self.rank] = str(op)
+        compute(self, op, *args)
+
+    def watched_drive(interpreter: RankInterpreter, step: int) -> None:
+        trace.in_step.add(interpreter.rank)
+        drive(interpreter, step)
+        trace.in_step.discard(interpreter.rank)
+
+    monkeypatch.setattr(RankInterpreter, "_post", watched_post)
+    monkeypatch.setattr(RankInterpreter, "_compute", watched_compute)
+    monkeypatch.setattr(worker, "drive", watched_drive)
+
+
+def exchange_of(op: Op) -> tuple[object, ...] | None:
+    """Ops of a rank whose messages are posted as one have the same; None for collectives."""
+    if not op.kind.startswith(("SEND", "RECV")):
+        return None
+    return (op.segment, op.microbatch, op.kind in (SEND_F, RECV_F))
+
+
+def weights(ended: Ended) -> dict[str, Tensor]:
+    """By rank and name, what a run's last checkpoint holds."""
+    found: dict[str, Tensor] = {}
+    for rank, pieces in ended.pieces.items():
+        for _, piece in pieces:
+            if piece is not None:
+                found |= {f"{rank} {k}": v for k, v in vars(piece).items() if torch.is_tensor(v)}
+    return found
