@@ -29,6 +29,7 @@ import ray.exceptions
 from ray import cloudpickle
 
 from orchestrator.errors import InputError
+from orchestrator.execute.cuda_environment import cuda_environment
 from orchestrator.execute.worker_context import (
     DriverLine,
     Event,
@@ -80,6 +81,7 @@ class _Job:
     folder: str
     import_path: tuple[str | None, tuple[str, ...]]  # where functions of a model file import from
     timeout_s: float
+    environment: dict[str, str]  # of the workers, before torch or CUDA start there
 
 
 def launch(
@@ -116,7 +118,8 @@ def launch(
         stop_when: asked some ten times a second; once true, workers see `stop_requested`.
 
     Raises:
-        InputError: no cluster at that address, too few CPUs or GPUs; or a worker raised it.
+        InputError: no cluster at that address, too few CPUs or GPUs, CUDA set up in a way that a
+            run refuses; or a worker raised it.
         WorkerFailed: a worker raised another exception, or its process died.
         KeyboardInterrupt: SIGINT or SIGTERM came; the workers are gone by then.
     """
@@ -143,6 +146,7 @@ def launch(
             folder=os.getcwd(),
             import_path=import_path(),
             timeout_s=timeout_s,
+            environment=cuda_environment(os.environ) if use_gpu else {},
         )
         with tempfile.TemporaryDirectory(
             prefix="orchestrator-train-", ignore_cleanup_errors=True
@@ -214,6 +218,7 @@ def _trainer(job: _Job, world_size: int, storage: str) -> Any:
             name="run",
             storage_path=storage,
             failure_config=_one_attempt(),
+            worker_runtime_env={"env_vars": job.environment},
         ),
     )
 

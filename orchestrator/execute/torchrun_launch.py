@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from orchestrator.errors import InputError
+from orchestrator.execute.cuda_environment import cuda_environment
 from orchestrator.execute.worker_context import WorkerContext
 
 T = TypeVar("T")
@@ -35,13 +36,17 @@ def run_under_torchrun(
         on_event: called as (rank, kind, payload) in this process, for this rank's events only.
 
     Raises:
-        InputError: the process was not started by torchrun.
+        InputError: the process was not started by torchrun, or CUDA is set up in a way
+            that a run refuses.
     """
     rank, world_size, local_rank, local_world_size = _ranks()
     import torch
     import torch.distributed as dist
 
-    use_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= local_world_size
+    use_gpu = torch.cuda.device_count() >= local_world_size  # asked without starting CUDA
+    if use_gpu and not torch.cuda.is_initialized():  # else the worker checks what it has
+        os.environ.update(cuda_environment(os.environ))
+    use_gpu = use_gpu and torch.cuda.is_available()
     node = socket.gethostname()
     device = f"cuda:{local_rank}" if use_gpu else "cpu"
     if use_gpu:

@@ -119,9 +119,7 @@ class DataFeed:
             return _Batch(step, images, labels, None)
         if staging.read is not None:
             self.device.wait(staging.read)
-        return _Batch(
-            step, staging.images.copy_(images), staging.labels.copy_(labels), staging
-        )
+        return _Batch(step, staging.images.copy_(images), staging.labels.copy_(labels), staging)
 
     def _staging(self, images: Tensor, labels: Tensor) -> _Staging | None:
         first, second = self.device.staging(images), self.device.staging(labels)

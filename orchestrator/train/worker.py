@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.errors import InputError
+from orchestrator.execute.cuda_environment import check_cuda_environment
 from orchestrator.execute.device import Cpu, Cuda, Device
 from orchestrator.execute.distributed import clock_offsets, connect
 from orchestrator.execute.host_memory import keep_freed_memory
@@ -93,11 +95,15 @@ def train(context: WorkerContext, job: Job) -> None:
 
     Raises:
         Diverged: so it is, and nobody else ends this rank.
+        InputError: CUDA is set up in a way that a run refuses.
     """
     program, recipe = job.program, job.recipe
-    device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
-    if device is None:
+    device = None
+    if context.device == "cpu":
         keep_freed_memory()
+    else:
+        check_cuda_environment(os.environ)
+        device = Cuda(torch.device(context.device).index)
     transport = connect(program, context.rank, device, context.timeout_s)
     offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:

@@ -1,8 +1,8 @@
 """A GPU without a GPU: torch.cuda's streams and events, which only note who waits for whom.
 
-Operations run on the processor where they are called, so results are right. A
-:class:`~tests.execute.gpu_trace.Trace` records what each of them reads, writes and allocates, and on
-which stream a GPU would have done it.
+Operations run on the processor where they are called, so results are right. A trace (see
+:mod:`tests.execute.gpu_trace`) records what each of them reads, writes and allocates, and on which
+stream a GPU would have done it.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class FakeCuda:
         address = held._cdata
         if address not in self.known:
             line = line or Line(self.running, HOST)
-            found = self.known[address] = self.trace.allocated(line, f"a {tuple(tensor.shape)}")
+            self.known[address] = self.trace.allocated(line, f"a {tuple(tensor.shape)}")
             weakref.finalize(held, self._released, address).atexit = False
         return self.known[address]
 
@@ -176,9 +176,8 @@ class FakeCuda:
         for tensor in tensors:
             storage = self.known.get(tensor.untyped_storage()._cdata)
             ends = self.arriving.pop(storage.number, []) if storage else []
-            for end in ends:
-                own = getattr(self._own, "rank", None)
-                self.turns.wait(own, lambda end=end: end not in self.trace.open)
+            own = getattr(self._own, "rank", None)
+            self.turns.wait(own, lambda ends=ends: self.trace.open.isdisjoint(ends))  # type: ignore[misc]
 
 
 class _Watch(TorchDispatchMode):
@@ -189,7 +188,7 @@ class _Watch(TorchDispatchMode):
     """
 
     def __init__(self, gpu: FakeCuda) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.gpu = gpu
         self.forward: dict[int, FakeStream] = {}  # by number of an autograd node
         self.latest: FakeStream | None = None  # of a backward that goes on
@@ -231,10 +230,10 @@ class _Watch(TorchDispatchMode):
 
     def _stream(self) -> FakeStream:
         current = self.gpu.current_stream()
-        node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+        node = torch._C._current_autograd_node()
         if node is None:
             if torch.is_grad_enabled():
-                made = torch._C._autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+                made = torch._C._autograd._get_sequence_nr() - 1
                 self.forward.setdefault(made, current)
             self._follow(current)
             self.latest = None
@@ -265,8 +264,8 @@ def _is_written(argument: Any) -> bool:
 class FakeDevice(Cuda):
     """The product's device on a :class:`FakeCuda`; its tensors are the processor's."""
 
-    def __init__(self, gpu: FakeCuda) -> None:
-        super().__init__(0)
+    def __init__(self, gpu: FakeCuda, *, tf32: bool = False) -> None:
+        super().__init__(0, tf32=tf32)
         self.gpu = gpu
         self.torch = torch.device("cpu")
 

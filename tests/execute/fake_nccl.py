@@ -1,8 +1,8 @@
 """NCCL without GPUs: ``torch.distributed`` for all ranks of a process, on streams of a fake GPU.
 
-As torch's: every communicator has a stream of its own, which waits for the current one where a call
-is made; ``Work.wait`` lets the current stream wait for it. What is sent is taken where it is posted,
-and is there once both sides have posted.
+As torch's: every communicator has a stream of its own, which waits for the current one where a
+call is made; ``Work.wait`` lets the current stream wait for it. What is sent is taken where it is
+posted, and is there once both sides have posted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Work:
         self.dist.gpu.trace.add(stream.line, "wait for a transfer", self.end)
 
 
-class P2POp(NamedTuple):
+class Message(NamedTuple):
     """As ``torch.distributed.P2POp``."""
 
     op: Callable[..., Work]
@@ -63,7 +63,7 @@ class FakeDist:
         exchange: by rank, what a message posted now belongs to.
     """
 
-    P2POp = P2POp
+    P2POp = Message
 
     def __init__(self, gpu: FakeCuda) -> None:
         self.gpu = gpu
@@ -85,10 +85,10 @@ class FakeDist:
         return "nccl"
 
     def isend(self, tensor: Tensor, peer: int, group: Group) -> Work:
-        return self._exchange([P2POp(self.isend, tensor, peer, group)])
+        return self._exchange([Message(self.isend, tensor, peer, group)])
 
     def irecv(self, tensor: Tensor, peer: int, group: Group) -> Work:
-        return self._exchange([P2POp(self.irecv, tensor, peer, group)])
+        return self._exchange([Message(self.irecv, tensor, peer, group)])
 
     def send(self, tensor: Tensor, peer: int, group: Group) -> None:
         self.isend(tensor, peer, group).wait()
@@ -96,7 +96,7 @@ class FakeDist:
     def recv(self, tensor: Tensor, peer: int, group: Group) -> None:
         self.irecv(tensor, peer, group).wait()
 
-    def batch_isend_irecv(self, operations: list[P2POp]) -> list[Work]:
+    def batch_isend_irecv(self, operations: list[Message]) -> list[Work]:
         return [self._exchange(operations)]
 
     def all_reduce(self, tensor: Tensor, group: Group, async_op: bool = False) -> Work | None:
@@ -114,7 +114,7 @@ class FakeDist:
 
     # -- on streams ---------------------------------------------------------------------------
 
-    def _exchange(self, operations: list[P2POp]) -> Work:
+    def _exchange(self, operations: list[Message]) -> Work:
         (group,) = {operation.group for operation in operations}
         rank = self.gpu.running
         sends = [o for o in operations if o.op == self.isend]
@@ -123,8 +123,10 @@ class FakeDist:
         first, reads, end = self._queue(group, ", ".join(peers), [o.tensor for o in sends])
         for kind, some in (("send", sends), ("receive", receives)):
             for _, tensor, peer, _ in some:
-                pair = (rank, peer) if kind == "send" else (peer, rank)
-                self.messages[group, *pair, kind].append(self._posted(kind, tensor, reads, end))
+                source, target = (rank, peer) if kind == "send" else (peer, rank)
+                self.messages[group, source, target, kind].append(
+                    self._posted(kind, tensor, reads, end)
+                )
         for _, tensor, _, _ in receives:
             self._writes(tensor, first, end)
         for _, _, peer, _ in operations:

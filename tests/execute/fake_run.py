@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import pytest
-import torch
 from torch import Tensor
 
 from orchestrator.execute import device, distributed
+from orchestrator.execute.cuda_environment import cuda_environment
 from orchestrator.execute.distributed import NcclTransport
 from orchestrator.execute.interpreter import RankInterpreter
 from orchestrator.execute.worker_context import WorkerContext
@@ -21,6 +22,7 @@ from orchestrator.models.model import Recipe
 from orchestrator.program import Program
 from orchestrator.program.ops import RECV_F, SEND_F, Op
 from orchestrator.train import worker
+from orchestrator.train.checkpoint import Piece
 from orchestrator.train.worker import Job, StepReport
 from tests.execute.fake_cuda import FakeCuda, FakeDevice, pin
 from tests.execute.fake_nccl import FakeDist
@@ -36,12 +38,12 @@ class Ended:
 
     Attributes:
         losses: of every step, the sum over the ranks.
-        pieces: by rank, what it emitted of its checkpoints.
+        pieces: of the last checkpoint.
     """
 
     trace: Trace
     losses: dict[int, float] = field(default_factory=dict)
-    pieces: dict[int, list[Any]] = field(default_factory=dict)
+    pieces: list[Piece] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
 
     def faults(self, *kinds: Kind) -> list[Fault]:
@@ -61,9 +63,7 @@ class NoMeter:
     def restart(self) -> None:
         pass
 
-    def watching(self, held: int) -> Any:
-        from contextlib import nullcontext
-
+    def watching(self, held: int) -> AbstractContextManager[None]:
         return nullcontext()
 
 
@@ -73,19 +73,16 @@ def run(
     *,
     steps: int = 2,
     prompt: bool = False,
-    change: Callable[[FakeCuda, FakeDist], None] = lambda gpu, dist: None,
 ) -> Ended:
     """Train a few steps on a fake GPU for each rank.
 
     Args:
         prompt: see :class:`FakeCuda`.
-        change: a mutation of the product, once all fakes are in place.
     """
     trace = Trace()
     gpu = FakeCuda(trace, Turns(program.world_size), prompt=prompt)
     dist = FakeDist(gpu)
     _put_in_place(gpu, dist, monkeypatch)
-    change(gpu, dist)
     ended = Ended(trace)
     job = Job(program, RECIPE, f"synthetic:{4 * program.global_batch}", 0, steps)
     losses: defaultdict[int, dict[int, float]] = defaultdict(dict)
@@ -95,7 +92,9 @@ def run(
             if isinstance(payload, StepReport):
                 losses[payload.times.step][rank] = payload.loss
             elif kind == "checkpoint":
-                ended.pieces.setdefault(rank, []).append(deepcopy(payload))
+                _, piece = cast("tuple[int, Piece | None]", payload)
+                if piece is not None:
+                    ended.pieces.append(deepcopy(piece))
 
         return emit
 
@@ -120,13 +119,17 @@ def run(
     trace.recording = False
     if ended.errors:
         raise ended.errors[0]
-    ended.losses = {step: sum(parts.values()) for step, parts in sorted(losses.items())}
+    ended.losses = {
+        step: sum(parts[rank] for rank in sorted(parts)) for step, parts in sorted(losses.items())
+    }
     return ended
 
 
 def _put_in_place(gpu: FakeCuda, dist: FakeDist, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace what would reach for a GPU or another process."""
     trace = gpu.trace
+    for name, value in cuda_environment({}).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(device, "cuda", gpu)
     monkeypatch.setattr(distributed, "dist", dist)
     monkeypatch.setattr(worker, "dist", dist)
@@ -169,11 +172,9 @@ def exchange_of(op: Op) -> tuple[object, ...] | None:
     return (op.segment, op.microbatch, op.kind in (SEND_F, RECV_F))
 
 
-def weights(ended: Ended) -> dict[str, Tensor]:
-    """By rank and name, what a run's last checkpoint holds."""
-    found: dict[str, Tensor] = {}
-    for rank, pieces in ended.pieces.items():
-        for _, piece in pieces:
-            if piece is not None:
-                found |= {f"{rank} {k}": v for k, v in vars(piece).items() if torch.is_tensor(v)}
-    return found
+Saved = dict[tuple[str, str, int], Tensor]
+
+
+def saved(pieces: Iterable[Piece]) -> Saved:
+    """What a checkpoint holds, by kind, parameter with its tile, and where in it."""
+    return {(p.kind, f"{p.slot.name} {p.slot.tile}", p.start): p.values for p in pieces}
