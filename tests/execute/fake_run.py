@@ -139,10 +139,6 @@ def _put_in_place(gpu: FakeCuda, dist: FakeDist, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(worker, "clock_offsets", lambda *args: {})
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pin(gpu, tensor))
 
-    def record_stream(tensor: Tensor, stream: Any) -> None:
-        gpu.storage(tensor).streams.add(stream.line)
-
-    monkeypatch.setattr(Tensor, "record_stream", record_stream)
     post, compute, drive = RankInterpreter._post, RankInterpreter._compute, worker.drive
 
     def watched_post(self: RankInterpreter, op: Op) -> Any:
