@@ -11,6 +11,7 @@ import torch
 from orchestrator.errors import InputError
 from orchestrator.execute import ray_launch
 from orchestrator.execute.cuda_environment import check_cuda_environment, cuda_environment
+from orchestrator.execute.torchrun_launch import run_under_torchrun
 from tests.execute.fake_cuda import FakeCuda, FakeDevice
 from tests.execute.gpu_trace import Trace
 from tests.execute.turns import Turns
@@ -69,3 +70,24 @@ def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(
         FakeDevice(gpu, tf32=tf32)
     assert torch.backends.cudnn.allow_tf32 is tf32
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
+
+
+def test_under_torchrun_they_are_set_before_cuda_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking whether it is available starts its driver."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", QUEUES: "9"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(LOADING, "LAZY")
+    seen: dict[str, str] = {}
+
+    def available() -> bool:
+        seen.update(os.environ)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    with pytest.raises(InterruptedError):
+        run_under_torchrun(lambda context, argument: None, None, 1.0, lambda *event: None)
+    assert (seen[LOADING], seen[QUEUES]) == ("EAGER", "9")
+    monkeypatch.setenv(QUEUES, "1")
+    with pytest.raises(InputError, match="'1' queues to a GPU"):
+        run_under_torchrun(lambda context, argument: None, None, 1.0, lambda *event: None)
