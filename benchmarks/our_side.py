@@ -15,8 +15,7 @@ from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.models import Model, Recipe
 from orchestrator.plan import Plan
 from orchestrator.program import Program, compile_plan
-from orchestrator.program.resolve import model_of
-from orchestrator.train.run import recipe_of
+from orchestrator.program.resolve import model_of, recipe_of
 from orchestrator.train.worker import drive
 
 

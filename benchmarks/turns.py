@@ -32,8 +32,8 @@ from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.observe.accounting import Account, Accountant
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import compile_plan
-from orchestrator.program.resolve import model_of
-from orchestrator.train.run import Collector, recipe_of
+from orchestrator.program.resolve import model_of, recipe_of
+from orchestrator.train.run import Collector
 from orchestrator.train.run_folder import RunFolder
 from orchestrator.train.worker import Job, LateFeed, data_feed, drive, ended, report
 

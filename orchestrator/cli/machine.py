@@ -13,7 +13,7 @@ from orchestrator.program import compile_plan
 from orchestrator.simulate.memory import peak_memory
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
-_ALWAYS = ("parameters", "velocity")  # what every rank holds all the time
+_ALWAYS = ("parameters", "optimizer_state")  # what every rank holds all the time
 
 
 def memory_bytes() -> int:

@@ -24,7 +24,7 @@ from orchestrator.errors import InputError
 from orchestrator.observe.metrics_options import MetricsOptions
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
-from orchestrator.program.resolve import model_of
+from orchestrator.program.resolve import model_of, recipe_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.train.precision import check_trained
 
@@ -279,7 +279,6 @@ def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job:
     """The workers' job. Opens the data here first: what is wrong with it is told at once."""
     from orchestrator.train import checkpoint
     from orchestrator.train.data import SampleOrder, open_for
-    from orchestrator.train.run import recipe_of
     from orchestrator.train.worker import Job
 
     recipe = recipe_of(plan, model)
@@ -288,6 +287,6 @@ def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job:
     start, file = 0, None
     if asked.resume is not None:
         file = checkpoint.newest(asked.resume).resolve()
-        start = checkpoint.load(file, model).step
+        start = checkpoint.load(file, model, recipe.updates).step
     count = asked.steps or (asked.epochs or 1) * order.steps_per_epoch
     return Job(program, recipe, asked.data, start, start + count, file, asked.checkpoint_every)

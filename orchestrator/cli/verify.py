@@ -16,7 +16,7 @@ from orchestrator.plan import Plan
 from orchestrator.plan.load import PlanFile
 from orchestrator.program import compile_plan
 from orchestrator.program.placement import update_examples
-from orchestrator.program.resolve import model_of
+from orchestrator.program.resolve import model_of, recipe_of
 
 if TYPE_CHECKING:
     from orchestrator.execute.verify import Verdict
@@ -85,7 +85,6 @@ def command(
 
 def _verify(plan: Plan, dtype: str, steps: int) -> Verdict:
     from orchestrator.execute.verify import verify
-    from orchestrator.train.run import recipe_of
 
     model = model_of(plan)
     return verify(

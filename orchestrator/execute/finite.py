@@ -120,7 +120,8 @@ def first_non_finite(interpreter: RankInterpreter) -> NonFinite | None:
 
 
 def bad_parameters(interpreter: RankInterpreter) -> NonFinite | None:
-    """The first of a rank's layers whose weights, biases or velocities are not all finite."""
+    """The first of a rank's layers whose weights, biases or optimizer state are not all
+    finite."""
     names = [
         name
         for parameters in interpreter.parameters.values()
@@ -153,13 +154,10 @@ def _tensors(parameters: SegmentParameters) -> Iterator[tuple[str, Tensor]]:
     """By the name of their layer."""
     for slot, weight in zip(parameters.slots, parameters.own, strict=True):
         yield slot.layer.name, weight
-    if parameters.sharded:
-        start = parameters.shard.start
-        for slot, low, high in parameters.shard_slots():
-            yield slot.layer.name, parameters.velocities[0][low - start : high - start]
-    else:
-        for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
-            yield slot.layer.name, velocity
+    for number, target in enumerate(parameters.targets):
+        yield target.slot.layer.name, target.value
+        for tensors in parameters.state.values():
+            yield target.slot.layer.name, tensors[number]
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -167,7 +167,9 @@ class RankInterpreter:
         self.feed, self.recipe, self.device = feed, recipe, device
         self.replica, self.local_rank = divmod(rank, program.ranks_per_replica)
         self.ops = tuple(program.rank_ops(rank))
-        self.dtype = TORCH_DTYPE[program.dtype]
+        self.dtype = TORCH_DTYPE[program.precision.compute]
+        self.send_dtype = TORCH_DTYPE[program.precision.send]
+        assert recipe.updates.state == program.optimizer.state, "the program is of this recipe"
         self.parameters: dict[int, SegmentParameters] = {}
         self.runners: dict[int, SegmentRunner] = {}
         self._build(value)
@@ -188,7 +190,8 @@ class RankInterpreter:
                 ranks = len(bucket.ranks) if bucket else 1
                 group_rank = bucket.ranks.index(self.local_rank) if bucket else 0
                 parameters = SegmentParameters(
-                    part, dtype=self.dtype, device=self.device.torch, value=value,
+                    part, optimizer=self.recipe.updates, precision=program.precision,
+                    device=self.device.torch, value=value,
                     group=ranks * program.replicas, group_rank=self.replica * ranks + group_rank,
                     sharded=program.sharded,
                 )  # fmt: skip
@@ -259,11 +262,10 @@ class RankInterpreter:
         self.number = -2
 
     def state_bytes(self) -> int:
-        """Bytes that stay from step to step: weights, velocities and flat gradients."""
+        """Bytes that stay from step to step: weights, optimizer state and flat gradients."""
         storages = {}
         for parameters in self.parameters.values():
-            flats = [t for t in (parameters.flat, parameters.flat_gradient) if t is not None]
-            for tensor in [*parameters.weights, *parameters.velocities, *flats]:
+            for tensor in parameters.tensors():
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
@@ -318,7 +320,7 @@ class RankInterpreter:
             self._take_back(segment)
             if self.recording is not None:
                 self.recording.updates(segment, self.parameters[segment])
-            self.parameters[segment].step(self.recipe, scale)
+            self.parameters[segment].step(self.recipe.lr, scale)
             return
         runner = self.runners[segment]
         if data is not None:
@@ -396,7 +398,7 @@ class RankInterpreter:
         if whole_of_it and not boundary.summed:
             only = messages[0]
             if only.source != self.local_rank:
-                return self.buffers.pop(received[only.source]).view(shape)
+                return self.buffers.pop(received[only.source]).view(shape).to(self.dtype)
             assert here is not None
             return cut_out(here, only.taken).contiguous()
         x = torch.zeros(shape, dtype=self.dtype, device=self.device.torch)
@@ -472,7 +474,7 @@ class RankInterpreter:
         for layer, given in pieces.items():
             shape = part.output_shape(layer)
             if len(given) == 1 and given[0][1].numel() == prod(shape):
-                found[layer] = given[0][1].reshape(shape)
+                found[layer] = given[0][1].reshape(shape).to(self.dtype)
                 continue
             total = torch.zeros(shape, dtype=self.dtype, device=self.device.torch)
             for message, piece in given:
@@ -522,13 +524,13 @@ class RankInterpreter:
             return self._reduce(op)
         message = self._message(op)
         if op.lane == SEND:
-            tensor = self._outgoing(op, message).contiguous()
+            tensor = self._outgoing(op, message).to(self.send_dtype).contiguous()
             self._count(op, tensor)
             self._ready(op)
             return self.transport.send(tensor, op.peers[0])
         assert op.lane == RECEIVE
         shape = shape_of(message.taken)
-        buffer = torch.empty(shape, dtype=self.dtype, device=self.device.torch)
+        buffer = torch.empty(shape, dtype=self.send_dtype, device=self.device.torch)
         self.buffers[op.id] = buffer
         direction = F if op.kind == RECV_F else B
         sender = op.peers[0] % self.program.ranks_per_replica

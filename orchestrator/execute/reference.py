@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.interpreter import Feed
-from orchestrator.execute.parameters import TORCH_DTYPE, initial_parameter, update
+from orchestrator.execute.parameters import TORCH_DTYPE, initial_parameter
 from orchestrator.execute.recording import Recorder
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.randomness import Draw
@@ -47,8 +47,7 @@ class Reference:
         # by layer, and first example of a slice
         self.recorder: Recorder[tuple[str, int]] | None = None
         self.weights: dict[str, Tensor] = {}
-        self.velocities: dict[str, Tensor] = {}
-        self.decays: dict[str, bool] = {}
+        decays: list[bool] = []
         self.tied: dict[str, str] = {}
         for sized in model.layers:
             for spec in sized.specs:
@@ -58,8 +57,10 @@ class Reference:
                     continue
                 start = initial_parameter(sized, spec, recipe.seed).to(self.dtype)
                 self.weights[name] = start.requires_grad_()
-                self.velocities[name] = torch.zeros_like(start)
-                self.decays[name] = spec.decays
+                decays.append(spec.decays)
+        self.names = list(self.weights)
+        self.largest_gradient = 0.0  # of any value in any step
+        self.updates = recipe.updates.reference(list(self.weights.values()), decays)
 
     def step(self, step: int) -> float:
         """One training step; returns the mean loss over the global batch."""
@@ -141,9 +142,20 @@ class Reference:
         ]
         weights = [self.weights[n] for n in names]
         gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
-        with torch.no_grad():
-            for name, gradient in zip(names, gradients, strict=True):
-                update(
-                    self.weights[name], self.velocities[name], gradient, self.recipe, scale,
-                    decay=self.decays[name],
-                )  # fmt: skip
+        by_number = {
+            self.names.index(name): gradient * scale
+            for name, gradient in zip(names, gradients, strict=True)
+        }
+        largest = (float(g.abs().max()) for g in by_number.values() if g.numel())
+        self.largest_gradient = max(self.largest_gradient, *largest)
+        self.updates.step(by_number, self.recipe.lr)
+
+    def blown_up(self, steps: int) -> dict[str, Tensor]:
+        """By parameter, what a change of its gradients by the largest of any comes to, at most, in
+        so many steps; of those alone that are not changed in proportion to their gradients."""
+        found = {}
+        for number, name in enumerate(self.names):
+            amplified = self.updates.amplification(number)
+            if amplified is not None:
+                found[name] = steps * self.recipe.lr * self.largest_gradient * amplified
+        return found

@@ -124,6 +124,7 @@ def verify(
         start,
         tolerance,
         _terms(program.model, program.global_batch),
+        whole.blown_up(steps),
     )
     problems = differences(program, steps, split.sent(), split.handed())
     ledger_exact = not problems
@@ -150,6 +151,7 @@ def _parameter_errors(
     start: dict[str, Tensor],
     tolerance: float,
     terms: dict[str, int],
+    blown_up: dict[str, Tensor],
 ) -> dict[str, float]:
     """By tensor, the largest difference over the largest change.
 
@@ -160,6 +162,8 @@ def _parameter_errors(
 
     Args:
         terms: by tensor, how many a value of its gradient is the sum of.
+        blown_up: by tensor, the largest change of all, for an optimizer that makes small gradients
+            large.
     """
     found = {}
     largest = max(
@@ -170,9 +174,10 @@ def _parameter_errors(
         wide = value.detach().double()
         change = (wide - start[name].double()).abs().max()
         eps = torch.finfo(value.dtype).eps
-        rounding = eps * (8 * wide.abs().max() + max(OF_A_SUM, terms[name] ** 0.5) * largest)
+        moved = blown_up.get(name, torch.tensor(largest)).double()
+        rounding = eps * (8 * wide.abs().max() + max(OF_A_SUM, terms[name] ** 0.5) * moved)
         size = torch.maximum(change, rounding / tolerance).clamp_min(1e-300)
-        error = float((ours[name] - wide).abs().max() / size)
+        error = float(((ours[name] - wide).abs() / size).max())
         found[name] = error if error == error else float("inf")
     return found
 

@@ -33,6 +33,7 @@ from orchestrator.models.parameter import Initial, ParameterSpec
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.user_kinds import asking
 from orchestrator.models.value import INPUT, LABELS, Value, value_of
+from orchestrator.optimizers import OPTIMIZERS, Optimizer, Sgd2012
 
 LOSS = "loss"
 ModelName = Annotated[str, Matches(r"[\w][\w .+-]{0,99}", "of letters, digits and . _ - +")]
@@ -43,17 +44,33 @@ Kind = Annotated[str, Matches(r"[A-Za-z]\w{0,99}", "of letters, digits and _")]
 class Recipe:
     """How the model's authors trained it; a plan's ``training`` overrides single values.
 
-    The update is the 2012 paper's, with the rate inside the velocity:
-    v <- momentum v - weight_decay lr w - lr g;  w <- w + v. Biases are not decayed.
+    Args:
+        lr: learning rate.
+        momentum, weight_decay: of the 2012 paper's update, where no optimizer is named.
+        seed: of everything that is drawn.
+        optimizer: an optimizer with its own options, such as ``AdamW(betas=(0.9, 0.95))``.
     """
 
     lr: Annotated[float, Bounds(0)] = 0.01
     momentum: Annotated[float, Bounds(0, 1, below=True)] = 0.9
     weight_decay: Annotated[float, Bounds(0)] = 0.0005
     seed: Annotated[int, Bounds(0)] = 0
+    optimizer: Optimizer | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "recipe")
+        if not isinstance(self.optimizer, Optimizer | None):
+            allowed = ", ".join(kind.__name__ for kind in OPTIMIZERS.values())
+            raise InputError(
+                f"recipe: optimizer is a {type(self.optimizer).__name__}; allowed: {allowed} of "
+                "orchestrator.optimizers",
+                remedy="optimizer=AdamW(), or leave it out for the 2012 paper's",
+            )
+
+    @property
+    def updates(self) -> Optimizer:
+        """The optimizer with all its options."""
+        return self.optimizer or Sgd2012(self.momentum, self.weight_decay)
 
 
 @dataclass(frozen=True)

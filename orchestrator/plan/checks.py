@@ -10,7 +10,7 @@ from orchestrator.plan.problem import Problem, found, listed
 from orchestrator.plan.shares import Shares
 
 if TYPE_CHECKING:
-    from orchestrator.plan.schema import Entry, ModelChoice, Plan
+    from orchestrator.plan.schema import Entry, ModelChoice, Plan, Training
 
 
 def of_model(model: ModelChoice) -> list[Problem]:
@@ -26,6 +26,25 @@ def of_model(model: ModelChoice) -> list[Problem]:
     if model.name is None and model.file is None:
         return [Problem((), f"found function alone; {allowed}", "add file: my_net.py")]
     return []
+
+
+def of_training(training: Training) -> list[Problem]:
+    """Momentum and weight decay are said once, and of an optimizer that has them."""
+    choice = training.optimizer
+    if choice is None:
+        return []
+    problems = []
+    for key in ("momentum", "weight_decay"):
+        if getattr(training, key) is None:
+            continue
+        if key not in choice.kind.options():
+            message = f"found {key} beside optimizer {choice.name}, which has none; "
+            message += f"allowed: {listed(choice.kind.options())}, under optimizer"
+            problems.append(Problem((key,), message, f"remove {key}"))
+        elif key in dict(choice.options):
+            message = f"found {key} here and under optimizer; allowed: one of them"
+            problems.append(Problem((key,), message, "keep the optimizer's"))
+    return problems
 
 
 def of_entry(entry: Entry) -> list[Problem]:

@@ -28,9 +28,10 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticKnownError
 
-from orchestrator.plan import checks
+from orchestrator.plan import checks, optimizer
 from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
 from orchestrator.plan.layers import LONGEST, TEXT, read_layers
+from orchestrator.plan.optimizer import OptimizerChoice, read_optimizer
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
 from orchestrator.plan.shares import LARGEST, Shares, read_shares
@@ -183,6 +184,14 @@ ListOrShares = Annotated[
 ]
 
 
+OptimizerOrNone = Annotated[
+    OptimizerChoice | None,
+    PlainValidator(read_optimizer),
+    PlainSerializer(lambda choice: None if choice is None else choice.written),
+    WithJsonSchema(optimizer.schema()),
+]
+
+
 class _Part(BaseModel):
     """Strict and unchangeable: ``true`` is not 1, ``"128"`` is not 128, unknown keys are errors."""
 
@@ -302,6 +311,13 @@ Precision = Literal["float32", "tfloat32", "float16", "float64", "bfloat16"]
 class Training(_Part):
     """Changes to the model's own recipe; what is left out stays as the recipe has it."""
 
+    optimizer: OptimizerOrNone = Field(
+        default=None,
+        description="How weights are changed: a name, or a mapping of name and options. Options "
+        "that are left out have their defaults; momentum and weight_decay of an optimizer with "
+        "momentum are the recipe's.",
+        examples=[{"name": "adamw", "betas": [0.9, 0.95]}],
+    )
     lr: float | None = Field(
         default=None, ge=0, description="Learning rate at the start.", examples=[0.01]
     )
@@ -330,6 +346,12 @@ class Training(_Part):
         "each (the variable batch size of One Weird Trick, 2014).",
         examples=[{"fc6..fc8": 128}],
     )
+
+    @model_validator(mode="after")
+    def _fits_optimizer(self) -> Training:
+        if problems := checks.of_training(self):
+            raise refusal(problems)
+        return self
 
     @model_validator(mode="after")
     def _one_precision(self) -> Training:

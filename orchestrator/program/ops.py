@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
+from orchestrator.optimizers import Optimizer
+from orchestrator.program.precision import Precision
 from orchestrator.program.segments import Boundary, Bucket, Segment, leaving
 
 F, B, I, W, STEP = "F", "B", "I", "W", "STEP"  # noqa: E741 - I is the field's letter
@@ -102,7 +104,8 @@ class Program:
     Args:
         name: of the plan.
         model: what is computed.
-        dtype, itemsize: of activations, weights and gradients; bytes per value.
+        precision: number formats of activations, weights, gradients and messages.
+        optimizer: how a STEP changes the weights.
         global_batch: examples of a step.
         replicas: copies of the placement; with ``folded`` only the first one's ops are listed.
         ranks_per_replica: ranks of one copy; rank = replica * ranks_per_replica + rank within.
@@ -116,8 +119,8 @@ class Program:
 
     name: str
     model: Model
-    dtype: str
-    itemsize: int
+    precision: Precision
+    optimizer: Optimizer
     global_batch: int
     n_microbatches: int
     replicas: int
@@ -131,6 +134,16 @@ class Program:
     sharded: bool
     columns: Columns
     order: tuple[tuple[int, ...], ...]
+
+    @property
+    def dtype(self) -> str:
+        """Format of the computation."""
+        return self.precision.compute
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return self.precision.itemsize
 
     @property
     def world_size(self) -> int:

@@ -19,6 +19,7 @@ from orchestrator.models.layer_costs import Pass
 from orchestrator.models.sized import LayerPart
 from orchestrator.plan import shipped_names
 from orchestrator.program.ops import STEP, B, F, I, Program, W
+from orchestrator.program.precision import ITEMSIZE
 from orchestrator.program.segments import SegmentPart
 from orchestrator.simulate.calibration import BytesTime, LayerTime, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
@@ -27,6 +28,9 @@ from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import Sharing, Work
 
 Point = tuple[float, float]
+ACCESSES = (
+    5  # of a weight in an update with momentum: gradient; weight and momentum, there and back
+)
 Pieces = defaultdict[int, list[int]]
 
 
@@ -299,7 +303,8 @@ class CostModel:
         return lowest
 
     def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:
-        """Reads weights, gradients and velocities, writes weights and velocities."""
+        """Reads weights, gradients and the optimizer's state, writes weights and state."""
+        bytes_ = update_bytes(self.program, bytes_)
         if self.calibration is not None and self.calibration.optimizer:
             rows = [(row.bytes, row) for row in self.calibration.optimizer]
             return self._measured(rows, bytes_, "optimizer")
@@ -421,6 +426,22 @@ class CostModel:
         (x1, y1) = points[1]
         line = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
         return max(line, y0 * at / x0)
+
+
+def update_bytes(program: Program, bytes_: int) -> int:
+    """Bytes of float32 weights that the 2012 paper's update, fused, reads and writes as much for:
+    what the update of a device is measured or given for.
+
+    Args:
+        bytes_: of the parameters that a STEP updates.
+    """
+    precision, optimizer = program.precision, program.optimizer
+    held, wide = ITEMSIZE[precision.parameters], ITEMSIZE[precision.updated]
+    state = sum(2 * wide for tensor in optimizer.state if not tensor.scalar)
+    again = optimizer.reads_again * (wide + ITEMSIZE[precision.reduce])
+    rounded = held if precision.master else 0
+    moved = ITEMSIZE[precision.reduce] + 2 * wide + state + again + rounded
+    return bytes_ // held * moved // ACCESSES
 
 
 def _divided(seconds: float, size: float, speed: float, least: float) -> tuple[float, float]:

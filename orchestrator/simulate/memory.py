@@ -3,7 +3,8 @@
 What is alive, by name of the part it is counted under:
 
     parameters      weights and biases; one flat buffer a segment where the optimizer is sharded
-    velocity        the momentum of all of them, or of this rank's shard
+    optimizer_state what the optimizer keeps for all of them, or for this rank's shard, and the
+                    float32 masters of parameters with fewer bits
     gradients       a flat buffer from the start where they are summed over ranks; else tensor by
                     tensor, from a segment's first backward to its step
     inputs          what a segment reads, from its forward to its backward; nothing where it is a
@@ -48,15 +49,16 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
+from orchestrator.program.precision import ITEMSIZE
 from orchestrator.program.segments import Message
 from orchestrator.simulate.footprint import Footprint, footprint
 
 PARTS = (
-    "parameters", "velocity", "gradients", "inputs", "activations", "outputs", "received", "sent",
-    "output_gradients", "workspace",
+    "parameters", "optimizer_state", "gradients", "inputs", "activations", "outputs", "received",
+    "sent", "output_gradients", "workspace",
 )  # fmt: skip
 (
-    _PARAMETERS, _VELOCITY, _GRADIENTS, _INPUTS, _ACTIVATIONS, _OUTPUTS, _RECEIVED, _SENT,
+    _PARAMETERS, _STATE, _GRADIENTS, _INPUTS, _ACTIVATIONS, _OUTPUTS, _RECEIVED, _SENT,
     _OUTPUT_GRADIENTS, _WORKSPACE,
 ) = range(len(PARTS))  # fmt: skip
 
@@ -265,7 +267,10 @@ class _Walk:
 
     def _hold_parameters(self) -> None:
         program = self.program
-        item = program.itemsize
+        precision = program.precision
+        held, reduced = ITEMSIZE[precision.parameters], ITEMSIZE[precision.reduce]
+        kept = [t for t in program.optimizer.state if not t.scalar]
+        kept_size = ITEMSIZE[precision.updated] * (len(kept) + bool(precision.master))
         split = W in map(program.columns.kind.__getitem__, program.order[self.rank])
         for segment, buckets in zip(program.segments, program.buckets, strict=True):
             part = segment.parts.get(self.local_rank)
@@ -279,11 +284,11 @@ class _Walk:
                 if program.sharded and group > 1:
                     shard = -(-values // group)
                     values = shard * group
-                self._add(_PARAMETERS, (values + part.borrowed) * item)
-                self._add(_VELOCITY, shard * item)
+                self._add(_PARAMETERS, (values + part.borrowed) * held)
+                self._add(_STATE, shard * kept_size)
                 if group > 1:
                     self.reduced.add(segment.index)
-                    self._add(_GRADIENTS, values * item)
+                    self._add(_GRADIENTS, values * reduced)
 
     # -- computation --------------------------------------------------------------------------
 
@@ -410,8 +415,9 @@ class _Walk:
         """Gradients that are not in a reduction's buffer, from the first backward to the step."""
         if segment not in self.gradients:
             part = self.program.segments[segment].parts[self.local_rank]
-            borrowed = part.borrowed * self.program.itemsize
-            self.gradients[segment] = borrowed if segment in self.reduced else mine.weights
+            own = 0 if segment in self.reduced else part.parameters
+            reduced = ITEMSIZE[self.program.precision.reduce]
+            self.gradients[segment] = (own + part.borrowed) * reduced
             self._add(_GRADIENTS, self.gradients[segment])
 
     def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> int:

@@ -18,8 +18,6 @@ from orchestrator.errors import InputError
 from orchestrator.execute.finite import Diverged, Divergence, bad_parameters, earliest
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.local import LocalExecutor
-from orchestrator.execute.parameters import TORCH_DTYPE
-from orchestrator.models.model import Model, Recipe
 from orchestrator.observe import timeline, trace
 from orchestrator.observe.accounting import Account, Accountant, summarise
 from orchestrator.observe.metrics import Info
@@ -183,10 +181,9 @@ class Collector:
         program = self.job.program
         if step not in self.states:
             self.writing[step] = time.perf_counter()
-            dtype = TORCH_DTYPE[program.dtype]
             recipe = self.job.recipe
             self.states[step] = checkpoint.State.empty(
-                program.model, step, recipe.seed, dtype, recipe.lr
+                program.model, step, recipe.seed, program.precision, recipe.updates, recipe.lr
             )
         if piece is not None:
             self.states[step].put(piece)
@@ -250,17 +247,6 @@ class Collector:
                 "python": platform.python_version(),
             },
         }
-
-
-def recipe_of(plan: Plan, model: Model) -> Recipe:
-    """The model's recipe with the plan's overrides."""
-    own, given = model.recipe, plan.training
-    return Recipe(
-        lr=own.lr if given.lr is None else given.lr,
-        momentum=own.momentum if given.momentum is None else given.momentum,
-        weight_decay=own.weight_decay if given.weight_decay is None else given.weight_decay,
-        seed=own.seed if given.seed is None else given.seed,
-    )
 
 
 def run(
@@ -343,7 +329,7 @@ def _run_locally(job: Job, collector: Collector) -> None:
     feed = LateFeed()
     executor = LocalExecutor(job.program, feed, job.recipe)
     if job.resume is not None:
-        state = checkpoint.load(job.resume, job.program.model)
+        state = checkpoint.load(job.resume, job.program.model, job.recipe.updates)
         for rank in executor.ranks:
             checkpoint.restore(rank, state)
     emit = collector.event

@@ -116,7 +116,8 @@ def train(context: WorkerContext, job: Job) -> None:
         )
         wholes.clear()
         if job.resume is not None:
-            checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
+            state = checkpoint.load(job.resume, program.model, recipe.updates)
+            checkpoint.restore(interpreter, state)
         divergence.answer(context, interpreter)
         gc.collect()
         with data_feed(job, [interpreter]) as feed.real:

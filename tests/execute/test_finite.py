@@ -136,7 +136,7 @@ def test_velocities_count_as_parameters() -> None:
         executor.step(0)
         rank = executor.ranks[1]
         last = list(rank.parameters.values())[-1]
-        last.velocities[-1].flatten()[-2 if last.sharded else -1] = float("inf")
+        last.state["momentum"][-1].view(-1)[-1] = float("inf")
         found = bad_parameters(rank)
         assert found is not None
         assert (found.layer, found.rank) == ("fc5", 1)

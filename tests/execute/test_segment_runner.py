@@ -21,6 +21,8 @@ from orchestrator.models import (
     SpatialNorm,
 )
 from orchestrator.models.randomness import Draw
+from orchestrator.optimizers import Sgd2012
+from orchestrator.program import Precision
 from orchestrator.program.segments import Segment, SegmentPart
 from tests.program.small import small_program
 
@@ -62,8 +64,8 @@ def runner_of(
 ) -> SegmentRunner:
     wholes: dict[str, Tensor] = {}
     parameters = SegmentParameters(
-        part, dtype=torch.float64, device=torch.device("cpu"), group=1, group_rank=0, sharded=False,
-        value=lambda slot: initial_value(slot, 3, wholes),
+        part, optimizer=Sgd2012(), precision=Precision.of("float64"), device=torch.device("cpu"),
+        group=1, group_rank=0, sharded=False, value=lambda slot: initial_value(slot, 3, wholes),
     )  # fmt: skip
     first, *labels = segment.imports
     segment = replace(segment, imports=(first._replace(trained=wants_input), *labels))

@@ -38,7 +38,7 @@ from orchestrator.execute.torchrun_launch import run_under_torchrun
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
-from orchestrator.train.run import recipe_of
+from orchestrator.program.resolve import recipe_of
 from orchestrator.train.worker import Job, train
 
 cases, timeout_s, folder = json.loads(sys.argv[1]), float(sys.argv[2]), sys.argv[3]

@@ -84,7 +84,7 @@ def test_parts_add_up_and_name_their_op() -> None:
     for rank in peak_memory(compiled("krizhevsky2012")):
         assert sum(rank.parts.values()) == rank.peak_bytes
         assert rank.peak_op.rank == rank.rank
-        assert rank.parts["parameters"] == rank.parts["velocity"]
+        assert rank.parts["parameters"] == rank.parts["optimizer_state"]
     assert rank.parts["parameters"] == 4 * 28_434_112
 
 
@@ -110,9 +110,11 @@ def test_everything_but_the_parameters_scales_with_the_batch() -> None:
     assert large["parameters"] == small["parameters"] == 4 * 60_965_224
 
 
-def test_zero1_shares_out_the_velocity() -> None:
+def test_zero1_shares_out_the_momentum() -> None:
     plain, sharded = (
-        peak_memory(compiled("data-parallel", f"optimizer_sharding={kind}"))[0].parts["velocity"]
+        peak_memory(compiled("data-parallel", f"optimizer_sharding={kind}"))[0].parts[
+            "optimizer_state"
+        ]
         for kind in ("none", "zero1")
     )
     assert sharded == pytest.approx(plain / 2, rel=1e-6)
