@@ -32,6 +32,7 @@ from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.observe.accounting import Account, Accountant
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import compile_plan
+from orchestrator.program.precision import precision_of
 from orchestrator.program.resolve import model_of, recipe_of
 from orchestrator.train.run import Collector
 from orchestrator.train.run_folder import RunFolder
@@ -104,7 +105,7 @@ def plan_of(name: str) -> Plan:
 def job_of(plan: Plan, turns: int) -> Job:
     """Two steps a turn."""
     model = model_of(plan)
-    program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
+    program = compile_plan(plan, model, dtype=precision_of(plan))
     return Job(program, recipe_of(plan, model), "synthetic", 0, 2 * turns)
 
 

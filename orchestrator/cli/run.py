@@ -24,6 +24,7 @@ from orchestrator.errors import InputError
 from orchestrator.observe.metrics_options import MetricsOptions
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
+from orchestrator.program.precision import precision_of
 from orchestrator.program.resolve import model_of, recipe_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.train.precision import check_trained
@@ -116,12 +117,12 @@ def command(
     )
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
-    check_trained(plan)
+    check_trained(plan, processor=launcher == "local" or device == "cpu")
     model = model_of(plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.location(("placement",)))
-    dtype = plan.training.precision or "float32"
+    dtype = precision_of(plan)
     if launcher == "local" or not os.environ.get("RAY_ADDRESS"):  # else on other machines, too
         each = 0 if launcher == "local" else PROCESS_BYTES
         check_memory(plan, model, dtype, process_bytes=each)

@@ -27,6 +27,7 @@ from orchestrator.program.ledger import (
     sent,
 )
 from orchestrator.program.ops import text
+from orchestrator.program.precision import precision_of
 from orchestrator.program.resolve import model_of
 from orchestrator.program.selection import entry_layers
 from orchestrator.simulate.cluster import Cluster, load_cluster
@@ -69,7 +70,7 @@ def command(
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     model = model_of(plan)
-    dtype = plan.training.precision or "float32"
+    dtype = precision_of(plan)
     fold = plan.world_size > MOST_ROWS and not as_program
     if as_json and plan.world_size > MOST_LISTED:
         raise InputError(

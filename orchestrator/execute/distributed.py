@@ -48,7 +48,9 @@ def connect(program: Program, rank: int, device: Cuda | None, timeout_s: float) 
         InputError: a rank has compiled another program.
         RuntimeError: a rank did not answer; the message says who waited for whom.
     """
-    own = (program.digest(), program.dtype, torch.__version__)
+    own = (
+        program.digest(), str(program.precision), str(program.optimizer), torch.__version__
+    )  # fmt: skip
     everyones: list[Any] = [None] * program.world_size
     with waits_for_all(rank, program.world_size, "to agree on the program"):
         dist.all_gather_object(everyones, own)
@@ -56,7 +58,7 @@ def connect(program: Program, rank: int, device: Cuda | None, timeout_s: float) 
         if theirs != own:
             raise InputError(
                 f"rank {rank} runs program {own} and rank {other} {theirs} "
-                "(hash, dtype, torch version)",
+                "(hash, precision, optimizer, torch version)",
                 remedy="install the same versions and the same plan on every node",
             )
     with waits_for_all(rank, program.world_size, "to connect"):

@@ -51,7 +51,7 @@ def first_fault(
     split = LocalExecutor(program, feed, recipe, strict=True)
     recordings = [rank.record() for rank in split.ranks]
     whole = Reference(
-        program.model, feed, recipe, global_batch=program.global_batch, dtype=program.dtype,
+        program.model, feed, recipe, global_batch=program.global_batch, dtype=program.precision,
         update_examples=update_examples,
     )  # fmt: skip
     recorder: Recorder[tuple[str, int]] = Recorder()

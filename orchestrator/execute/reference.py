@@ -19,6 +19,7 @@ from orchestrator.models.model import Model, Recipe
 from orchestrator.models.randomness import Draw
 from orchestrator.models.sized import SizedLayer
 from orchestrator.models.value import INPUT, LABELS
+from orchestrator.program.precision import Precision
 
 Values = dict[str, Tensor]  # by the name of the layer that makes it
 
@@ -38,11 +39,13 @@ class Reference:
         recipe: Recipe,
         *,
         global_batch: int,
-        dtype: str,
+        dtype: str | Precision,
         update_examples: Mapping[str, int],
     ) -> None:
         self.model, self.feed, self.recipe = model, feed, recipe
-        self.global_batch, self.dtype = global_batch, TORCH_DTYPE[dtype]
+        precision = Precision.of(dtype) if isinstance(dtype, str) else dtype
+        self.global_batch, self.dtype = global_batch, TORCH_DTYPE[precision.compute]
+        updated = TORCH_DTYPE[precision.updated]
         self.update_examples = dict(update_examples)
         # by layer, and first example of a slice
         self.recorder: Recorder[tuple[str, int]] | None = None
@@ -55,7 +58,7 @@ class Reference:
                 if spec.tied_to:
                     self.tied[name] = spec.tied_to
                     continue
-                start = initial_parameter(sized, spec, recipe.seed).to(self.dtype)
+                start = initial_parameter(sized, spec, recipe.seed).to(updated)
                 self.weights[name] = start.requires_grad_()
                 decays.append(spec.decays)
         self.names = list(self.weights)
@@ -110,7 +113,8 @@ class Reference:
         for i in span:
             sized = self.model.layers[i]
             named = {
-                spec.name: self.weights[self._owner(f"{sized.name}.{spec.name}")]
+                # of a master, rounded; its gradient is that of the rounded weight
+                spec.name: self.weights[self._owner(f"{sized.name}.{spec.name}")].to(self.dtype)
                 for spec in sized.specs
             }
             inputs = [values[source] for source in sized.sources]

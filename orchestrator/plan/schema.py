@@ -28,11 +28,12 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticKnownError
 
-from orchestrator.plan import checks, optimizer
+from orchestrator.plan import checks, optimizer, precision
 from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
 from orchestrator.plan.layers import LONGEST, TEXT, read_layers
 from orchestrator.plan.optimizer import OptimizerChoice, read_optimizer
 from orchestrator.plan.origin import Origin
+from orchestrator.plan.precision import Formats, read_precision
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
 from orchestrator.plan.shares import LARGEST, Shares, read_shares
 from orchestrator.schedules import SCHEDULES
@@ -305,7 +306,12 @@ class ModelChoice(_Part):
         return {k: v for k, v in said.items() if k not in ("name", *OWN_MODEL)}
 
 
-Precision = Literal["float32", "tfloat32", "float16", "float64", "bfloat16"]
+FormatOrFormats = Annotated[
+    str | Formats | None,
+    PlainValidator(read_precision),
+    PlainSerializer(lambda read: read.written if isinstance(read, Formats) else read),
+    WithJsonSchema(precision.schema()),
+]
 
 
 class Training(_Part):
@@ -330,14 +336,14 @@ class Training(_Part):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Seed of everything that is drawn.", examples=[0]
     )
-    precision: Precision | None = Field(
+    precision: FormatOrFormats = Field(
         default=None,
-        description="Number format of weights, activations and gradients, and of what is computed "
-        "from them; tfloat32: products in it, of float32 values. A run trains in float32 or "
-        "float64; the others are for `simulate` and `show`.",
+        description="Number format of weights and activations; tfloat32: products in it, of "
+        "float32 values. With bfloat16 and float16 gradients are summed in float32, and what is "
+        "updated is a float32 master of every weight. Or four formats one by one.",
         examples=["float32"],
     )
-    dtype: Precision | None = Field(
+    dtype: FormatOrFormats = Field(
         default=None, description="The older name of precision.", examples=["float32"]
     )
     layer_batch: dict[LayerRange, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(

@@ -13,7 +13,11 @@ Megatron-LM does it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from orchestrator.errors import InputError
+from orchestrator.plan import Plan
+from orchestrator.plan.precision import Formats
 
 ITEMSIZE = {"float64": 8, "float32": 4, "tfloat32": 4, "float16": 2, "bfloat16": 2}
 
@@ -60,6 +64,11 @@ class Precision:
         """Bytes of a value in a collective: of gathered parameters, or of summed gradients."""
         return ITEMSIZE[self.parameters if gathered else self.reduce]
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """By what it is of, each format."""
+        return asdict(self)
+
     def __str__(self) -> str:
         if self == Precision.of(self.compute):
             return self.compute
@@ -67,3 +76,35 @@ class Precision:
             f"compute {self.compute}, parameters {self.parameters}, reduce {self.reduce}, "
             f"send {self.send}"
         )
+
+
+def precision_of(plan: Plan) -> Precision:
+    """The formats that a plan asks for.
+
+    Raises:
+        InputError: formats that do not go together.
+    """
+    given = plan.training.precision
+    if given is None or isinstance(given, str):
+        return Precision.of(given or "float32")
+    usual = Precision.of(given.compute or "float32")
+    found = Precision(**(usual.formats | given.written))
+    if found.parameters != usual.parameters:
+        _refuse(
+            plan, given, "parameters", usual,
+            "the format of compute, since ranks compute with the weights that they hold; of each "
+            "weight in fewer bits than float32 there is a float32 master beside it",
+        )  # fmt: skip
+    for key in ("reduce", "send"):
+        if ITEMSIZE[getattr(found, key)] > max(4, ITEMSIZE[found.compute]):
+            allowed = "no more bits than compute, or than float32"
+            _refuse(plan, given, key, usual, allowed)
+    return found
+
+
+def _refuse(plan: Plan, given: Formats, key: str, usual: Precision, allowed: str) -> None:
+    raise InputError(
+        f"found {key}: {getattr(given, key)} beside compute: {usual.compute}; allowed: {allowed}",
+        plan.location(("training", "precision", key)),
+        f"{key}: {getattr(usual, key)}, or leave it out",
+    )

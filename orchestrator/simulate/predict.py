@@ -12,6 +12,7 @@ from orchestrator.observe.accounting import Account, Accountant, summarise
 from orchestrator.observe.timeline import StepTimes, from_zero
 from orchestrator.plan import Plan
 from orchestrator.program import Program, compile_plan
+from orchestrator.program.precision import precision_of
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
@@ -71,8 +72,7 @@ def simulate(
     """
     begun = time.perf_counter()
     cluster.check_room(plan.world_size, plan.location(("placement",)))
-    dtype = plan.training.precision or "float32"
-    program = compile_plan(plan, model, dtype=dtype, fold=True)
+    program = compile_plan(plan, model, dtype=precision_of(plan), fold=True)
     return simulate_program(program, cluster, begun, steps, data=data, jitter=jitter, seed=seed)
 
 

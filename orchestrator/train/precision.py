@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from orchestrator.errors import InputError
 from orchestrator.plan import Plan
+from orchestrator.program.precision import precision_of
 
-TRAINED = ("float32", "float64")
+TRAINED = ("float32", "float64", "bfloat16")
 
 
-def check_trained(plan: Plan) -> None:
-    """Refuse a format in which weights do not learn.
+def check_trained(plan: Plan, *, processor: bool) -> None:
+    """Refuse a format that a run does not train in.
 
-    Weights held in bfloat16 have 8 significant bits: an update below 1/512 of its weight rounds
-    to nothing. Training in it needs a float32 master copy of every weight, which a run does not
-    keep. On top of that torch's fused SGD leaves out whole vectors of bfloat16 weights on a
-    processor (pytorch issue 191763).
+    Args:
+        processor: the ranks compute on processors, which have no tfloat32.
 
     Raises:
         InputError: the plan asks for another format.
     """
-    dtype = plan.training.precision
-    if dtype is None or dtype in TRAINED:
+    compute = precision_of(plan).compute
+    allowed = TRAINED if processor else (*TRAINED, "tfloat32")
+    if compute in allowed:
         return
+    if compute == "tfloat32":
+        why = "a processor has no products in tfloat32"
+    else:
+        why = (
+            f"a run does not train in {compute}: it does not scale the loss, and without that "
+            "small gradients are lost in it"
+        )
     raise InputError(
-        f"a run does not train in {dtype}: it keeps no float32 master weights, and without them "
-        f"most updates round to nothing; allowed: {', '.join(TRAINED)}",
+        f"{why}; allowed: {', '.join(allowed)}",
         plan.location(("training", "precision")),
-        "training.precision: float32, or --set training.precision=float32; simulate and show take "
-        f"{dtype}",
+        f"training.precision: float32, or --set training.precision=float32; simulate and show take "
+        f"{compute}",
     )

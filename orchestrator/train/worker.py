@@ -95,8 +95,16 @@ def train(context: WorkerContext, job: Job) -> None:
     """
     program, recipe = job.program, job.recipe
     device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
+    tfloat32 = program.precision.compute == "tfloat32"
     if device is None:
+        if tfloat32:
+            raise InputError(
+                f"rank {context.rank} computes on a processor, which has no products in tfloat32",
+                "training.precision",
+                "training.precision: float32",
+            )
         keep_freed_memory()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tfloat32
     transport = connect(program, context.rank, device, context.timeout_s)
     offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:

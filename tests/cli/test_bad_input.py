@@ -80,9 +80,9 @@ PLANS: dict[str, tuple[tuple[str, ...], str]] = {
     "an option of another model": (with_set("model.name=lenet5", "model.norm=x"), "norm"),
     "an unknown key": (with_set("batch=8"), "unknown key 'batch'"),
     "a format that does not learn": (
-        with_set("training.precision=bfloat16"),
-        "--set training.precision=bfloat16: a run does not train in bfloat16: it keeps no float32 "
-        "master weights",
+        with_set("training.precision=float16"),
+        "--set training.precision=float16: a run does not train in float16: it does not scale the "
+        "loss",
     ),
     "a batch of no images": (with_set("global_batch_size=0"), "global_batch_size=0"),
     "a batch that does not divide": (
