@@ -11,7 +11,7 @@ in flat buffers of equal shards, and each rank keeps master and state of its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -236,7 +236,7 @@ class SegmentParameters:
         pieces = flat[: self.total].split(self.sizes)
         return [piece.view(x.shape) for piece, x in zip(pieces, like, strict=True)]
 
-    def accumulate(self, gradients: tuple[Tensor, ...]) -> None:
+    def accumulate(self, gradients: Iterable[Tensor]) -> None:
         """Add one chunk's gradients, one for each of ``weights``."""
         i = 0
         for n, gradient in enumerate(gradients):

@@ -135,9 +135,9 @@ class SegmentRunner:
             gradients = torch.autograd.grad(
                 owed.outputs, wanted, owed.gradients, materialize_grads=True
             )
-            for i, g in enumerate(gradients):
-                found[owed.weights.start + i] = g
-        self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
+            found |= zip(range(owed.weights.start, owed.weights.stop), gradients, strict=True)
+            del gradients
+        self._accumulate(found)
 
     def again(self, saved: Saved) -> Iterator[Tensor]:
         """The output of one layer after the other, as the forward that left ``saved`` had it."""
@@ -209,14 +209,20 @@ class SegmentRunner:
                     for y, g in zip(outputs, given, strict=True)
                 ]
                 saved.owed.append(Owed(link.weights, outputs, owed))
-            for i, g in enumerate(grads[len(inputs) :]):
-                found[link.weights.start + i] = g
+            if now:
+                places = range(link.weights.start, link.weights.stop)
+                found |= zip(places, grads[len(inputs) :], strict=True)
             del given
             for n, g in zip(wanted, grads, strict=False):
                 gradients[n] = gradients[n] + g if n in gradients else g
+            grads = ()
         if found:
-            self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
+            self._accumulate(found)
         return [gradients.get(-1 - n) for n in range(len(self.segment.imports))]
+
+    def _accumulate(self, gradients: dict[int, Tensor]) -> None:
+        """Add gradients, by weight; each is let go as soon as it is added."""
+        self.parameters.accumulate(gradients.pop(i) for i in sorted(gradients))
 
 
 class Run(NamedTuple):

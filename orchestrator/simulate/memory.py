@@ -50,7 +50,7 @@ from orchestrator.program.ops import (
     W,
 )
 from orchestrator.program.precision import ITEMSIZE
-from orchestrator.program.segments import Message
+from orchestrator.program.segments import Message, SegmentPart
 from orchestrator.simulate.footprint import Footprint, footprint
 
 PARTS = (
@@ -379,7 +379,7 @@ class _Walk:
             self.outputs[key], self.owed[key] = output, gradient
             return
         self._forget(key, output, gradient)
-        self._accumulate(segment, mine)
+        self._accumulate(i, segment)
 
     def _take_back(self, segment: int) -> None:
         """Gradients that those who borrow a segment's parameters have sent are added to its own."""
@@ -403,7 +403,7 @@ class _Walk:
         mine, key = self.footprints[segment], (segment, chunk)
         self._note(i, mine.weight_most)
         self._forget(key, self.outputs.pop(key, 0), self.owed.pop(key, 0))
-        self._accumulate(segment, mine)
+        self._accumulate(i, segment)
 
     def _forget(self, key: tuple[int, int], output: int, gradient: int) -> None:
         self._add(_OUTPUTS, -output)
@@ -411,14 +411,26 @@ class _Walk:
         self._add(_ACTIVATIONS, -self.saved.pop(key))
         self._add(_INPUTS, -self.inputs.pop(key))
 
-    def _accumulate(self, segment: int, mine: Footprint) -> None:
+    def _accumulate(self, i: int, segment: int) -> None:
         """Gradients that are not in a reduction's buffer, from the first backward to the step."""
+        part = self.program.segments[segment].parts[self.local_rank]
+        precision = self.program.precision
+        held, summed = ITEMSIZE[precision.compute], ITEMSIZE[precision.reduce]
+        own = 0 if segment in self.reduced else part.parameters
+        if held != summed:
+            self._convert(i, part, held, summed if own and segment not in self.gradients else 0)
         if segment not in self.gradients:
-            part = self.program.segments[segment].parts[self.local_rank]
-            own = 0 if segment in self.reduced else part.parameters
-            reduced = ITEMSIZE[self.program.precision.reduce]
-            self.gradients[segment] = (own + part.borrowed) * reduced
+            self.gradients[segment] = (own + part.borrowed) * summed
             self._add(_GRADIENTS, self.gradients[segment])
+
+    def _convert(self, i: int, part: SegmentPart, held: int, summed: int) -> None:
+        """Gradients leave the format of the computation one after another."""
+        sizes = [volume(tile.box) for layer in part.layers for tile in layer.tiles]
+        now = most = sum(sizes) * held
+        for size_ in sizes:
+            most = max(most, now + size_ * summed)
+            now += size_ * (summed - held)
+        self._note(i, most)
 
     def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> int:
         """Put the gradient of one output together; its bytes."""

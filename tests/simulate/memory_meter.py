@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,7 +49,8 @@ class StoredFeed:
 def measured_peaks(program: Program, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """By rank, the most bytes of tensors alive during the second step."""
     feed = StoredFeed(program.model, program.global_batch)
-    executor = LocalExecutor(program, feed, program.model.recipe)
+    recipe = replace(program.model.recipe, optimizer=program.optimizer)
+    executor = LocalExecutor(program, feed, recipe)
     executor.step(0)  # what is made once, such as caches of the libraries, is made now
     for rank in executor.ranks:
         rank._reset()
