@@ -117,8 +117,9 @@ def command(
     )
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
-    check_trained(plan, processor=launcher == "local" or device == "cpu")
     model = model_of(plan)
+    on_processors = launcher == "local" or device == "cpu"
+    check_trained(plan, recipe_of(plan, model), processor=on_processors)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.location(("placement",)))
@@ -219,6 +220,12 @@ def _remedy(error: Diverged, job: Job) -> str:
         return "remedy: look for broken images in the data"
     if divergence.ended == 0:
         return "remedy: smaller start values of the weights; no update had been made"
+    if job.recipe.loss_scale not in (1, "dynamic"):
+        half = float(job.recipe.loss_scale) / 16
+        return (
+            f"remedy: a smaller loss scale, such as --set training.loss_scale={half:g}, or a "
+            "lower rate"
+        )
     return f"remedy: a lower rate than {rate:g}, such as --set training.lr={rate / 10:g}"
 
 

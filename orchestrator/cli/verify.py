@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -92,7 +93,7 @@ def _verify(plan: Plan, dtype: str, steps: int) -> Verdict:
     model = model_of(plan)
     return verify(
         compile_plan(plan, model, dtype=dtype),
-        recipe_of(plan, model),
+        replace(recipe_of(plan, model), loss_scale=1.0),
         update_examples=update_examples(plan, model),
         steps=steps,
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.device import Device, Mark
+from orchestrator.execute.loss_scale import LossScale
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.recording import Recorder
 from orchestrator.execute.segment_runner import Place, SegmentRunner
@@ -170,10 +171,13 @@ class RankInterpreter:
         self.dtype = TORCH_DTYPE[program.precision.compute]
         self.send_dtype = TORCH_DTYPE[program.precision.send]
         assert recipe.updates.state == program.optimizer.state, "the program is of this recipe"
+        self.labels = program.global_batch * program.model.predictions
         self.parameters: dict[int, SegmentParameters] = {}
         self.runners: dict[int, SegmentRunner] = {}
         self._build(value)
         self.sent: Counter[Edge] = Counter()
+        self.scale = LossScale.of(recipe.loss_scale)
+        self.passes: bool | None = None  # this step's gradients, once they were looked at
         self.loss = torch.zeros((), dtype=torch.float64)
         self.recording: Recording | None = None
         self.number = -2  # of the step before; none yet
@@ -198,7 +202,7 @@ class RankInterpreter:
                 self.parameters[segment.index] = parameters
                 self.runners[segment.index] = SegmentRunner(
                     segment, part, parameters, split=split,
-                    loss_scale=1 / (program.global_batch * program.model.predictions),
+                    loss_scale=1 / self.labels,
                 )  # fmt: skip
         self.borrows = [b for b in program.boundaries if b.parameter]
 
@@ -218,6 +222,7 @@ class RankInterpreter:
             parameters.borrowed_gradients.clear()
         self.marks: dict[int, tuple[Mark, Mark]] = {}
         self.asked: dict[int, Mark] = {}
+        self.passes = None
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -231,6 +236,8 @@ class RankInterpreter:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device.torch)
         self.begin = self.left if self.number == step - 1 else self.device.mark(COMPUTE)
         self.number = step
+        for runner in self.runners.values():
+            runner.loss_scale = self.scale.value / self.labels
         for op in self.ops:
             for need in op.needs:
                 handle = self.handles.get(need)
@@ -248,6 +255,7 @@ class RankInterpreter:
         for handle in self.handles.values():
             if not handle.done():
                 yield handle
+        self.scale.note(updated=self.passes is not False)
         self.finish = self.left = self.device.mark(COMPUTE)
 
     def record(self) -> Recording:
@@ -320,7 +328,13 @@ class RankInterpreter:
             self._take_back(segment)
             if self.recording is not None:
                 self.recording.updates(segment, self.parameters[segment])
-            self.parameters[segment].step(self.recipe.lr, scale)
+            if self.passes is None:
+                every = self.parameters.values() if self.scale.dynamic else ()
+                self.passes = self.scale.passes(g for p in every for g in p.target_gradients())
+            if self.passes:
+                self.parameters[segment].step(self.recipe.lr, scale / self.scale.value)
+            else:
+                self.parameters[segment].forget_gradients()
             return
         runner = self.runners[segment]
         if data is not None:
@@ -351,7 +365,7 @@ class RankInterpreter:
         recompute = self.program.recomputes(number, chunk)
         outputs = runner.forward(chunk, imports, draw, recompute=recompute)
         if segment.has_loss:
-            self.loss += outputs.pop(len(part.layers) - 1).double()
+            self.loss += outputs.pop(len(part.layers) - 1).double() / self.scale.value
         for layer in segment.exports:
             self.outputs[number, layer, chunk] = outputs[layer]
 

@@ -289,6 +289,10 @@ class SegmentParameters:
             self._update.step(gradients, lr, first=not self.updates)
             self.take_masters()
         self.updates += 1
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """The next backward begins anew."""
         self.gradients = [None] * len(self.slots)
 
     def take_masters(self) -> None:

@@ -62,7 +62,8 @@ class SegmentRunner:
     Args:
         segment, part: which layers, and which share of them.
         parameters: its weights; gradients are accumulated there.
-        loss_scale: factor on the summed loss: one over the number of labels of a step.
+        loss_scale: factor on the summed loss: one over the number of labels of a step, and what
+            keeps small gradients in range.
         split: keep the graphs so that the backward can be done in two halves.
     """
 

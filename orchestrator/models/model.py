@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Shape, intersection, is_empty, volume
@@ -36,6 +36,7 @@ from orchestrator.models.value import INPUT, LABELS, Value, value_of
 from orchestrator.optimizers import OPTIMIZERS, Optimizer, Sgd2012
 
 LOSS = "loss"
+SMALLEST_SCALE = 2.0**-24  # of float16
 ModelName = Annotated[str, Matches(r"[\w][\w .+-]{0,99}", "of letters, digits and . _ - +")]
 Kind = Annotated[str, Matches(r"[A-Za-z]\w{0,99}", "of letters, digits and _")]
 
@@ -49,6 +50,7 @@ class Recipe:
         momentum, weight_decay: of the 2012 paper's update, where no optimizer is named.
         seed: of everything that is drawn.
         optimizer: an optimizer with its own options, such as ``AdamW(betas=(0.9, 0.95))``.
+        loss_scale: factor on the loss, for float16.
     """
 
     lr: Annotated[float, Bounds(0)] = 0.01
@@ -56,6 +58,7 @@ class Recipe:
     weight_decay: Annotated[float, Bounds(0)] = 0.0005
     seed: Annotated[int, Bounds(0)] = 0
     optimizer: Optimizer | None = None
+    loss_scale: Annotated[float, Bounds(SMALLEST_SCALE)] | Literal["dynamic"] = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self, "recipe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 from pydantic_core import PydanticKnownError
@@ -71,6 +72,21 @@ def read_precision(value: object) -> object:
     if problems:
         raise refusal(problems)
     return Formats(**value)
+
+
+def read_loss_scale(value: object) -> object:
+    """``dynamic``, or a number above zero."""
+    if value is None or value == "dynamic":
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf:
+        return float(value)
+    message = f"{found(value)}; allowed: dynamic, or a number above 0"
+    raise refusal([Problem((), message, "write loss_scale: dynamic, or loss_scale: 1024")])
+
+
+LOSS_SCALE_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"const": "dynamic"}, {"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]
+}
 
 
 def schema() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
 from orchestrator.plan.layers import LONGEST, TEXT, read_layers
 from orchestrator.plan.optimizer import OptimizerChoice, read_optimizer
 from orchestrator.plan.origin import Origin
-from orchestrator.plan.precision import Formats, read_precision
+from orchestrator.plan.precision import Formats, read_loss_scale, read_precision
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
 from orchestrator.plan.shares import LARGEST, Shares, read_shares
 from orchestrator.schedules import SCHEDULES
@@ -185,6 +185,11 @@ ListOrShares = Annotated[
 ]
 
 
+LossScale = Annotated[
+    float | str | None,
+    PlainValidator(read_loss_scale),
+    WithJsonSchema(precision.LOSS_SCALE_SCHEMA),
+]
 OptimizerOrNone = Annotated[
     OptimizerChoice | None,
     PlainValidator(read_optimizer),
@@ -345,6 +350,12 @@ class Training(_Part):
     )
     dtype: FormatOrFormats = Field(
         default=None, description="The older name of precision.", examples=["float32"]
+    )
+    loss_scale: LossScale = Field(
+        default=None,
+        description="Factor on the loss, for float16: a number, or dynamic, which is halved when a "
+        "gradient is not finite and doubled after 2,000 updates.",
+        examples=["dynamic"],
     )
     layer_batch: dict[LayerRange, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
         default=None,

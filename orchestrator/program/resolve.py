@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model, Recipe
 from orchestrator.models.registry import build_model, load_model
 from orchestrator.optimizers import Optimizer
 from orchestrator.plan import Plan
+from orchestrator.program.precision import precision_of
 
 
 def model_of(plan: Plan) -> Model:
@@ -41,7 +44,27 @@ def recipe_of(plan: Plan, model: Model) -> Recipe:
         weight_decay=updates.weight_decay,  # type: ignore[attr-defined]
         seed=own.seed if given.seed is None else given.seed,
         optimizer=updates,
+        loss_scale=_loss_scale(plan, own),
     )
+
+
+def _loss_scale(plan: Plan, own: Recipe) -> Any:
+    """The plan's, else in float16 the recipe's or a dynamic one.
+
+    Raises:
+        InputError: the plan's formats have float32's range.
+    """
+    given, compute = plan.training.loss_scale, precision_of(plan).compute
+    if compute == "float16":
+        return given or (own.loss_scale if own.loss_scale != 1 else "dynamic")
+    if given is not None:
+        raise InputError(
+            f"found loss_scale beside compute: {compute}, whose range holds every gradient; "
+            "allowed: beside float16",
+            plan.location(("training", "loss_scale")),
+            "remove loss_scale, or write training.precision: float16",
+        )
+    return 1.0
 
 
 def _optimizer(plan: Plan, own: Recipe) -> Optimizer:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,19 @@ class Piece:
     values: Tensor
 
 
-def pieces(interpreter: RankInterpreter) -> Iterator[Piece]:
+@dataclass(frozen=True)
+class Scale:
+    """A dynamic loss scale, and the updates since it was changed."""
+
+    value: float
+    held: int
+
+
+def pieces(interpreter: RankInterpreter) -> Iterator[Piece | Scale]:
     """What this rank gives to a checkpoint: each value of the network comes from one rank."""
     program = interpreter.program
+    if interpreter.scale.dynamic:
+        yield Scale(interpreter.scale.value, interpreter.scale.held)
     for segment, parameters in interpreter.parameters.items():
         first = next(
             (b.ranks[0] for b in program.buckets[segment] if interpreter.local_rank in b.ranks), -1
@@ -78,6 +88,8 @@ def _sent(tensor: Tensor) -> Tensor:
 
 def restore(interpreter: RankInterpreter, state: State) -> None:
     """Take parameters and optimizer state from a checkpoint."""
+    if interpreter.scale.dynamic and state.scale is not None:
+        interpreter.scale.value, interpreter.scale.held = state.scale.value, state.scale.held
     lr = interpreter.recipe.lr
     optimizer = interpreter.recipe.updates
     rescale = state.lr / lr if optimizer.rate_inside and lr and state.lr else 1.0
@@ -109,6 +121,7 @@ class State:
         lr: learning rate of the last step; 0 if there was none.
         optimizer: its name.
         state: by parameter, what the optimizer keeps.
+        scale: the dynamic loss scale, if there is one.
         filled: values that pieces have brought, by parameter and name of the tensor.
     """
 
@@ -119,6 +132,7 @@ class State:
     optimizer: str = Sgd2012.name
     parameters: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    scale: Scale | None = None
     filled: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @classmethod
@@ -140,8 +154,11 @@ class State:
             }  # fmt: skip
         return state
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: Piece | Scale) -> None:
         """Write one piece where it belongs."""
+        if isinstance(piece, Scale):
+            self.scale = piece
+            return
         name = piece.slot.name
         if piece.name == PARAMETER:
             whole = self.parameters[name]
@@ -168,7 +185,8 @@ class State:
             torch.save(
                 {"schema": SCHEMA, "model": self.model, "step": self.step, "seed": self.seed,
                  "lr": self.lr, "optimizer": self.optimizer, "parameters": self.parameters,
-                 "state": self.state},
+                 "state": self.state,
+                 **({"loss_scale": asdict(self.scale)} if self.scale else {})},
                 file,
             )  # fmt: skip
 
@@ -211,6 +229,7 @@ def load(path: Path, model: Model, optimizer: Optimizer) -> State:
             state = State(
                 data["model"], data["step"], data["seed"], data["lr"], data["optimizer"],
                 data["parameters"], data["state"],
+                Scale(**data["loss_scale"]) if "loss_scale" in data else None,
             )  # fmt: skip
             assert all(isinstance(kept, dict) for kept in state.state.values())
     except Exception as error:  # torch's own words are about how the file was saved

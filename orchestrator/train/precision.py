@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from orchestrator.errors import InputError
+from orchestrator.models.model import Recipe
 from orchestrator.plan import Plan
 from orchestrator.program.precision import precision_of
 
-TRAINED = ("float32", "float64", "bfloat16")
 
-
-def check_trained(plan: Plan, *, processor: bool) -> None:
-    """Refuse a format that a run does not train in.
+def check_trained(plan: Plan, recipe: Recipe, *, processor: bool) -> None:
+    """Refuse a format that the ranks' devices do not have, or that a run cannot follow.
 
     Args:
         processor: the ranks compute on processors, which have no tfloat32.
 
     Raises:
-        InputError: the plan asks for another format.
+        InputError: the plan asks for tfloat32 on processors, or for a dynamic loss scale where
+            ranks would have to agree on it.
     """
-    compute = precision_of(plan).compute
-    allowed = TRAINED if processor else (*TRAINED, "tfloat32")
-    if compute in allowed:
-        return
-    if compute == "tfloat32":
-        why = "a processor has no products in tfloat32"
-    else:
-        why = (
-            f"a run does not train in {compute}: it does not scale the loss, and without that "
-            "small gradients are lost in it"
+    if processor and precision_of(plan).compute == "tfloat32":
+        raise InputError(
+            "a processor has no products in tfloat32; allowed: float32, bfloat16, float16, float64",
+            plan.location(("training", "precision")),
+            "training.precision: float32, or --set training.precision=float32; simulate and show "
+            "take tfloat32",
         )
-    raise InputError(
-        f"{why}; allowed: {', '.join(allowed)}",
-        plan.location(("training", "precision")),
-        f"training.precision: float32, or --set training.precision=float32; simulate and show take "
-        f"{compute}",
-    )
+    if recipe.loss_scale == "dynamic" and (plan.world_size > 1 or plan.training.layer_batch):
+        what = "layer_batch" if plan.world_size == 1 else f"{plan.world_size} ranks"
+        raise InputError(
+            f"a dynamic loss scale with {what}: whether an update is left out is decided on one "
+            "rank, from all gradients of a step; allowed: one rank, or a loss scale that stays",
+            plan.location(("training", "loss_scale")),
+            "training.loss_scale: 1024, or training.precision: bfloat16, which needs none",
+        )

@@ -177,7 +177,7 @@ class Collector:
             for part in parts:
                 self.tell(part.rank, part)
 
-    def _checkpoint(self, step: int, piece: checkpoint.Piece | None) -> None:
+    def _checkpoint(self, step: int, piece: checkpoint.Piece | checkpoint.Scale | None) -> None:
         program = self.job.program
         if step not in self.states:
             self.writing[step] = time.perf_counter()

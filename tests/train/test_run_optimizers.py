@@ -9,6 +9,7 @@ import torch
 
 from tests.train.small_runs import checkpoint, losses, plan_file, run, same, trained
 
+FLOAT16 = ("--set", "training.precision=float16")
 ADAMW = ("--set", "training.optimizer=adamw", "--set", "training.lr=0.01")
 LARS = ("--set", "training.optimizer={name: lars, trust: 0.1}")
 BFLOAT16 = ("--set", "training.precision=bfloat16")
@@ -18,6 +19,7 @@ ASKED = {
     "adamw": ADAMW,
     "lars": LARS,
     "adamw in bfloat16": (*ADAMW, *BFLOAT16),
+    "adamw in float16": (*ADAMW, *FLOAT16),
     "adamw in float64": (*ADAMW, "--set", "training.precision=float64"),
 }
 
@@ -25,7 +27,8 @@ ASKED = {
 @pytest.mark.parametrize("name", ASKED)
 def test_a_resumed_run_goes_on_with_the_same_bits(name: str, tmp_path: Path) -> None:
     asked = ASKED[name]
-    plan = "data" if name == "lars" else "everything" if "float" in name else "sharded"
+    plan = {"lars": "data", "adamw in float16": "one"}.get(name, "sharded")
+    plan = "everything" if name in ("adamw in bfloat16", "adamw in float64") else plan
     whole = trained(tmp_path, plan, 6, *asked)
     out = trained(tmp_path, plan, 3, *asked)
     assert run(tmp_path / f"{plan}.yaml", out, 3, "--resume", str(out), *asked).code == 0
@@ -101,7 +104,14 @@ def test_a_run_in_float32_goes_on_in_bfloat16_and_back(tmp_path: Path) -> None:
         ("sharded", ("training.optimizer=lars",), "a shard has a part of it"),
         ("data", ("training.precision=tfloat32",), "a processor has no products in tfloat32"),
         ("data", ("training.optimizer.name=adamv",), "found 'adamv'; allowed: sgd2012, sgd, adamw"),
-        ("data", ("training.precision=float16",), "a run does not train in float16"),
+        ("data", ("training.precision=float16",), "a dynamic loss scale with 2 ranks: whether an"),
+        ("data", ("training.loss_scale=0",), "found 0; allowed: dynamic, or a number above 0"),
+        ("data", ("training.loss_scale=8",), "found loss_scale beside compute: float32, whose"),
+        (
+            "one",
+            ("training.precision=float16", "training.layer_batch={fc2..fc3: 4}"),
+            "a dynamic loss scale with layer_batch",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_message(
