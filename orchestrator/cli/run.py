@@ -221,11 +221,8 @@ def _remedy(error: Diverged, job: Job) -> str:
     if divergence.ended == 0:
         return "remedy: smaller start values of the weights; no update had been made"
     if job.recipe.loss_scale not in (1, "dynamic"):
-        half = float(job.recipe.loss_scale) / 16
-        return (
-            f"remedy: a smaller loss scale, such as --set training.loss_scale={half:g}, or a "
-            "lower rate"
-        )
+        smaller = f"--set training.loss_scale={float(job.recipe.loss_scale) / 16:g}"
+        return f"remedy: a smaller loss scale, such as {smaller}, or a lower rate"
     return f"remedy: a lower rate than {rate:g}, such as --set training.lr={rate / 10:g}"
 
 

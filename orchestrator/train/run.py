@@ -231,6 +231,8 @@ class Collector:
             "data": self.job.data,
             "launcher": launcher,
             "dtype": program.dtype,
+            "precision": program.precision.formats,
+            "optimizer": program.optimizer.name,
             "program": program.digest(),
             "first_step": self.job.start,
             "steps": len(losses),

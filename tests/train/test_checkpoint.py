@@ -37,6 +37,7 @@ STAGES = (
     "layers: fc3..fc5, ranks: [1], split: none",
 )
 ZERO1 = "optimizer_sharding: zero1"
+ADAMW = "training: {optimizer: adamw}"
 PLANS: dict[str, tuple[tuple[str, ...], str]] = {
     "columns": (COLUMNS, ""),
     "uneven columns": (("layers: conv1..fc5, ranks: [0, 1], split: channel, shares: [1, 3]",), ""),
@@ -45,6 +46,10 @@ PLANS: dict[str, tuple[tuple[str, ...], str]] = {
     "sharded columns": (COLUMNS, f"replicas: 2\n{ZERO1}"),
     "input": (INPUT, ""),
     "stages": (STAGES, "replicas: 3"),
+    "adamw, columns": (COLUMNS, ADAMW),
+    "adamw, sharded columns": (COLUMNS, f"replicas: 2\n{ZERO1}\n{ADAMW}"),
+    "adamw, sharded data, bfloat16": (DATA, f"{ZERO1}\n{ADAMW}"),
+    "columns, bfloat16": (COLUMNS, ""),
 }
 
 
@@ -53,12 +58,14 @@ def program_of(name: str) -> Program:
     model = LENET
     if name == "uneven columns":  # four classes, so that fc5 divides too
         entries, model = ("layers: a..c, ranks: [0, 1], split: channel, shares: [1, 3]",), LINEAR
-    return small_program(model, *entries, batch=12, more=more)
+    dtype = "bfloat16" if "bfloat16" in name else "float32"
+    return small_program(model, *entries, batch=12, more=more, dtype=dtype)
 
 
 def executor_of(program: Program, seed: int = 1, steps: int = 0) -> LocalExecutor:
     feed = RandomFeed(program.model, program.global_batch)
-    executor = LocalExecutor(program, feed, Recipe(lr=0.1, seed=seed))
+    recipe = Recipe(lr=0.1, seed=seed, optimizer=program.optimizer)
+    executor = LocalExecutor(program, feed, recipe)
     for step in range(steps):
         executor.step(step)
     return executor
@@ -101,8 +108,15 @@ def test_what_is_saved_comes_back_to_every_rank(name: str, tmp_path: Path) -> No
             others = two.parameters[segment]
             pairs = [
                 *zip(parameters.weights, others.weights, strict=True),
-                *zip(parameters.state["momentum"], others.state["momentum"], strict=True),
+                *(
+                    (t.value, o.value)
+                    for t, o in zip(parameters.targets, others.targets, strict=True)
+                ),
             ]
+            for kept, other_kept in zip(
+                parameters.state.values(), others.state.values(), strict=True
+            ):
+                pairs += zip(kept, other_kept, strict=True)
             for expected, found in pairs:
                 assert torch.equal(expected, found)
     assert [trained.step(step) for step in (2, 3)] == [other.step(step) for step in (2, 3)]
