@@ -476,7 +476,9 @@ class _Walk:
             message = self.exchanges.message(segment, turn, peer, self.local_rank, forward=False)
             part = program.segments[boundary.consumer].parts[self.local_rank]
             shape, box = part.import_shape(boundary.number), message.given
-        return 0 if _is_view(box, shape) else columns.bytes[i]
+        precision = program.precision
+        converted = ITEMSIZE[precision.send] != ITEMSIZE[precision.compute]
+        return columns.bytes[i] if converted or not _is_view(box, shape) else 0
 
     # -- bookkeeping --------------------------------------------------------------------------
 
