@@ -2,7 +2,7 @@
 
 Which examples share their statistics is the network's mathematics, so it is said here and not by
 how many devices there are: ``group`` examples in the order of the batch, or the whole global batch.
-Where a plan cuts a group over ranks, by examples or by rows of an image, the layer falls in two:
+Where a plan cuts a group over ranks, by examples or by rows and columns, the layer falls in two:
 
     moments   of each rank's part of each group: how many values, their mean, the sum of squared
               distances from it
@@ -75,9 +75,10 @@ class BatchNorm(Layer):
         group = self.group or cut.global_batch
         self._check(group, cut)
         ends = {end for ranges in cut.batches for pair in ranges for end in pair}
-        if "height" not in cut.counts and all(end % group == 0 for end in ends):
+        inside = [axis for axis in sized.output.axes if axis != "channel" and axis in cut.counts]
+        if not inside and all(end % group == 0 for end in ends):
             return None
-        axes = tuple(axis for axis in ("batch", "height") if axis in cut.counts)
+        axes = tuple(axis for axis in ("batch", *inside) if axis in cut.counts)
         parts = prod(cut.counts[axis] for axis in axes)
         moments = f"{self.name}.moments"
         return Statistics(

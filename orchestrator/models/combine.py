@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
@@ -141,7 +142,7 @@ class Multiply(Layer):
         x, gate = inputs
         if x.shape == gate.shape:
             return torch.mul(gate, x)
-        letters = "abcd"[: x.dim()]
+        letters = ascii_lowercase[: x.dim()]
         channel = "a" + letters[1 + sized.inputs[0].axes.index("channel")]
         return torch.einsum(f"{letters},{channel}->{letters}", x, gate)
 

@@ -65,7 +65,7 @@ class Conv(Weighted):
 
     def uncut(self, sized: SizedLayer, axis: str) -> str:
         if axis in ("height", "width") and max(self.pads) >= self.kernel:
-            return f"its padding of {max(self.pads)} gives rows that read no input"
+            return f"its padding of {max(self.pads)} gives positions that read no input"
         return ""
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:

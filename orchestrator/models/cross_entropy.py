@@ -55,7 +55,7 @@ class CrossEntropy(Layer):
 
     def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
         parts = cut.counts.get("channel", 1)
-        if parts == 1 or "token" not in sized.inputs[0].axes:
+        if parts == 1 or not sized.inputs[1].shape:
             return None
         name = f"{self.name}.parts"
         return Statistics(
@@ -108,7 +108,7 @@ class ScoreParts(Layer):
 
     def output(self, *inputs: Value) -> Value:
         scores, _ = inputs
-        return Value((scores.size("token"), self.parts * NUMBERS), scores.axes)
+        return Value((*scores.shape[:-1], self.parts * NUMBERS), scores.axes)
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         scores, _ = sized.inputs
@@ -145,7 +145,7 @@ class JoinedCrossEntropy(Layer):
     is_loss: ClassVar[bool] = True
 
     def output(self, *inputs: Value) -> Value:
-        return Value(inputs[0].shape[:1], ("token",))
+        return Value(inputs[0].shape[:-1], inputs[0].axes[:-1])
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         return ((out[0], ((0, self.parts * NUMBERS),)),)

@@ -21,7 +21,7 @@ from orchestrator.models.parameter import Constant, ParameterSpec
 from orchestrator.models.pieces import take
 from orchestrator.models.ranges import Ranges, local
 from orchestrator.models.sized import LayerPart, SizedLayer
-from orchestrator.models.value import IMAGE_AXES, Value
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,14 +77,12 @@ class ChannelNorm(Layer):
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
-        if value.axes == IMAGE_AXES or value.integer or "channel" not in value.axes:
-            what = "images" if value.axes == IMAGE_AXES else "token numbers"
+        if value.integer or value.axes[-1:] != ("channel",):  # the statistics are of the last axis
+            what = "token numbers" if value.integer else "images"
             raise InputError(
                 f"layer {self.name}: a {self.kind.replace('_', ' ')} reads vectors and sequences, "
                 f"not {what} of {'x'.join(map(str, value.shape))}",
-                remedy="a BatchNorm, for images"
-                if value.axes == IMAGE_AXES
-                else "an Embedding before it",
+                remedy="an Embedding before it" if value.integer else "a BatchNorm, for images",
             )
         return value
 

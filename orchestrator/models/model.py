@@ -173,8 +173,7 @@ class Model:
             values[layer.name] = sized[-1].output
             before = layer.name
         scores = values[before]
-        tokens = "token" in scores.axes
-        labels = Value(scores.shape[:1] if tokens else (), ("token",) if tokens else (), True)
+        labels = Value(scores.shape[:-1], scores.axes[:-1], True)  # the scores' channels are last
         loss = CrossEntropy(name=LOSS, inputs=(before, LABELS))
         sized.append(SizedLayer.of(loss, scores, labels, sources=loss.inputs))
         return tuple(sized)

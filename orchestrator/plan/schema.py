@@ -29,7 +29,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticKnownError
 
 from orchestrator.plan import checks
-from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
+from orchestrator.plan.grid import AXES, AXIS, NONE, Grid, read_split
 from orchestrator.plan.layers import LONGEST, TEXT, read_layers
 from orchestrator.plan.origin import Origin
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
@@ -137,50 +137,69 @@ Ranks = Annotated[
         }
     ),
 ]
-SplitOrGrid = Annotated[
-    Split | Grid,
-    PlainValidator(read_split),
-    PlainSerializer(lambda split: dict(split.axes) if isinstance(split, Grid) else split),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": list(SPLITS)},
-                {
-                    "type": "object",
-                    "properties": {axis: {"type": "integer", "minimum": 1} for axis in AXES},
-                    "minProperties": 1,
-                    "additionalProperties": False,
-                    "not": {"required": ["channel", "input"]},
-                },
-            ]
-        }
-    ),
-]
-
 _SHARES: JsonDict = {
     "type": "array",
     "items": {"type": "integer", "minimum": 1, "maximum": LARGEST},
     "minItems": 1,
 }
+
+
+def _split_schema(names: JsonDict, any_split: JsonDict) -> JsonDict:
+    """What may stand under ``split``.
+
+    Args:
+        names: of the axes of a grid, as the JSON Schema of an object says it.
+        any_split: one axis, or none.
+    """
+    parts: JsonDict = {"type": "object", "minProperties": 1, **names}
+    return {"anyOf": [any_split, {**parts, "not": {"required": ["channel", "input"]}}]}
+
+
+def _shares_schema(names: JsonDict) -> JsonDict:
+    """What may stand under ``shares``; see :func:`_split_schema`."""
+    by_axis: JsonDict = {"type": "object", "minProperties": 1, **names}
+    return {"anyOf": [_SHARES, by_axis, {"type": "null"}]}
+
+
+def _of_axes(value: JsonDict) -> JsonDict:
+    """A mapping from axes of the built-in layers."""
+    return {"properties": dict.fromkeys(AXES, value), "additionalProperties": False}
+
+
+def _of_any_axes(value: JsonDict) -> JsonDict:
+    """A mapping from any axes; editors offer those of the built-in layers."""
+    return {
+        "properties": dict.fromkeys(AXES, value),
+        "propertyNames": {"pattern": f"^{AXIS}$", "not": {"const": NONE}},
+        "additionalProperties": value,
+    }
+
+
+_PARTS: JsonDict = {"type": "integer", "minimum": 1}
+_AXIS: JsonDict = {"enum": [NONE, *AXES]}
+_ANY_AXIS: JsonDict = {"anyOf": [_AXIS, {"type": "string", "pattern": f"^{AXIS}$"}]}
+
+SplitOrGrid = Annotated[
+    str | Grid,
+    PlainValidator(read_split),
+    PlainSerializer(lambda split: dict(split.axes) if isinstance(split, Grid) else split),
+    WithJsonSchema(_split_schema(_of_any_axes(_PARTS), _ANY_AXIS)),
+]
 ListOrShares = Annotated[
     tuple[int, ...] | Shares | None,
     PlainValidator(read_shares),
     PlainSerializer(lambda shares: dict(shares.axes) if isinstance(shares, Shares) else shares),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _SHARES,
-                {
-                    "type": "object",
-                    "properties": dict.fromkeys(AXES, _SHARES),
-                    "minProperties": 1,
-                    "additionalProperties": False,
-                },
-                {"type": "null"},
-            ]
-        }
-    ),
+    WithJsonSchema(_shares_schema(_of_any_axes(_SHARES))),
 ]
+_KNOWN_AXES: JsonDict = {
+    "split": _split_schema(_of_axes(_PARTS), _AXIS),
+    "shares": _shares_schema(_of_axes(_SHARES)),
+}
+# In the JSON Schema: only layers of a user's own kind have axes that are not named here.
+_AXES_OF_MODEL: JsonDict = {
+    "if": {"properties": {"model": {"required": ["name"]}}, "required": ["model"]},
+    "then": {"properties": {"placement": {"items": {"properties": _KNOWN_AXES}}}},
+}
 
 
 class _Part(BaseModel):
@@ -357,9 +376,9 @@ class Entry(_Part):
     )
     split: SplitOrGrid = Field(
         description="What the ranks divide: none (each of them computes all), batch, channel (each "
-        "computes some output channels), height (some rows), token (some tokens), input (each "
-        "consumes some input channels), or a grid in row-major order such as {batch: 2, channel: "
-        "2}.",
+        "computes some output channels), height (some rows), width (some columns), token (some "
+        "tokens), input (each consumes some input channels), an axis of a layer kind of one's own, "
+        "or a grid in row-major order such as {batch: 2, channel: 2}.",
         examples=["channel"],
     )
     shares: ListOrShares = Field(
@@ -380,9 +399,9 @@ class Entry(_Part):
         """The split as a grid; no axes at all for ``none``."""
         if isinstance(self.split, Grid):
             return self.split
-        return Grid() if self.split == "none" else Grid.of(((self.split, len(self.ranks)),))
+        return Grid() if self.split == NONE else Grid(((self.split, len(self.ranks)),))
 
-    def shares_of(self, axis: Axis) -> tuple[int, ...] | None:
+    def shares_of(self, axis: str) -> tuple[int, ...] | None:
         """Unequal parts along an axis; None for equal ones."""
         if isinstance(self.shares, Shares):
             return self.shares.of(axis)
@@ -405,6 +424,8 @@ class Plan(_Part):
 
     Two plans are equal when they say the same, wherever they were read from.
     """
+
+    model_config = ConfigDict(json_schema_extra=_AXES_OF_MODEL)
 
     schema_version: Annotated[
         int, PlainValidator(_read_version), WithJsonSchema({"const": SCHEMA_VERSION})

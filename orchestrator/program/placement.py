@@ -323,7 +323,7 @@ def _chunks(
         entry = plan.placement[number]
         starts = position == 0 or entry_of[order[position - 1]] != number
         if starts and entry.exchange != "gather" and number:
-            turns = dict(plan.placement[number - 1].grid.axes).get("batch", 1)
+            turns = plan.placement[number - 1].grid.parts("batch")
             chunk = _finer(chunk, microbatch // turns, microbatch % turns, plan, number, "turns")
         if name in updates:
             size = updates[name]

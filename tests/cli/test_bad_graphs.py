@@ -149,8 +149,9 @@ PLACEMENTS: dict[str, tuple[str, tuple[str, ...], str, str, str, str]] = {
     "an axis of other networks, in a grid": (
         f"{CHAIN}, {END}", ("layers: all, ranks: 0..3, split: {batch: 2, token: 2}",), "",
         "own.yaml:6, placement[0].split: ",
-        "c1 cannot be split by token: its output has no token; allowed: batch, channel or height",
-        "with split: height or none",
+        "c1 cannot be split by token: its output has no token; allowed: batch, channel, height or "
+        "width",
+        "with split: channel or none",
     ),
     "a group of batch norm in two microbatches": (
         NORM, ALL, "n_microbatches: 2\n", "own.yaml:6, placement[0]: ",

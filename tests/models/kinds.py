@@ -47,13 +47,11 @@ class Case:
 
     Args:
         steps: by axis, of what size the cuts are multiples, such as a head's channels.
-        whole: axes that are never cut.
     """
 
     layer: Layer
     inputs: tuple[Value, ...]
     steps: dict[str, int] = field(default_factory=dict)
-    whole: tuple[str, ...] = ("width",)
 
     @property
     def sized(self) -> SizedLayer:
@@ -63,8 +61,8 @@ class Case:
         return self.layer.name
 
 
-def case(layer: Layer, *inputs: Value, whole: tuple[str, ...] = ("width",), **steps: int) -> Case:
-    return Case(layer, inputs, steps, whole)
+def case(layer: Layer, *inputs: Value, **steps: int) -> Case:
+    return Case(layer, inputs, steps)
 
 
 def runs(size: int, step: int, most: int = 1) -> st.SearchStrategy[Ranges]:
@@ -81,10 +79,7 @@ def boxes(draw: st.DrawFn, case: Case) -> Box:
     value = case.sized.output
     found: list[Ranges] = []
     for axis, size in zip(value.axes, value.shape, strict=True):
-        if axis in case.whole:
-            found.append(((0, size),))
-        else:
-            found.append(draw(runs(size, case.steps.get(axis, 1), 2 if axis == "channel" else 1)))
+        found.append(draw(runs(size, case.steps.get(axis, 1), 2 if axis == "channel" else 1)))
     return tuple(found)
 
 
