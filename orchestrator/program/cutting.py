@@ -47,9 +47,18 @@ class Cutter:
         first: the first of these layers, for messages.
         chunk: examples at once.
         pieces: equal runs of examples of which every rank has its share.
+        known: axes that can be meant: of a plan, and of any layer of the model.
     """
 
-    def __init__(self, plan: Plan, number: int, first: SizedLayer, chunk: int, pieces: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        number: int,
+        first: SizedLayer,
+        chunk: int,
+        pieces: int,
+        known: frozenset[str],
+    ) -> None:
         self.plan, self.number, self.chunk = plan, number, chunk
         self.entry: Entry = plan.placement[number]
         self.grid = self.entry.grid
@@ -59,7 +68,7 @@ class Cutter:
         self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
         # by rank, its place along the axes other than the batch
         self.along = [tuple([at[axis] for axis in self.inner]) for at in self.places]
-        self.pieces = pieces
+        self.pieces, self.known = pieces, known
         self.batches = [self._batch(at, first, chunk) for at in self.places]
         self._found: dict[tuple[object, ...], dict[int, Part]] = {}
 
@@ -214,7 +223,7 @@ class Cutter:
         reason = f"its output has no {axis}" if axis not in axes else sized.uncut(axis)
         if reason:
             suits = ["batch", *(x for x in axes if not sized.uncut(x))]
-            near = "" if axis in AXES else nearest(axis, [*AXES, *axes])
+            near = "" if axis in self.known else nearest(axis, sorted(self.known))
             remedy = f"place {sized.name} in an entry of its own, with split: "
             remedy += f"{'channel' if 'channel' in suits else suits[-1]} or none"
             raise InputError(

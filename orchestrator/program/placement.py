@@ -19,7 +19,7 @@ from orchestrator.models.combine import Sum
 from orchestrator.models.model import Model
 from orchestrator.models.sized import SizedLayer
 from orchestrator.models.value import INPUT, LABELS
-from orchestrator.plan import Plan
+from orchestrator.plan import AXES, Plan
 from orchestrator.program.cutting import Cutter, Part
 from orchestrator.program.selection import entry_layers, layers_text, selected
 from orchestrator.schedules import SCHEDULES
@@ -81,6 +81,7 @@ def place(plan: Plan, model: Model) -> Placement:
     microbatch = plan.microbatch_size
     chunks = _chunks(plan, model, entry_of, order, updates, stage_of)
     strided = any(entry.exchange == "scatter" for entry in plan.placement)
+    known = frozenset(AXES).union(*[layer.output.axes for layer in model.layers])
     placed: list[PlacedLayer] = []
     where = {INPUT: FROM_INPUT, LABELS: FROM_LABELS}
     cutters: dict[tuple[int, int], Cutter] = {}
@@ -89,7 +90,7 @@ def place(plan: Plan, model: Model) -> Placement:
         number = entry_of[i]
         if (number, chunk) not in cutters:
             pieces = chunk // chunks[-1] if strided else 1
-            cutters[number, chunk] = Cutter(plan, number, sized, chunk, pieces)
+            cutters[number, chunk] = Cutter(plan, number, sized, chunk, pieces, known)
         cutter = cutters[number, chunk]
         # the loss goes with the layer that gives the scores
         update = updates.get(model.layers[min(i, len(model.layers) - 2)].name, 0)
