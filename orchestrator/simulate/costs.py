@@ -20,9 +20,10 @@ from orchestrator.models.sized import LayerPart
 from orchestrator.plan import shipped_names
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import SegmentPart
+from orchestrator.simulate.algorithms import Phase, ring
 from orchestrator.simulate.calibration import BytesTime, LayerTime, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
-from orchestrator.simulate.collectives import Collectives, Phase
+from orchestrator.simulate.collectives import Collectives
 from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import Sharing, Work
 
@@ -346,15 +347,13 @@ class CostModel:
             )
             found = None
             if points:
-                (ring,) = next(
-                    c.phases
-                    for c in self.collectives.candidates(kind, size, group)
-                    if c.algorithm == "ring"
-                )
+                (ring_phase,) = ring(self.collectives.links, kind, size, group)
                 capacity = self.topology.capacity
                 whole = self._interpolate(points, size, f"{kind} over {len(group)} ranks")
-                speed = min(capacity[x] / w for x, w in ring.load)
-                found = (Phase(*_divided(whole, ring.size, speed, points[0][1]), ring.load),)
+                speed = min(capacity[x] / w for x, w in ring_phase.load)
+                found = (
+                    Phase(*_divided(whole, ring_phase.size, speed, points[0][1]), ring_phase.load),
+                )
             self._phases[key] = found
         return self._phases[key]
 

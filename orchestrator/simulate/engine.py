@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 
 from orchestrator.observe.timeline import StepTimes, from_activities
 from orchestrator.program.ops import COMPUTE, LANE_OF, RECEIVE, REDUCE, SEND, Program
-from orchestrator.simulate.collectives import Collectives, Phase
+from orchestrator.simulate.algorithms import Phase
+from orchestrator.simulate.collectives import Collectives
 from orchestrator.simulate.network import Load, Network, Topology, bundles
 from orchestrator.simulate.processors import Cover, Processors, Sharing, Work, drawn
 
