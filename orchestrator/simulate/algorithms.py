@@ -144,8 +144,8 @@ class Links:
 
 
 Algorithm = Callable[[Links, str, int, Ranks], tuple[Phase, ...]]
-"""The phases of an ALL_REDUCE, REDUCE_SCATTER or ALL_GATHER of so many bytes over a group, in order;
-() where the algorithm does not suit."""
+"""The phases, in order, of an ALL_REDUCE, REDUCE_SCATTER or ALL_GATHER of so many bytes over a
+group; () where the algorithm does not suit."""
 
 
 def ring(links: Links, kind: str, size: int, group: Ranks) -> tuple[Phase, ...]:
