@@ -198,7 +198,8 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
     screen = console()
     screen.print(
         f"[bold]{plan.name}[/]  {escape(found['model'])}, {found['world_size']} ranks, batch "
-        f"{plan.global_batch_size} in {plan.n_microbatches} microbatches, {plan.schedule}"
+        f"{plan.global_batch_size} in {plan.n_microbatches} "
+        f"microbatch{'es' * (plan.n_microbatches > 1)}, {plan.schedule}"
     )
     if plan.summary:
         screen.print(plan.summary, markup=False)

@@ -543,11 +543,11 @@ def _nodes(program: Program) -> Iterator[_Node]:
                 found = segment.imports[-1 - source]
                 boundary = program.boundaries[found.boundary] if found.boundary > 0 else None
                 sources.append((boundary.producer, boundary.layer) if boundary else None)
-            ours = sized.name in program.model.index
-            layer = sized.name if ours else sized.name.rpartition(".")[0]
             key = (segment.index, position)
-            compared = ours or any(source in summed for source in sources)
-            yield _Node(segment, position, layer, tuple(sources), key in summed, compared)
+            compared = not sized.half_of or any(source in summed for source in sources)
+            yield _Node(
+                segment, position, sized.model_layer, tuple(sources), key in summed, compared
+            )
 
 
 def _first_chunks(segment: Segment) -> int:

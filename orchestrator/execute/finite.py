@@ -133,7 +133,7 @@ def bad_parameters(interpreter: RankInterpreter) -> NonFinite | None:
 def _in_chunk(
     interpreter: RankInterpreter, runner: SegmentRunner, saved: Saved
 ) -> Iterator[NonFinite]:
-    names = [layer.sized.name for layer in runner.part.layers]
+    names = [layer.sized.model_layer for layer in runner.part.layers]
     for found, x in zip(runner.segment.imports, saved.imports, strict=True):
         if not _finite(x):
             yield _at(interpreter, names[found.readers[0][0]], Where.INPUT)
@@ -143,10 +143,7 @@ def _in_chunk(
 
 
 def _at(interpreter: RankInterpreter, name: str, where: Where) -> NonFinite:
-    names = [layer.name for layer in interpreter.program.model.layers]
-    if name not in names:  # a half that the compiler placed, such as conv2.sum
-        name = name.rpartition(".")[0]
-    return NonFinite(names.index(name), where, name, interpreter.rank)
+    return NonFinite(interpreter.program.model.index[name], where, name, interpreter.rank)
 
 
 def _tensors(parameters: SegmentParameters) -> Iterator[tuple[str, Tensor]]:

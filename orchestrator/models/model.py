@@ -111,15 +111,6 @@ class Model:
             what = f"layer name used twice: {min(twice)}" if twice else "it has no layers"
             what = f"a layer cannot be {taken[0]!r}" if taken else what
             raise InputError(f"model {self.name}: {what}")
-        for suffix in (".sum", ".moments", ".parts"):
-            if ours := [name for name in names if f"{name}{suffix}" in names]:
-                what = (
-                    f"the sum of {ours[0]}'s parts" if suffix == ".sum" else f"a half of {ours[0]}"
-                )
-                raise InputError(
-                    f"model {self.name}: {ours[0]}{suffix} is what {what} is called",
-                    remedy=f"another name for the layer {ours[0]}{suffix}",
-                )
 
     def _check_readers(self) -> None:
         read = {source for layer in self.layers for source in layer.sources}

@@ -46,21 +46,26 @@ class SizedLayer:
         inputs: what it reads.
         output: what it gives.
         sources: names of the layers that it reads from, :data:`INPUT` and :data:`LABELS` included.
+        half_of: the layer of the model of which it is the other half, placed by the compiler; ""
+            for a layer of the model.
     """
 
     layer: Layer
     inputs: tuple[Value, ...]
     output: Value
     sources: tuple[str, ...] = ()
+    half_of: str = ""
 
     @classmethod
-    def of(cls, layer: Layer, *inputs: Value, sources: tuple[str, ...] = ()) -> SizedLayer:
+    def of(
+        cls, layer: Layer, *inputs: Value, sources: tuple[str, ...] = (), half_of: str = ""
+    ) -> SizedLayer:
         """The layer behind these values."""
-        return cls(layer, inputs, layer.output(*inputs), sources)
+        return cls(layer, inputs, layer.output(*inputs), sources, half_of)
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.layer, self.inputs, self.output, self.sources))
+        return hash((self.layer, self.inputs, self.output, self.sources, self.half_of))
 
     def __hash__(self) -> int:
         return self._hash  # asked for by every memo
@@ -69,6 +74,11 @@ class SizedLayer:
     def name(self) -> str:
         """The layer's name, unique in its model."""
         return self.layer.name
+
+    @property
+    def model_layer(self) -> str:
+        """The name of the layer of the model that it is, or of which it is a half."""
+        return self.half_of or self.name
 
     @property
     def kind(self) -> str:

@@ -109,7 +109,9 @@ class Cutter:
         self, sized: SizedLayer, statistics: Statistics
     ) -> tuple[SizedLayer, dict[int, Part]]:
         """The half that says of each part what is needed of it, and its parts."""
-        gather = SizedLayer.of(statistics.gather, *sized.inputs, sources=sized.sources)
+        gather = SizedLayer.of(
+            statistics.gather, *sized.inputs, sources=sized.sources, half_of=sized.name
+        )
         value, width = sized.inputs[0], statistics.width
         found = {}
         for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):

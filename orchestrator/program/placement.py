@@ -98,6 +98,7 @@ def place(plan: Plan, model: Model) -> Placement:
         statistics = cutter.statistics(sized)
         if statistics:
             gather, parts = cutter.gathering(sized, statistics)
+            _check_half(plan, model, number, gather)
             sources = tuple([where[source] for source in gather.sources])
             where[gather.name] = len(placed)
             placed.append(PlacedLayer(gather, sources, *common, False, False, parts))
@@ -111,8 +112,10 @@ def place(plan: Plan, model: Model) -> Placement:
         placed.append(PlacedLayer(sized, sources, *common, partial, replicated, parts))
         if partial:
             total = SizedLayer(
-                Sum(name=f"{sized.name}.sum"), (sized.output,), sized.output, (sized.name,)
-            )
+                Sum(name=f"{sized.name}.sum"), (sized.output,), sized.output, (sized.name,),
+                half_of=sized.name,
+            )  # fmt: skip
+            _check_half(plan, model, number, total)
             sources, where[sized.name] = (where[sized.name],), len(placed)
             parts = cutter.parts(total)
             placed.append(PlacedLayer(total, sources, *common, False, False, parts))
@@ -162,6 +165,17 @@ def _check_busy(plan: Plan, placed: list[PlacedLayer]) -> None:
                 f"fewer ranks, such as {len(entry.ranks) - len(idle)}"
                 + (", or shares that are less unequal" if entry.shares else ""),
             )
+
+
+def _check_half(plan: Plan, model: Model, number: int, half: SizedLayer) -> None:
+    """No layer of the model has the name of a half that the compiler places."""
+    if half.name in model.index:
+        raise InputError(
+            f"the split of {half.half_of} takes it in two halves, of which one is called "
+            f"{half.name}; model {model.name} has a layer of this name",
+            plan.location(("placement", number, "split")),
+            f"another name for the layer {half.name}",
+        )
 
 
 def _refuse_twice(

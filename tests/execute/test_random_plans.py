@@ -59,11 +59,17 @@ COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
 
 
 def _conv(
-    name: str, channels: int, kernel: int, padding: int = 0, groups: int = 1, of: str = ""
+    name: str,
+    channels: int,
+    kernel: int,
+    padding: int = 0,
+    groups: int = 1,
+    of: str = "",
+    tied: str = "",
 ) -> Conv:
     return Conv(
         name=name, inputs=(of,) if of else (), channels=channels, kernel=kernel, padding=padding,
-        groups=groups, weight_std=0.3, bias=0.1,
+        groups=groups, weight_std=0.3, bias=0.1, tied=tied,
     )  # fmt: skip
 
 
@@ -295,7 +301,7 @@ def images(draw: DrawFn) -> Model:
         return layer.name
 
     def tie(name: str) -> str:
-        """Half of the time to the first linear layer of this name, which has the same shape."""
+        """Half of the time to the first layer of this name, whose weight has the same shape."""
         owner = next((x.name for x in layers if x.name.rstrip("0123456789") == name), "")
         return f"{owner}.weight" if owner and draw(st.booleans()) else ""
 
@@ -314,9 +320,9 @@ def images(draw: DrawFn) -> Model:
             }[norm]
             last = add(made)
         elif block == "skip":
-            add(_conv(f"conv{n}", WIDTH, 3, 1))
+            add(_conv(f"skipped{n}", WIDTH, 3, 1, tied=tie("skipped")))
             other = draw(st.sampled_from(stream))
-            last = add(Add(name=f"sum{n}", inputs=(f"conv{n}", other)))
+            last = add(Add(name=f"sum{n}", inputs=(f"skipped{n}", other)))
         elif block == "towers":
             towers = []
             for t in range(draw(st.integers(2, 3))):
@@ -365,7 +371,7 @@ def sequences(draw: DrawFn) -> Model:
         return layer.name
 
     def tie(name: str) -> str:
-        """Half of the time to the first linear layer of this name, which has the same shape."""
+        """Half of the time to the first layer of this name, whose weight has the same shape."""
         owner = next((x.name for x in layers if x.name.rstrip("0123456789") == name), "")
         return f"{owner}.weight" if owner and draw(st.booleans()) else ""
 
@@ -489,7 +495,7 @@ def _features(program: Program, plan: Plan, text: str) -> set[str]:
         found |= {f"tie, {f}" for f in ("zero1", "ZB", "ZeroBubble", "replicas: 2") if f in text}
         found |= {"tie, microbatches"} if plan.n_microbatches > 1 else set()
         of_text = tie.parameter == "embedding.weight"
-        cut = {"head": borrower, "embedding": owner} if of_text else {"linear": borrower}
+        cut = {"head": borrower, "embedding": owner} if of_text else {"weight": borrower}
         for what, segment in cut.items():
             boxes = {p.layers[0].tiles for p in segment.parts.values()}
             found |= {f"tie, {what} replicated"} if segment.replicated else set()

@@ -352,7 +352,6 @@ WRONG_CHAINS = [
     ((4,), 3, "layers: found a int; allowed: a tuple or a list"),
     ((4,), [ReLU(name="r")], "no layer has weights, so there is nothing to train"),
     ((4,), [FC, ReLU(name="fc.sum"), FC], "layer name used twice"),
-    ((4,), [ReLU(name="fc.sum"), FC], "fc.sum is what the sum of fc's parts is called"),
     ((4,), [FC, FC], "layer name used twice: fc"),
     ((4,), [], "it has no layers"),
     ((), [FC], "input_shape is empty"),
