@@ -146,7 +146,7 @@ def test_a_half_is_told_as_the_layer_that_it_is_of() -> None:
         for parameters in rank.parameters.values():
             for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
                 if slot.layer.name == "a":  # the sum of two such values leaves float32
-                    weight.detach().fill_(3e38 if slot.name == "bias" else 0.0)
+                    weight.detach().fill_(0.0 if slot.decays else 3e38)
     with pytest.raises(Diverged) as caught:
         executor.step(0)
     found = caught.value.divergence.found
