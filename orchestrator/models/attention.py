@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box
 from orchestrator.models.layer import Layer
-from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.layer_costs import FLOAT32, LayerMemory
 from orchestrator.models.pieces import take
 from orchestrator.models.ranges import Ranges, normalise, size
 from orchestrator.models.sized import LayerPart, SizedLayer
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
-
-FLOAT32 = 4  # bytes; the least in which softmax adds up
 
 
 @dataclass(frozen=True, kw_only=True)

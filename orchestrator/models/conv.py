@@ -10,7 +10,7 @@ from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, padding_of, windows
 from orchestrator.models.fields import Count, NonNegative
 from orchestrator.models.layer import require_image, require_nonempty
-from orchestrator.models.layer_costs import Copies, LayerMemory
+from orchestrator.models.layer_costs import FLOAT32, Copies, LayerMemory
 from orchestrator.models.ranges import normalise
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.terms import Term, Weighted
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from orchestrator.models.randomness import Draw
 
 
-FLOAT32 = 4  # bytes
 BLOCK = 16  # channels
 
 

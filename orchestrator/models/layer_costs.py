@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Pass = Literal["forward", "backward", "backward_input", "backward_weight"]
+FLOAT32 = 4  # bytes; the least in which statistics, softmax and losses are computed
 INT64 = 8  # bytes: places of maxima, labels, and the hash behind a dropout mask
 
 

@@ -16,9 +16,9 @@ from orchestrator.models.batch_norm import MOMENTS, combined
 from orchestrator.models.box import Box
 from orchestrator.models.fields import Count
 from orchestrator.models.layer import Cut, Layer, Statistics
-from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.layer_costs import FLOAT32, LayerMemory
 from orchestrator.models.parameter import Constant, ParameterSpec
-from orchestrator.models.pieces import take
+from orchestrator.models.pieces import take, wide
 from orchestrator.models.ranges import Ranges, local
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import Value
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
-
-FLOAT32 = 4  # bytes; the least in which statistics are computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,30 +124,30 @@ class ChannelNorm(Layer):
     ) -> Tensor:
 
         (x,) = inputs
-        wide, weight = _wide(x), _wide(parameters[0])
-        bias = _wide(parameters[1]) if self.has_bias else None
+        values, weight = wide(x), wide(parameters[0])
+        bias = wide(parameters[1]) if self.has_bias else None
         if part.out == part.reads[0]:
-            return self.fused(wide, weight, bias).to(x.dtype)
-        shift, scale = self.moments(wide)
-        computed = take(wide, local(part.out[-1], part.reads[0][-1]), wide.dim() - 1)
+            return self.fused(values, weight, bias).to(x.dtype)
+        shift, scale = self.moments(values)
+        computed = take(values, local(part.out[-1], part.reads[0][-1]), values.dim() - 1)
         return self.normalised(computed, shift, scale, weight, bias).to(x.dtype)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         read, computed = part.input_shapes[0][-1], part.output_shape[-1]
         rows = before // itemsize // read
-        wide = max(itemsize, FLOAT32)
+        width = max(itemsize, FLOAT32)
         values = self.saved(rows, read, computed)
-        if itemsize < wide:  # wide copies in place of the input and of the weight
+        if itemsize < width:  # wide copies in place of the input and of the weight
             values += rows * read + computed
             if read == computed and self.has_bias:  # the fused function keeps it, too
                 values += computed
-        narrow = after // itemsize * wide if itemsize < wide else 0  # the result before rounding
+        narrow = after // itemsize * width if itemsize < width else 0  # the result before rounding
         return LayerMemory(
             before,
             after,
-            saves_input=itemsize == wide,
-            saved=values * wide,
+            saves_input=itemsize == width,
+            saved=values * width,
             forward_extra=narrow,
             weights=part.parameters * itemsize,
         )
@@ -250,14 +248,15 @@ class ChannelMoments(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, saved=before, forward_extra=before)
+        widened = before // itemsize * max(itemsize, FLOAT32)  # distances from the mean; squares
+        return LayerMemory(before, after, saved=widened, forward_extra=widened)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
-        x = _wide(inputs[0])
+        x = wide(inputs[0])
         mean = x.mean(-1)
         spread = (x - mean[..., None]).square().sum(-1)
         count = torch.full_like(mean, x.shape[-1])
@@ -298,14 +297,9 @@ class AppliedNorm(Layer):
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
-        x, gathered = (_wide(t) for t in inputs)
+        x, gathered = (wide(t) for t in inputs)
         mean, variance = combined(gathered)
         shift, scale = self.norm.from_moments(mean[..., None], variance[..., None])
-        weight = _wide(parameters[0])
-        bias = _wide(parameters[1]) if self.norm.has_bias else None
+        weight = wide(parameters[0])
+        bias = wide(parameters[1]) if self.norm.has_bias else None
         return self.norm.normalised(x, shift, scale, weight, bias).to(inputs[0].dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """The same in float32 at least."""
-    return x if x.element_size() >= FLOAT32 else x.float()

@@ -15,9 +15,11 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
+from orchestrator.models import kind_names
 from orchestrator.models.layer_costs import Pass
 from orchestrator.models.sized import LayerPart
 from orchestrator.plan import shipped_names
+from orchestrator.plan.problem import nearest
 from orchestrator.program.ops import STEP, B, F, I, Program, W
 from orchestrator.program.segments import SegmentPart
 from orchestrator.simulate.algorithms import Phase, ring
@@ -296,7 +298,10 @@ class CostModel:
         if kind in named or kind in ("conv", "linear"):
             return named.get(kind, 1.0)
         lowest = min((named[x] for x in ("conv", "linear") if x in named), default=1.0)
-        self.notes[f"{kind}: no efficiency is given, {lowest:g} of the peak is assumed"] = None
+        near = nearest(kind, [x for x in named if x not in kind_names()])
+        meant = f" (is {near} meant for it?)" if near else ""
+        note = f"{kind}: no efficiency is given{meant}, {lowest:g} of the peak is assumed"
+        self.notes[note] = None
         return lowest
 
     def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:

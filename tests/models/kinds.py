@@ -171,6 +171,11 @@ def held(case: Case, out: Box, dtype: torch.dtype) -> tuple[int, int]:
         cut_out(named[tile.parameter], tile.box).detach().clone().requires_grad_()
         for tile in part.tiles
     ]
+    return held_by(part, inputs, tiles)
+
+
+def held_by(part: LayerPart, inputs: Sequence[Tensor], tiles: Sequence[Tensor]) -> tuple[int, int]:
+    """The same, of given tensors."""
     weights = {tile.untyped_storage().data_ptr() for tile in tiles}
     storages: dict[int, int] = {}
     alive = []  # so that no address is used twice
@@ -183,8 +188,8 @@ def held(case: Case, out: Box, dtype: torch.dtype) -> tuple[int, int]:
         return x
 
     with saved_tensors_hooks(pack, lambda x: x):
-        y = sized.layer.compute(part, inputs, tiles, None)
+        y = part.sized.layer.compute(part, inputs, tiles, None)
     alive.append(y)
-    told = sized.layer.memory(part, EXAMPLES, dtype.itemsize)
+    told = part.sized.layer.memory(part, len(inputs[0]), inputs[0].element_size())
     predicted = told.saved + told.saves_input * told.before + told.saves_output * told.after
     return predicted, sum(storages.values())
