@@ -96,14 +96,16 @@ def check_fields(owner: Any, what: str) -> None:
         check(getattr(owner, field.name), hints.get(field.name, Any), f"{what}: {field.name}")
 
 
-def check(value: object, hint: Any, what: str, location: str = "") -> None:
+def check(value: object, hint: Any, what: str, location: str = "", remedy: str = "") -> None:
     """Hold one value against an annotation.
 
     Raises:
         InputError: it does not fit.
     """
     if not _fits(value, hint):
-        raise InputError(f"{what}: found {_found(value)}; allowed: {_allowed(hint)}", location)
+        raise InputError(
+            f"{what}: found {_found(value)}; allowed: {_allowed(hint)}", location, remedy
+        )
 
 
 def as_annotated(value: object, hint: Any) -> object:

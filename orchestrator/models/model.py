@@ -306,15 +306,24 @@ def _sized(layer: Layer, inputs: tuple[Value, ...], sources: tuple[str, ...]) ->
     if not _is_value(output):
         raise InputError(
             f"{what}: its output gives {output!r}; allowed: a Value with an axis for each size, "
-            "no axis twice"
+            "no axis twice",
+            remedy=f"return Value({_sizes(output)}, {inputs[0].axes!r})",
         )
     shapes = " and ".join(str(value.shape) for value in inputs)
-    check(output.shape, tuple[Count, ...], f"{what}: output of {shapes}")
+    remedy = "a larger input, or an output that counts otherwise"
+    check(output.shape, tuple[Count, ...], f"{what}: output of {shapes}", remedy=remedy)
     _check_parameters(sized)
     reads = sized.reads(output.whole)
     if is_of_user(type(layer)):
         _check_covered(sized, sized.part(output.whole, reads))
     return sized
+
+
+def _sizes(output: Any) -> str:
+    """What was probably meant to be the shape."""
+    shape = output.shape if isinstance(output, Value) else output
+    fits = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
+    return repr(shape) if fits else "shape"
 
 
 def _is_value(output: Any) -> bool:
@@ -334,17 +343,23 @@ def _check_parameters(sized: SizedLayer) -> None:
     with asking(sized.layer, "parameters fails"):
         specs = sized.specs
     if not isinstance(specs, tuple) or not all(isinstance(spec, ParameterSpec) for spec in specs):
-        raise InputError(f"{what}: parameters gives {specs!r}; allowed: a tuple of ParameterSpecs")
+        raise InputError(
+            f"{what}: parameters gives {specs!r}; allowed: a tuple of ParameterSpecs",
+            remedy='return (ParameterSpec("weight", shape, Normal(0.01), axes),)',
+        )
     names = [spec.name for spec in specs]
     for spec in specs:
         check(spec.name, Name, f"{what}: name of a parameter")
         if names.count(spec.name) > 1:
-            raise InputError(f"{what}: parameter name used twice: {spec.name}")
+            raise InputError(
+                f"{what}: parameter name used twice: {spec.name}", remedy="another name for one"
+            )
         check(spec.shape, tuple[Count, ...], f"{what}: shape of {spec.name}")
         if not isinstance(spec.initial, Initial):
             raise InputError(
                 f"{what}: initial of {spec.name}: found {spec.initial!r}; allowed: such as "
-                "Normal(0.01), Uniform(0.1) or Constant(0.0)"
+                "Normal(0.01), Uniform(0.1) or Constant(0.0)",
+                remedy="one of these, or a frozen dataclass of your own that extends Initial",
             )
         check(spec.decays, bool, f"{what}: decays of {spec.name}")
         check(spec.tied_to, str, f"{what}: tied_to of {spec.name}")
@@ -352,7 +367,8 @@ def _check_parameters(sized: SizedLayer) -> None:
         if not known or (spec.axes and len(spec.axes) != len(spec.shape)):
             raise InputError(
                 f"{what}: axes of {spec.name} are {spec.axes}; allowed: for each of its "
-                f"{len(spec.shape)} dimensions None or one of {', '.join(axes)}"
+                f"{len(spec.shape)} dimensions None or one of {', '.join(axes)}",
+                remedy=f"({', '.join(['None'] * len(spec.shape))},) where no split cuts it",
             )
 
 
@@ -364,5 +380,6 @@ def _check_covered(sized: SizedLayer, everything: LayerPart) -> None:
         if meet or sum(map(volume, boxes)) != prod(spec.shape):
             raise InputError(
                 f"layer {sized.name}: tiles of the whole output give {boxes} of {spec.name}; "
-                f"allowed: all of its {spec.shape}, nothing twice"
+                f"allowed: all of its {spec.shape}, nothing twice",
+                remedy="leave tiles out, and say the axes of each ParameterSpec",
             )

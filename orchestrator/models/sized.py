@@ -162,7 +162,8 @@ class SizedLayer:
             y = layer.whole(self, inputs, parameters, draw)
         shape = (len(inputs[0]), *self.output_shape)
         dtype = dtype_of(inputs, parameters.values())
-        check_tensor(y, shape, dtype, f"layer {layer.name}: its whole gives")
+        remedy = "the sizes of sized.output_shape, or an output that says these"
+        check_tensor(y, shape, dtype, f"layer {layer.name}: its whole gives", remedy)
         return y
 
 
@@ -220,8 +221,8 @@ class LayerPart(NamedTuple):
             found = self.sized.layer.memory(self, examples, itemsize)
         if is_of_user(type(self.sized.layer)):
             fits = isinstance(found, LayerMemory) and all(isinstance(n, int) for n in found)
-            what = f"memory gives {found!r}"
-            require(fits, self.sized.layer, what, "LayerMemory of whole numbers")
+            allowed = "LayerMemory of whole numbers"
+            require(fits, self.sized.layer, "memory", found, allowed)
         return found
 
     def kernels(self, examples: int, direction: Pass, itemsize: int) -> tuple[Kernel, ...]:
@@ -234,7 +235,7 @@ class LayerPart(NamedTuple):
             found = self.sized.layer.kernels(self, examples, direction, itemsize)
         if is_of_user(type(self.sized.layer)):
             fits = isinstance(found, tuple) and all(isinstance(k, Kernel) for k in found)
-            require(fits, self.sized.layer, f"kernels gives {found!r}", "a tuple of Kernels")
+            require(fits, self.sized.layer, "kernels", found, "a tuple of Kernels")
         return found
 
     def signature(self) -> str:
@@ -245,8 +246,7 @@ class LayerPart(NamedTuple):
         """
         with asking(self.sized.layer, "signature fails"):
             found = self.sized.layer.signature(self)
-        what = f"signature gives {found!r}"
-        require(isinstance(found, str), self.sized.layer, what, "text")
+        require(isinstance(found, str), self.sized.layer, "signature", found, "text")
         return found
 
     def compute(self, inputs: Tensors, parameters: Tensors, draw: Draw | None) -> Tensor:
@@ -266,7 +266,8 @@ class LayerPart(NamedTuple):
             raise user_error(error, f"layer {layer.name} fails") from error
         shape = (len(inputs[0]), *self.output_shape)
         dtype = dtype_of(inputs, parameters)
-        check_tensor(y, shape, dtype, f"layer {layer.name}: its compute gives")
+        remedy = "the sizes of part.output_shape, or an output and reads that say these"
+        check_tensor(y, shape, dtype, f"layer {layer.name}: its compute gives", remedy)
         needs = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
         if needs and not y.requires_grad:
             raise InputError(
