@@ -50,6 +50,11 @@ class ChannelNorm(Layer):
         """Whether a bias is added."""
         return False
 
+    @property
+    def shifts(self) -> bool:
+        """Whether a shift is subtracted."""
+        return False
+
     def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Shift (None for none) and scale, (..., 1) each, of values with all channels last."""
         raise NotImplementedError
@@ -167,6 +172,10 @@ class LayerNorm(ChannelNorm):
     @property
     def has_bias(self) -> bool:
         return self.bias
+
+    @property
+    def shifts(self) -> bool:
+        return True
 
     def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         import torch
@@ -286,12 +295,19 @@ class AppliedNorm(Layer):
         return self.norm.parameters(inputs[0])
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        """The moments of all parts, and what they become: totals, distances, squares. Values that
+        are not centred are kept themselves."""
         _, after = part.bytes(examples, itemsize)
-        channels = part.output_shape[-1]
-        saved = self.norm.saved(after // itemsize // channels, 0, channels) * itemsize
+        channels, width = part.output_shape[-1], max(itemsize, FLOAT32)
+        values = after // itemsize
+        rows, keeps_values = values // channels, not self.norm.shifts
+        saved = self.norm.saved(rows, 0, channels)
+        saved += rows * (self.parts * (MOMENTS + 2) + 3 + keeps_values)
+        if itemsize < width:  # wide copies of the weight and of the values
+            saved += channels + values * keeps_values
         return LayerMemory(
-            after, after, saves_input=True, saved=saved, forward_extra=after,
-            weights=part.parameters * itemsize,
+            after, after, saves_input=keeps_values and itemsize == width, saved=saved * width,
+            forward_extra=values * width, weights=part.parameters * itemsize,
         )  # fmt: skip
 
     def compute(

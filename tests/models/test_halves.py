@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.models import SizedLayer, Value
+from orchestrator.models import LayerNorm, RMSNorm, SizedLayer, Value
 from orchestrator.models.cross_entropy import JoinedCrossEntropy, ScoreParts
-from orchestrator.models.layer_norm import ChannelMoments
+from orchestrator.models.layer_norm import AppliedNorm, ChannelMoments, ChannelNorm
 from orchestrator.models.sized import LayerPart
 from tests.models.kinds import held_by, sequence
 
@@ -36,17 +36,32 @@ def moments() -> LayerPart:
     return sized.part((ALL, ((0, 3),)), ((ALL, ((0, CLASSES),)),))
 
 
+def applied(norm: ChannelNorm) -> LayerPart:
+    layer = AppliedNorm(name=f"{norm.kind}.applied", norm=norm, parts=2)
+    sized = SizedLayer.of(layer, sequence(TOKENS, 2 * CLASSES), sequence(TOKENS, 6))
+    out = (ALL, ((0, CLASSES),))
+    return sized.part(out, sized.reads(out))
+
+
 def noise(part: LayerPart, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand((EXAMPLES, *part.input_shapes[0]), generator=generator, dtype=torch.float64)
-    labels = torch.randint(2 * CLASSES, (EXAMPLES, TOKENS), generator=generator)
-    return [x.to(dtype).requires_grad_(), labels][: len(part.reads)]
+    found = []
+    for shape, value in zip(part.input_shapes, part.sized.inputs, strict=True):
+        x = torch.rand((EXAMPLES, *shape), generator=generator, dtype=torch.float64)
+        found.append((2 * CLASSES * x).long() if value.integer else x.to(dtype).requires_grad_())
+    return found
+
+
+PARTS = [
+    score_parts(0), joined(), moments(), applied(LayerNorm(name="n")), applied(RMSNorm(name="n"))
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("part", [score_parts(0), joined(), moments()], ids=lambda p: p.sized.name)
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.sized.name)
 def test_what_autograd_keeps_is_told(part: LayerPart, dtype: torch.dtype) -> None:
-    predicted, measured = held_by(part, noise(part, dtype), [])
+    tiles = [torch.ones(CLASSES, dtype=dtype).requires_grad_() for _ in part.tiles]
+    predicted, measured = held_by(part, noise(part, dtype), tiles)
     assert predicted == measured
 
 
