@@ -1,9 +1,10 @@
 """What a layer is: the one interface that everything else asks, and the words it answers in.
 
 A layer maps values to a value, one example at a time. A value has named axes: ``channel, height,
-width`` for images, ``token, channel`` for sequences, ``channel`` for vectors. To split a layer is
-to give out *boxes* of its output, so the question that everything else asks is
-:meth:`Layer.reads`: which box of each input does a box of the output need?
+width`` for images, ``token, channel`` for sequences, ``channel`` for vectors, or what a kind of a
+user's own calls them: a plan cuts any of them by its name. To split a layer is to give out *boxes*
+of its output, so the question that everything else asks is :meth:`Layer.reads`: which box of each
+input does a box of the output need?
 
 A kind of layer is a frozen dataclass that extends :class:`Layer` and says all about itself: shapes,
 what it reads, parameters, its function in torch (as a part and as a whole), what autograd keeps for
