@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, padding_of, windows
+from orchestrator.models.conv_copies import Convolution, copies
 from orchestrator.models.fields import Count, NonNegative
 from orchestrator.models.layer import require_image, require_nonempty
 from orchestrator.models.layer_costs import Copies, LayerMemory
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
     from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
-
-
-FLOAT32 = 4  # bytes
-BLOCK = 16  # channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,31 +147,20 @@ class Conv(Weighted):
         return functional_call(module, {**parameters, "weight": weight}, (padded,))  # type: ignore[no-any-return]
 
     def processor_copies(self, part: LayerPart, examples: int) -> Copies:
-        """oneDNN's blocked layouts hold channels by 16, on the way in from 16 channels on.
-
-        Measured with torch 2.13's profiler for 17 convolutions on a processor with AVX-512. The
-        backward is done for the input first, then for the weights, each with copies of its own.
-        """
-        read, computed = part.input_shapes[0][0], part.output_shape[0]
-        around = examples * FLOAT32
-        before, after = (
-            around * prod(part.input_shapes[0][1:]),
-            around * prod(part.output_shape[1:]),
-        )
-        blocked = _blocked(read) * before if read >= BLOCK else 0
-        given = _blocked(computed) * after
-        taps = self.kernel**2 * FLOAT32
-        weights = _blocked(computed) * _blocked(-(-read // self.groups)) * taps
-        few = BLOCK // 4 <= read < BLOCK
-        forward = max(blocked + weights + given - computed * after, given)
-        own = part.parameters * FLOAT32
-        for_input = given + weights + (_blocked(read) - read) * before - own
-        saved = BLOCK // 2 * before if few else blocked
-        half = BLOCK // 2 * after if few and computed <= BLOCK // 2 else given
-        for_weights = saved + half + (weights if read >= BLOCK else 0)
-        # of the first layer of images no copy was seen at the peak of a network
-        alone = for_weights if read >= BLOCK // 4 else 0
-        return Copies(forward, max(for_input, for_weights), alone)
+        channels, height, width = part.input_shapes[0]
+        left, right, top, bottom = padding = self._padding(part)
+        if len(set(padding)) > 1:  # padded before the call
+            height, width = height + top + bottom, width + left + right
+        each = [
+            copies(
+                Convolution(
+                    examples, read, height * width, computed, prod(part.output_shape[1:]),
+                    self.kernel, self.stride, groups,
+                )
+            )
+            for read, computed, groups in self.calls(part)
+        ]  # fmt: skip
+        return Copies(*map(max, zip(*each, strict=True)))
 
     def more_memory(
         self, part: LayerPart, per_value: int, found: LayerMemory, *, in_one: bool
@@ -185,16 +171,12 @@ class Conv(Weighted):
         channels, height, width = part.input_shapes[0]
         sides = (height + sum(padding[2:])) * (width + sum(padding[:2]))
         padded = per_value * channels * sides
-        # the padded copy is kept in place of the input; its gradient is there before it is cropped
+        # The padded copy is kept in place of the input. Its gradient is there first; when that is
+        # cropped to the input's, copy and output gradient are gone.
         return found._replace(
             saves_input=False, saved=found.saved + padded,
-            backward_extra=found.backward_extra + padded,
+            backward_extra=found.backward_extra + padded - found.before,
         )  # fmt: skip
-
-
-def _blocked(channels: int) -> int:
-    """Channels as a blocked layout holds them."""
-    return -(-channels // BLOCK) * BLOCK
 
 
 def same_size_as_ceil(size_in: int, kernel: int, stride: int) -> int:

@@ -18,7 +18,8 @@ class LayerMemory(NamedTuple):
         forward_extra, backward_extra: what is needed for a moment besides.
         weights: its parameters, and so their gradients.
         same: the output is the input, no new tensor.
-        passes_gradient: the gradient of its inputs is that of its output, no new tensor.
+        passes_gradient: the gradients of its inputs are that of its output or views of it, no new
+            tensors.
     """
 
     before: int
@@ -53,9 +54,10 @@ class Copies(NamedTuple):
 
     Args:
         forward: above the output.
-        backward, weights_only: above the gradients, with and without that of the input.
+        backward, weights_only, input_only: above the gradients, of both, and of either alone.
     """
 
     forward: int = 0
     backward: int = 0
     weights_only: int = 0
+    input_only: int = 0

@@ -207,6 +207,15 @@ class Weighted(Layer):
         along = 1 + sized.output.axes.index("channel")
         return runs[0] if len(runs) == 1 else torch.cat(runs, along)
 
+    def calls(self, part: LayerPart) -> list[tuple[int, int, int]]:
+        """Input channels, output channels and groups of each product of a part."""
+        runs = _products(part.sized, *_channels(part.sized, part.out, part.reads))
+        return [
+            (size(product.reads), product.rows[1] - product.rows[0], product.groups)
+            for _, products in runs
+            for product in products
+        ]
+
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         sized = part.sized
