@@ -176,7 +176,9 @@ class Attention(Layer):
         """As torch's fused functions keep it: inputs, output and a logarithm a query and head.
 
         Queries and keys that rotary has turned are kept in place of the inputs, and so are keys
-        and values copied for heads that share them unevenly. A mask is kept in their format.
+        and values copied for heads that share them unevenly. The output lies as the queries do:
+        of turned ones, head by head, so that it is copied on its way out. A mask is kept in their
+        format.
         """
         before, after = part.bytes(examples, itemsize)
         dim, per_value = self._dim(part.sized), examples * itemsize
@@ -185,21 +187,21 @@ class Attention(Layer):
         saved = examples * tokens * (channels // dim) * max(itemsize, FLOAT32)
         if self.causal and not _from_start(part.out[0]):
             saved += tokens * keys * itemsize
-        uneven = self._shared(part) == 0
-        changed = 0
-        if uneven or self.rotary is not None:
-            one = keys * (channels if uneven else key_channels) * per_value
-            changed = tokens * channels * per_value + 2 * one
-        if self.rotary is not None:
-            saved += keys * dim * itemsize  # cosines and sines
+        given, copied = keys * key_channels * per_value, keys * channels * per_value
+        uneven, turned = self._shared(part) == 0, self.rotary is not None
+        inputs = (0, 1, 2)
+        if uneven:  # of keys and values
+            saved, inputs = saved + 2 * copied, (0,)
+        elif turned:
+            saved, inputs = saved + given, (2,)  # keys
+        if turned:  # queries; the output; cosines and sines
+            saved += 2 * after + keys * dim * itemsize
+            inputs = tuple(n for n in inputs if n)
         return LayerMemory(
-            before,
-            after,
-            saves_input=not changed,
-            saves_output=True,
-            saved=saved + changed,
-            backward_extra=changed,  # gradients of what was changed, before those of the inputs
-        )
+            before, after, saved_inputs=inputs, saves_output=not turned, saved=saved,
+            # gradients of the copies, before those of the inputs
+            backward_extra=2 * (copied - given) if uneven else 0,
+        )  # fmt: skip
 
     def _shared(self, part: LayerPart) -> int:
         """Query heads of a part on each of its heads of keys and values; 0 where they differ."""

@@ -115,7 +115,14 @@ class BatchNorm(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, saves_input=True, weights=part.parameters * itemsize)
+        groups = -(-examples // (self.group or examples))
+        statistics = 2 * groups * part.input_shapes[0][0] * itemsize
+        # Groups are put together. The backward makes room for the input's gradient twice.
+        return LayerMemory(
+            before, after, saves_input=True, saved=statistics,
+            forward_extra=after if groups > 1 else 0, backward_extra=before // groups,
+            weights=part.parameters * itemsize,
+        )  # fmt: skip
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -173,8 +180,14 @@ class BatchMoments(Layer):
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, _ = part.bytes(examples, itemsize)
         after = part.written_values * -(-examples // self.group) * itemsize
-        # a copy with the channels first, the distances from the mean, which are kept, and squares
-        return LayerMemory(before, after, saved=before, forward_extra=2 * before)
+        each = before // -(-examples // self.group)
+        # Of each group a copy with the channels first, the distances from the mean, which are kept,
+        # and their squares. The squares' backward needs three tensors; before it has done the last
+        # group, all other distances are gone.
+        return LayerMemory(
+            before, after, saved=before, forward_extra=2 * each,
+            backward_extra=max(0, 3 * each - before),
+        )  # fmt: skip
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None

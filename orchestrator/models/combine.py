@@ -70,7 +70,10 @@ class Add(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, passes_gradient=True)
+        several = len(part.reads) > 2  # the sum of all but the last
+        return LayerMemory(
+            before, after, forward_extra=after if several else 0, passes_gradient=True
+        )
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -184,7 +187,7 @@ class Concat(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after)
+        return LayerMemory(before, after, passes_gradient=True)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None

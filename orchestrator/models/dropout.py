@@ -27,8 +27,9 @@ class Dropout(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        # x, x >> 16 and their xor, before mask and output exist
-        drawing = 3 * INT64 * (after // itemsize)
+        # x, x >> 16 and their xor, before mask and output exist; and the places of an example
+        values = after // itemsize
+        drawing = INT64 * (3 * values + values // examples)
         return LayerMemory(before, after, saved=after, forward_extra=max(0, drawing - 2 * after))
 
     def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,6 +14,7 @@ class LayerMemory(NamedTuple):
     Args:
         before, after: its input and output.
         saves_input, saves_output: whether the graph holds them for the backward.
+        saved_inputs: numbers of those that it holds, where it does not hold all.
         saved: what else the graph holds.
         forward_extra, backward_extra: what is needed for a moment besides.
         weights: its parameters, and so their gradients.
@@ -32,6 +33,11 @@ class LayerMemory(NamedTuple):
     weights: int = 0
     same: bool = False
     passes_gradient: bool = False
+    saved_inputs: tuple[int, ...] = ()
+
+    def holds(self, number: int) -> bool:
+        """Whether the graph holds an input for the backward."""
+        return self.saves_input or number in self.saved_inputs
 
 
 class Kernel(NamedTuple):

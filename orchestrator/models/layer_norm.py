@@ -73,6 +73,14 @@ class ChannelNorm(Layer):
         """
         raise NotImplementedError
 
+    def backward_extra(self, values: int) -> int:
+        """How many values the backward of :meth:`fused` needs for a moment.
+
+        Args:
+            values: of the input.
+        """
+        return 0
+
     # -- what follows from it
 
     def output(self, *inputs: Value) -> Value:
@@ -153,6 +161,7 @@ class ChannelNorm(Layer):
             saves_input=itemsize == wide,
             saved=values * wide,
             forward_extra=narrow,
+            backward_extra=self.backward_extra(rows * read) * wide,
             weights=part.parameters * itemsize,
         )
 
@@ -223,6 +232,9 @@ class RMSNorm(ChannelNorm):
     def saved(self, rows: int, read: int, computed: int) -> int:
         return rows * (1 + computed)  # scale; scaled values
 
+    def backward_extra(self, values: int) -> int:
+        return 2 * values  # torch composes it: of the square x, 2 x and the product with a gradient
+
     def whole(
         self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
@@ -252,7 +264,9 @@ class ChannelMoments(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, saved=before, forward_extra=before)
+        return LayerMemory(
+            before, after, saved=before, forward_extra=before, backward_extra=2 * before
+        )
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -292,8 +306,10 @@ class AppliedNorm(Layer):
         _, after = part.bytes(examples, itemsize)
         channels = part.output_shape[-1]
         saved = self.norm.saved(after // itemsize // channels, 0, channels) * itemsize
+        shifted = self.norm.kind == "layer_norm"
         return LayerMemory(
-            after, after, saves_input=True, saved=saved, forward_extra=after,
+            after, after, saved=saved, saved_inputs=(1,) if shifted else (0, 1),
+            forward_extra=after if self.norm.has_bias else 0, backward_extra=after,
             weights=part.parameters * itemsize,
         )  # fmt: skip
 

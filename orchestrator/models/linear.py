@@ -90,5 +90,5 @@ class Linear(Weighted):
     ) -> LayerMemory:
         if not in_one:
             return found
-        # bmm's order of dimensions, turned
-        return found._replace(forward_extra=2 * found.after, backward_extra=found.before)
+        # bmm's order of dimensions, turned, before the bias is added
+        return found._replace(forward_extra=(1 if self.bias is None else 2) * found.after)

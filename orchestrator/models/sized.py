@@ -209,7 +209,11 @@ class LayerPart(NamedTuple):
         with asking(self.sized.layer, "memory fails"):
             found = self.sized.layer.memory(self, examples, itemsize)
         if is_of_user(type(self.sized.layer)):
-            fits = isinstance(found, LayerMemory) and all(isinstance(n, int) for n in found)
+            fits = (
+                isinstance(found, LayerMemory)
+                and isinstance(found.saved_inputs, tuple)
+                and all(isinstance(n, int) for n in (*found[:-1], *found.saved_inputs))
+            )
             what = f"memory gives {found!r}"
             require(fits, self.sized.layer, what, "LayerMemory of whole numbers")
         return found

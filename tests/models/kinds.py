@@ -191,5 +191,7 @@ def held(case: Case, out: Box, dtype: torch.dtype) -> tuple[int, int]:
         y = sized.layer.compute(part, inputs, tiles, None)
     alive.append(y)
     told = sized.layer.memory(part, EXAMPLES, dtype.itemsize)
-    predicted = told.saved + told.saves_input * told.before + told.saves_output * told.after
+    each = [x.nbytes if x.is_floating_point() else 0 for x in inputs]
+    saved_inputs = sum(size for n, size in enumerate(each) if told.holds(n))
+    predicted = told.saved + saved_inputs + told.saves_output * told.after
     return predicted, sum(storages.values())

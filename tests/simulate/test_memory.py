@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from benchmarks.memory_meter import measured_peaks
 from orchestrator.models import (
     Conv,
     GlobalAveragePool,
@@ -22,7 +23,6 @@ from orchestrator.simulate.fit import fits, what_would_fit
 from orchestrator.simulate.memory import peak_memory
 from tests.networks import gpt
 from tests.program.small import small_program
-from tests.simulate.memory_meter import measured_peaks
 
 SMALL = ("model.width=0.25", "global_batch_size=32")
 
@@ -70,10 +70,10 @@ def test_every_shipped_plan_is_measured() -> None:
 
 @pytest.mark.parametrize(("name", "settings", "tolerance"), CASES)
 def test_prediction_agrees_with_what_torch_allocates(
-    name: str, settings: tuple[str, ...], tolerance: float, monkeypatch: pytest.MonkeyPatch
+    name: str, settings: tuple[str, ...], tolerance: float
 ) -> None:
     program = compiled(name, *SMALL, *settings)
-    measured = measured_peaks(program, monkeypatch)
+    measured = measured_peaks(program)
     predicted = peak_memory(program, processor=True)
     assert len(predicted) == len(measured)
     for rank, bytes_measured in zip(predicted, measured, strict=True):
@@ -193,11 +193,11 @@ def chain(channels: int) -> Model:
 @pytest.mark.parametrize("channels", [6, 16, 24])
 @pytest.mark.parametrize("split", ["[0], split: none", "[0, 1], split: channel"])
 def test_copies_of_the_convolution_library_are_counted_on_processors(
-    channels: int, split: str, monkeypatch: pytest.MonkeyPatch
+    channels: int, split: str
 ) -> None:
     """These were 10 to 30 % too low."""
     program = small_program(chain(channels), f"layers: all, ranks: {split}", batch=16)
-    measured = measured_peaks(program, monkeypatch)
+    measured = measured_peaks(program)
     for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
         assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.03), rank
     without = peak_memory(program)[0].peak_bytes
@@ -213,9 +213,9 @@ TRANSFORMER = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMER)
-def test_memory_of_a_transformer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_transformer(name: str) -> None:
     model = gpt(tokens=32, channels=64, heads=4)
     program = small_program(model, *TRANSFORMER[name], batch=16)
-    measured = measured_peaks(program, monkeypatch)
+    measured = measured_peaks(program)
     for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
         assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.03), rank
