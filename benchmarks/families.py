@@ -81,6 +81,7 @@ def resnet(*, size: int = 64, width: int = 16, group: int | None = None) -> Mode
 
 def inception(*, size: int = 32, width: int = 16) -> Model:
     """A stem and GoogLeNet's first block (3a), channels in its proportions; no batch norm."""
+
     def tower(at: str, *layers: Conv) -> list[Layer]:
         found: list[Layer] = []
         for n, layer in enumerate(layers):
@@ -172,7 +173,10 @@ def gpt(
             Add(name=f"{at}.sum2", inputs=(f"{at}.sum1", f"{at}.drop2")),
         ]
         before = f"{at}.sum2"
-    layers += [LayerNorm(name="norm"), Linear(name="head", features=vocabulary, bias=None, tied="embedding.weight")]
+    layers += [
+        LayerNorm(name="norm"),
+        Linear(name="head", features=vocabulary, bias=None, tied="embedding.weight"),
+    ]
     return Model("gpt", (tokens,), layers)
 
 
@@ -181,6 +185,7 @@ def llama(
     blocks: int = 2, vocabulary: int = 512,
 ) -> Model:  # fmt: skip
     """Llama: RMS norm, rotary positions, grouped keys, a gated unit (SwiGLU), no biases."""
+
     def linear(name: str, features: int, *inputs: str) -> Linear:
         return Linear(name=name, features=features, inputs=inputs, bias=None)
 

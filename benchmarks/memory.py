@@ -43,7 +43,7 @@ class Row:
     def program(self) -> Program:
         """The plan, compiled."""
         placement = "".join(f"  - {{{entry}}}\n" for entry in self.entries)
-        head = f"schema_version: 1\nname: benchmark\nmodel: {{name: lenet5}}\n"
+        head = "schema_version: 1\nname: benchmark\nmodel: {name: lenet5}\n"
         text = f"{head}global_batch_size: {self.batch}\nplacement:\n{placement}{self.more}"
         return compile_plan(read_plan(text, "benchmarks/memory.py"), self.model)
 

@@ -189,7 +189,7 @@ class Attention(Layer):
             saved += tokens * keys * itemsize
         given, copied = keys * key_channels * per_value, keys * channels * per_value
         uneven, turned = self._shared(part) == 0, self.rotary is not None
-        inputs = (0, 1, 2)
+        inputs: tuple[int, ...] = (0, 1, 2)
         if uneven:  # of keys and values
             saved, inputs = saved + 2 * copied, (0,)
         elif turned:

@@ -111,9 +111,7 @@ class PositionEmbedding(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(
-            before, after, weights=part.parameters * itemsize, passes_gradient=True
-        )
+        return LayerMemory(before, after, weights=part.parameters * itemsize, passes_gradient=True)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None

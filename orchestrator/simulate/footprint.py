@@ -28,13 +28,28 @@ from orchestrator.models.layer_costs import Copies
 from orchestrator.program.segments import Segment, SegmentPart
 
 
+class ImportGradient(NamedTuple):
+    """Where an import's gradient lies: in its own tensor, or as a view in one that others share.
+
+    Args:
+        size: its bytes.
+        tensor: which; below 0 the gradient of an output, -1 - its place among the outputs.
+        held: bytes of the tensor; 0 of an output's, which is there before.
+    """
+
+    size: int
+    tensor: int
+    held: int
+
+
 class Footprint(NamedTuple):
     """Bytes of one segment part for one chunk; "most" is above what was alive before.
 
     Args:
         imports: of each import's tensor; 0 for labels.
-        import_gradients: 0 for those computed from nothing that is trained.
+        import_gradients: None for those computed from nothing that is trained.
         outputs: by export; 0 for one that is an import itself.
+        owed: by export, whether W needs its gradient, too.
         weights: parameters, and so a set of gradients.
         forward_most: in F, outputs included; keeping the graph.
         saved: after F, besides imports and outputs.
@@ -45,8 +60,9 @@ class Footprint(NamedTuple):
     """
 
     imports: tuple[int, ...]
-    import_gradients: tuple[int, ...]
+    import_gradients: tuple[ImportGradient | None, ...]
     outputs: tuple[int, ...]
+    owed: tuple[bool, ...]
     weights: int
     forward_most: int
     saved: int
@@ -131,10 +147,9 @@ def footprint(
     weights = sum(layer.weights for layer in graph.layers)
     return Footprint(
         imports=tuple(graph.bytes[-1 - n] for n in range(len(segment.imports))),
-        import_gradients=tuple(
-            graph.bytes[-1 - n] if found.trained else 0 for n, found in enumerate(segment.imports)
-        ),
+        import_gradients=backward.import_gradients(),
         outputs=outputs,
+        owed=tuple(backward.given[n] in backward.owed for n in graph.exports),
         weights=weights,
         forward_most=forward_most,
         saved=alive - own,
@@ -179,7 +194,7 @@ def _forward(graph: _Graph, freed: list[int], *, keep: bool) -> tuple[int, int]:
     return most, alive
 
 
-class _Gradient:
+class Gradient:
     """A tensor, and how many hold it: values whose gradient it is, and whoever needs it later."""
 
     def __init__(self, size: int, references: int = 1) -> None:
@@ -198,9 +213,10 @@ class _Backward:
         self.now = self.most = 0
         self.wanted = _wanted(graph)
         # of outputs: held by the caller, who counts them
-        self.gradients = {n: _Gradient(0, 2) for n in graph.exports}
+        self.given = {n: Gradient(0, 2) for n in graph.exports}
+        self.gradients = dict(self.given)
         self.between = graph.leaving()  # graphs: what they return is added up in new tensors
-        self.owed: set[_Gradient] = set()
+        self.owed: set[Gradient] = set()
 
     def walk(self) -> tuple[int, int]:
         """Bytes at most, and what the graph has left."""
@@ -214,6 +230,17 @@ class _Backward:
                     left -= 0 if deferred else self.freed[i]
         return self.most, left + sum(gradient.size for gradient in self.owed)
 
+    def import_gradients(self) -> tuple[ImportGradient | None, ...]:
+        """Where the walk has left them."""
+        tensors = {self.given[n]: -1 - k for k, n in reversed([*enumerate(self.graph.exports)])}
+        found: list[ImportGradient | None] = []
+        for n, read in enumerate(self.graph.segment.imports):
+            size = self.graph.bytes[-1 - n]
+            gradient = self.gradients.get(-1 - n) or Gradient(size)
+            tensor = tensors.setdefault(gradient, n)
+            found.append(ImportGradient(size, tensor, gradient.size) if read.trained else None)
+        return tuple(found)
+
     def _layer(self, i: int, *, deferred: bool) -> None:
         """Gradients of what a layer reads, and unless they are deferred of its weights."""
         graph, layer = self.graph, self.graph.layers[i]
@@ -221,11 +248,11 @@ class _Backward:
         mine = self.gradients.pop(i, None)
         weights = 0 if deferred else layer.weights
         if layer.passes_gradient:
-            passed = mine or _Gradient(0, 0)
+            passed = mine or Gradient(0, 0)
             passed.references += len(made)
             given = [passed] * len(made)
         else:
-            given = [_Gradient(graph.bytes[s]) for s in made]
+            given = [Gradient(graph.bytes[s]) for s in made]
             self.now += sum(gradient.size for gradient in given)
         self.now += weights
         if weights or (made and not layer.passes_gradient):
@@ -249,20 +276,20 @@ class _Backward:
         """Whether a value wants one: integers and what nothing trained has made do not."""
         return value >= 0 or self.graph.segment.imports[-1 - value].trained
 
-    def _accumulate(self, value: int, gradient: _Gradient) -> None:
+    def _accumulate(self, value: int, gradient: Gradient) -> None:
         before = self.gradients.get(value)
         if before is None:
             self.gradients[value] = gradient
             return
         if before.references > 1 or value in self.between:
-            total = _Gradient(self.graph.bytes[value])
+            total = Gradient(self.graph.bytes[value])
             self.now += total.size
             self._note(0)
             self._release(before)
             self.gradients[value] = total
         self._release(gradient)
 
-    def _release(self, gradient: _Gradient) -> None:
+    def _release(self, gradient: Gradient) -> None:
         gradient.references -= 1
         if not gradient.references:
             self.now -= gradient.size

@@ -49,7 +49,7 @@ from orchestrator.program.ops import (
     W,
 )
 from orchestrator.program.segments import Message
-from orchestrator.simulate.footprint import Footprint, footprint
+from orchestrator.simulate.footprint import Footprint, Gradient, footprint
 
 PARTS = (
     "parameters", "velocity", "gradients", "inputs", "activations", "outputs", "received", "sent",
@@ -227,11 +227,12 @@ class _Walk:
         self.inputs: dict[tuple[int, int], int] = {}
         self.saved: dict[tuple[int, int], int] = {}
         self.outputs: dict[tuple[int, int], int] = {}
-        self.owed: dict[tuple[int, int], int] = {}
+        self.owed: dict[tuple[int, int], list[Gradient]] = {}
         # by boundary and chunk of the reader
-        self.input_gradients: dict[tuple[int, int], int] = {}
+        self.input_gradients: dict[tuple[int, int], list[Gradient]] = {}
         self.gradients: dict[int, int] = {}
-        self.sent: list[int] = []  # posted since the last computation
+        # since the last computation: peer (None for several), bytes
+        self.sent: list[tuple[int | None, int]] = []
         self.footprints: dict[int, Footprint] = {}
         self.reduced: set[int] = set()
         self._hold_parameters()
@@ -255,7 +256,7 @@ class _Walk:
                 copied = self._copied(i, kind, segment, chunk, lane)
                 self._add(_SENT, copied)
                 if copied:
-                    self.sent.append(copied)
+                    self.sent.append((columns.peers[i][0], copied))
                 self._note(i, 0)
         peak_op = self.program.op(max(self.peak_op, 0))
         parts = {name: n for name, n in zip(PARTS, self.at_peak, strict=True) if n}
@@ -288,8 +289,8 @@ class _Walk:
     # -- computation --------------------------------------------------------------------------
 
     def _compute(self, i: int, kind: str, segment: int, chunk: int) -> None:
-        travelling = self.sent
-        self.sent = []
+        self._end_sends(self._heard_from(i))
+        travelling, self.sent = self.sent, []
         if kind == STEP:
             self._take_back(segment)
             self._note(i, 0)
@@ -300,7 +301,23 @@ class _Walk:
             self._weights(i, segment, chunk)
         else:
             self._backward(i, kind, segment, chunk)
-        self._add(_SENT, -sum(travelling))
+        self._add(_SENT, -sum(size for _, size in travelling))
+
+    def _heard_from(self, i: int) -> set[int]:
+        """Peers whose messages a computation waits for."""
+        columns = self.program.columns
+        return {
+            columns.peers[need][0]
+            for need in (columns.needs[i] if self.sent else ())
+            if LANE_OF[columns.kind[need]] == RECEIVE
+        }
+
+    def _end_sends(self, peers: set[int]) -> None:
+        """Of two ranks that exchange something, both have it when one has."""
+        ended = [sent for sent in self.sent if sent[0] in peers]
+        if ended:
+            self.sent = [sent for sent in self.sent if sent[0] not in peers]
+            self._add(_SENT, -sum(size for _, size in ended))
 
     def _forward(self, i: int, segment: int, chunk: int) -> None:
         mine = self.footprints[segment]
@@ -327,6 +344,7 @@ class _Walk:
         found = self.footprints[segment].imports[number]
         index = self.program.segments[segment].imports[number].boundary
         if index < 0:
+            found = max(found, self._data(segment, number))
             self._add(_INPUTS, found)
             return found
         boundary = self.program.boundaries[index]
@@ -345,6 +363,15 @@ class _Walk:
         self._add(_RECEIVED, -buffers)
         return found
 
+    def _data(self, segment: int, number: int) -> int:
+        """Bytes of whole images, of which a processor's part is a view: 0 where it is a copy."""
+        read = self.program.segments[segment].imports[number]
+        part = self.program.segments[segment].parts[self.local_rank]
+        one_run = all(len(ranges) == 1 for ranges in part.imports[number])
+        if read.value.integer or not (self.exchanges.onednn and one_run):
+            return 0
+        return part.examples * prod(read.value.shape) * self.program.itemsize
+
     def _backward(self, i: int, kind: str, segment: int, chunk: int) -> None:
         mine, key = self.footprints[segment], (segment, chunk)
         recomputed = self.program.recomputes(segment, chunk)
@@ -352,10 +379,10 @@ class _Walk:
         if recomputed:  # the output of the first forward was kept for its sending only
             self._add(_OUTPUTS, -output)
             output = 0
-        gradient = sum(
+        gradients = [
             self._take_output_gradient(i, layer, segment, chunk)
             for layer in self.program.segments[segment].exports
-        )
+        ]
         if recomputed:
             self._note(i, mine.forward_most)
             output = sum(mine.outputs)
@@ -363,17 +390,25 @@ class _Walk:
             self.saved[key] = mine.saved
             self._add(_ACTIVATIONS, mine.saved)
         self._note(i, mine.backward_most)
-        for number, size_ in enumerate(mine.import_gradients):
-            if size_:
+        made: dict[int, Gradient] = {}
+        for number, found in enumerate(mine.import_gradients):
+            if found is not None:
+                own = made.setdefault(found.tensor, Gradient(found.held, 0))
+                tensors = gradients[-1 - found.tensor] if found.tensor < 0 else [own]
                 index = self.program.segments[segment].imports[number].boundary
-                self._keep_input_gradient(index, chunk, size_)
-        if kind == I:  # W still needs inputs, outputs and the gradients of outputs
+                self._keep_input_gradient(index, chunk, found.size, tensors)
+        if kind == I:  # W still needs inputs, outputs and some gradients of outputs
             left = mine.kept_after_input
             self._add(_ACTIVATIONS, left - self.saved[key])
             self.saved[key] = left
-            self.outputs[key], self.owed[key] = output, gradient
+            self.outputs[key], self.owed[key] = output, []
+            for tensors, owed in zip(gradients, mine.owed, strict=False):
+                if owed:
+                    self.owed[key] += tensors
+                else:
+                    self._release(tensors)
             return
-        self._forget(key, output, gradient)
+        self._forget(key, output, [tensor for tensors in gradients for tensor in tensors])
         self._accumulate(segment, mine)
 
     def _take_back(self, segment: int) -> None:
@@ -383,26 +418,39 @@ class _Walk:
                 for key in [key for key in self.received if key[:2] == (B, tie.index)]:
                     self._add(_RECEIVED, -self.received.pop(key))
 
-    def _keep_input_gradient(self, index: int, chunk: int, size_: int) -> None:
+    def _keep_input_gradient(
+        self, index: int, chunk: int, size_: int, tensors: list[Gradient]
+    ) -> None:
         """Until the backward that reads it here; where all of it is sent away, until it is sent."""
         turn = chunk % self.program.boundaries[index].turns
         messages = self.exchanges.returned(index, turn, self.local_rank)
         if any(message.source == self.local_rank for message in messages):
-            self.input_gradients[index, chunk] = size_
-            self._add(_OUTPUT_GRADIENTS, size_)
+            self.input_gradients[index, chunk] = tensors
+            for tensor in tensors:
+                if not tensor.references:
+                    self._add(_OUTPUT_GRADIENTS, tensor.size)
+                tensor.references += 1
         else:
-            self.sent.append(size_)
+            first = self.rank - self.local_rank  # rank of this replica
+            only = first + messages[0].source if len(messages) == 1 else None
+            self.sent.append((only, size_))
             self._add(_SENT, size_)
+
+    def _release(self, tensors: list[Gradient]) -> None:
+        for tensor in tensors:
+            tensor.references -= 1
+            if not tensor.references:
+                self._add(_OUTPUT_GRADIENTS, -tensor.size)
 
     def _weights(self, i: int, segment: int, chunk: int) -> None:
         mine, key = self.footprints[segment], (segment, chunk)
         self._note(i, mine.weight_most)
-        self._forget(key, self.outputs.pop(key, 0), self.owed.pop(key, 0))
+        self._forget(key, self.outputs.pop(key, 0), self.owed.pop(key, []))
         self._accumulate(segment, mine)
 
-    def _forget(self, key: tuple[int, int], output: int, gradient: int) -> None:
+    def _forget(self, key: tuple[int, int], output: int, gradients: list[Gradient]) -> None:
         self._add(_OUTPUTS, -output)
-        self._add(_OUTPUT_GRADIENTS, -gradient)
+        self._release(gradients)
         self._add(_ACTIVATIONS, -self.saved.pop(key))
         self._add(_INPUTS, -self.inputs.pop(key))
 
@@ -414,15 +462,16 @@ class _Walk:
             self.gradients[segment] = borrowed if segment in self.reduced else mine.weights
             self._add(_GRADIENTS, self.gradients[segment])
 
-    def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> int:
-        """Put the gradient of one output together; its bytes."""
-        buffers = local = 0
+    def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> list[Gradient]:
+        """Put the gradient of one output together; the tensors that it lies in."""
+        buffers = 0
+        local: list[Gradient] = []
         pieces: list[Message] = []
         for boundary in self.program.leaving[segment]:
             if boundary.layer == layer:
                 for reader in range(chunk * boundary.turns, (chunk + 1) * boundary.turns):
                     buffers += self.received.pop((B, boundary.index, reader), 0)
-                    local += self.input_gradients.pop((boundary.index, reader), 0)
+                    local += self.input_gradients.pop((boundary.index, reader), [])
                 pieces += self.exchanges.leaving(boundary.index, self.local_rank)
         values = prod(self.program.segments[segment].parts[self.local_rank].output_shape(layer))
         whole = values * self.program.itemsize
@@ -430,12 +479,12 @@ class _Walk:
             # A view: of the buffer, or of the input gradient that it was cut from.
             self._add(_RECEIVED, -buffers)
             self._add(_OUTPUT_GRADIENTS, buffers)
-            return buffers + local
+            return [*local, Gradient(buffers)]
         self._add(_OUTPUT_GRADIENTS, whole)
         self._note(i, 0)
         self._add(_RECEIVED, -buffers)
-        self._add(_OUTPUT_GRADIENTS, -local)
-        return whole
+        self._release(local)
+        return [Gradient(whole)]
 
     # -- communication ------------------------------------------------------------------------
 
