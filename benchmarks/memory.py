@@ -1,7 +1,7 @@
 """Predicted against measured peak memory on the CPU: ``python -m benchmarks.memory [--quick]``.
 
-Every family of networks under every split that suits it. ``--only WORD`` takes the rows whose family
-or split contains the word. A row is the rank whose prediction is farthest off.
+Every family of networks under every split that suits it. ``--only TEXT`` takes the rows whose
+"family, split" contains the text. A row is the rank whose prediction is farthest off.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class Row:
     batch: int
     entries: tuple[str, ...]
     more: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.split}"
 
     def program(self) -> Program:
         """The plan, compiled."""
@@ -83,7 +86,7 @@ def rows(*, small: bool = False) -> Iterator[Row]:
     """Every family under every split.
 
     Args:
-        small: an eighth of the memory, or a little more.
+        small: a quarter of the batch and half the size: peaks of a few MB.
     """
     batch = 8 if small else 32
     yield from images(batch, 32 if small else 64)
@@ -184,7 +187,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller networks")
-    parser.add_argument("--only", default="", help="rows whose family or split contains this")
+    parser.add_argument("--only", default="", help='rows whose "family, split" contains this')
     options = parser.parse_args(arguments)
     os.environ["KINETO_LOG_LEVEL"] = "99"  # it tells of every start and stop
     torch.set_num_threads(1)
@@ -192,7 +195,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     print("| network | split | rank | measured MB | predicted MB | error |\n" + "|---" * 6 + "|")
     errors = []
     for row in rows(small=options.quick):
-        if options.only not in f"{row.family}, {row.split}":
+        if options.only not in str(row):
             continue
         worst = max(found(row), key=lambda rank: abs(rank.error))
         errors.append(worst.error)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, padding_of, windows
-from orchestrator.models.conv_copies import Convolution, copies
+from orchestrator.models.conv_copies import FLOAT32, Convolution, copies
 from orchestrator.models.fields import Count, NonNegative
+from orchestrator.models.in_turn import backward_extra, forward_extra
 from orchestrator.models.layer import require_image, require_nonempty
 from orchestrator.models.layer_costs import Copies, LayerMemory
-from orchestrator.models.ranges import normalise
+from orchestrator.models.ranges import normalise, size
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.terms import Term, Weighted
 from orchestrator.models.value import Value
@@ -151,16 +152,27 @@ class Conv(Weighted):
         left, right, top, bottom = padding = self._padding(part)
         if len(set(padding)) > 1:  # padded before the call
             height, width = height + top + bottom, width + left + right
+        products = self.products(part)
         each = [
             copies(
                 Convolution(
-                    examples, read, height * width, computed, prod(part.output_shape[1:]),
-                    self.kernel, self.stride, groups,
+                    examples, size(product.reads), height * width, product.channels,
+                    prod(part.output_shape[1:]), self.kernel, self.stride, product.groups,
                 )
             )
-            for read, computed, groups in self.calls(part)
+            for product in products
         ]  # fmt: skip
-        return Copies(*map(max, zip(*each, strict=True)))
+        if len(each) == 1:
+            return each[0]
+        before, after = part.bytes(examples, FLOAT32)
+        turns = self.turns(part, before, after, each)
+        bare = self.turns(part, before, after, [Copies()] * len(each))
+        return Copies(
+            forward_extra(turns, after) - forward_extra(bare, after),
+            backward_extra(turns, before) - backward_extra(bare, before),
+            max(own.weights_only for own in each),
+            max(own.input_only for own in each),
+        )
 
     def more_memory(
         self, part: LayerPart, per_value: int, found: LayerMemory, *, in_one: bool
@@ -175,7 +187,7 @@ class Conv(Weighted):
         # cropped to the input's, copy and output gradient are gone.
         return found._replace(
             saves_input=False, saved=found.saved + padded,
-            backward_extra=found.backward_extra + padded - found.before,
+            input_extra=padded - found.before,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ class LayerMemory(NamedTuple):
         saved_inputs: numbers of those that it holds, where it does not hold all.
         saved: what else the graph holds.
         forward_extra, backward_extra: what is needed for a moment besides.
+        input_extra: of that, what only the gradients of inputs need.
         weights: its parameters, and so their gradients.
         same: the output is the input, no new tensor.
         passes_gradient: the gradients of its inputs are that of its output or views of it, no new
@@ -34,6 +35,7 @@ class LayerMemory(NamedTuple):
     same: bool = False
     passes_gradient: bool = False
     saved_inputs: tuple[int, ...] = ()
+    input_extra: int = 0
 
     def holds(self, number: int) -> bool:
         """Whether the graph holds an input for the backward."""

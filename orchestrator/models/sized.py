@@ -212,7 +212,10 @@ class LayerPart(NamedTuple):
             fits = (
                 isinstance(found, LayerMemory)
                 and isinstance(found.saved_inputs, tuple)
-                and all(isinstance(n, int) for n in (*found[:-1], *found.saved_inputs))
+                and all(
+                    isinstance(n, int)
+                    for n in (*found._replace(saved_inputs=()), *found.saved_inputs)
+                )
             )
             what = f"memory gives {found!r}"
             require(fits, self.sized.layer, what, "LayerMemory of whole numbers")

@@ -256,7 +256,8 @@ class _Backward:
             self.now += sum(gradient.size for gradient in given)
         self.now += weights
         if weights or (made and not layer.passes_gradient):
-            self._note(layer.backward_extra + self._copies(i, bool(made), bool(weights)))
+            extra = layer.backward_extra + (layer.input_extra if made else 0)
+            self._note(extra + self._copies(i, bool(made), bool(weights)))
         if deferred and mine is not None:
             self.owed.add(mine)
         elif mine is not None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from benchmarks.memory import Row, found, rows
 from benchmarks.memory_meter import measured_peaks
 from orchestrator.models import (
     Conv,
@@ -42,24 +43,24 @@ CASES = [
     ("single", (), 0.005),
     ("single", ("n_microbatches=2",), 0.005),
     ("single", ("activation_checkpoint=always",), 0.005),
-    ("single", ("model.name=alexnet2012-released",), 0.04),
-    ("krizhevsky2012", (), 0.01),
-    ("krizhevsky2012-half", (), 0.01),
+    ("single", ("model.name=alexnet2012-released",), 0.005),
+    ("krizhevsky2012", (), 0.005),
+    ("krizhevsky2012-half", (), 0.005),
     ("data-parallel", (), 0.005),
     # the transport between processes copies shards, the one inside a process does not
     ("data-parallel", ("optimizer_sharding=zero1",), 0.05),
-    ("one-weird-trick-gather", (), 0.01),
+    ("one-weird-trick-gather", (), 0.005),
     ("one-weird-trick-broadcast", (), 0.005),
     ("one-weird-trick-scatter", (), 0.005),
     ("megatron-fc", (), 0.005),
     ("columns-x-data", (), 0.005),
-    ("four-columns", (), 0.06),
+    ("four-columns", (), 0.005),
     ("isolated-columns", (), 0.005),
-    ("pipeline-gpipe", (), 0.01),
-    ("pipeline-1f1b", (), 0.01),
-    ("pipeline-1f1b", ("activation_checkpoint=always",), 0.01),
-    ("pipeline-interleaved", (), 0.01),
-    ("pipeline-zero-bubble", (), 0.03),
+    ("pipeline-gpipe", (), 0.005),
+    ("pipeline-1f1b", (), 0.005),
+    ("pipeline-1f1b", ("activation_checkpoint=always",), 0.005),
+    ("pipeline-interleaved", (), 0.005),
+    ("pipeline-zero-bubble", (), 0.005),
     ("pipeline-x-data", (), 0.005),
 ]
 
@@ -219,3 +220,46 @@ def test_memory_of_a_transformer(name: str) -> None:
     measured = measured_peaks(program)
     for rank, bytes_measured in zip(peak_memory(program, processor=True), measured, strict=True):
         assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.03), rank
+
+
+# One case for each thing that once was missing or counted too much, under 2 % here.
+FAMILIES = [
+    "resnet, batch",  # gradients added to one that is held; a batch norm's second input gradient
+    "resnet, height",  # parts of images are views of them
+    "resnet, stages, ZB-H1",  # what W needs of I's
+    "inception, height",  # a padded pool's gradient is cropped when the rest is gone
+    "inception, stages, 1F1B",  # a concatenation's gradients are views of one tensor
+    "squeeze_excitation, one",
+    "separable, channel",
+    "gpt, stages, ZB-H1",
+    "llama, one",  # keys and queries that are turned, a composed norm
+    "llama, token x channel",
+]
+
+
+@pytest.mark.parametrize("row", [r for r in rows(small=True) if str(r) in FAMILIES], ids=str)
+def test_memory_of_the_families(row: Row) -> None:
+    for rank in found(row):
+        assert rank.error == pytest.approx(0, abs=0.03), rank
+
+
+def test_every_family_is_measured() -> None:
+    assert set(FAMILIES) <= {str(row) for row in rows(small=True)}
+    assert {row.family for row in rows()} == {name.split(",")[0] for name in FAMILIES}
+
+
+@pytest.mark.parametrize("padding", [0, (0, 3)])
+@pytest.mark.parametrize("channels", [24, 96])
+def test_copies_of_the_first_convolution(channels: int, padding: int | tuple[int, int]) -> None:
+    """It has them like the others: without them a third or more is missing here.
+
+    They do not show in a network whose next layer is a function of each value, as AlexNet: that
+    one's backward needs three tensors of this size, the convolution's own two.
+    """
+    first = Conv(name="first", channels=channels, kernel=11, stride=4, padding=padding)
+    last: list[Layer] = [GlobalAveragePool(name="pool"), Linear(name="fc", features=10)]
+    model = Model("first", (3, 96, 96), [first, *last])
+    program = small_program(model, "layers: all, ranks: [0], split: none", batch=16)
+    (measured,) = measured_peaks(program)
+    assert peak_memory(program, processor=True)[0].peak_bytes == pytest.approx(measured, rel=0.01)
+    assert peak_memory(program)[0].peak_bytes < 0.9 * measured
