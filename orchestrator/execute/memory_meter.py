@@ -47,20 +47,9 @@ class MemoryMeter:
 
 def most_added(recorded: profile) -> int:
     """The most bytes of tensors that were alive at once, of those made under the profiler."""
-    changes: list[tuple[int, int, int]] = []  # when, address, bytes (negative: released)
-    assert recorded.profiler is not None
-    results = recorded.profiler.kineto_results
-    assert results is not None
-    pending = list(results.experimental_event_tree())
-    while pending:
-        event = pending.pop()
-        pending += event.children
-        if event.tag == _EventType.Allocation:
-            fields: Any = event.extra_fields
-            changes.append((event.start_time_ns, fields.ptr, fields.alloc_size))
     alive: dict[int, int] = {}
     now = most = 0
-    for _, address, amount in sorted(changes):
+    for _, address, amount in allocations(recorded):
         if amount > 0:
             alive[address] = amount
             now += amount
@@ -68,3 +57,24 @@ def most_added(recorded: profile) -> int:
         else:
             now -= alive.pop(address, 0)  # 0: it was there before
     return most
+
+
+def allocations(recorded: profile) -> list[tuple[int, int, int]]:
+    """When (ns), address and bytes (negative: released) of what was allocated, in order."""
+    return sorted(
+        (event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size)
+        for event in events(recorded)
+        if event.tag == _EventType.Allocation
+    )
+
+
+def events(recorded: profile) -> Iterator[Any]:
+    """Everything that the profiler has recorded, in no order."""
+    assert recorded.profiler is not None
+    results = recorded.profiler.kineto_results
+    assert results is not None
+    pending: list[Any] = list(results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        yield event

@@ -222,7 +222,7 @@ def test_memory_of_a_transformer(name: str) -> None:
         assert rank.peak_bytes == pytest.approx(bytes_measured, rel=0.03), rank
 
 
-# One case for each thing that once was missing or counted too much, under 2 % here.
+# A case for each thing that once was missing or counted too much; the worst is 1.0 % off.
 FAMILIES = [
     "resnet, batch",  # gradients added to one that is held; a batch norm's second input gradient
     "resnet, height",  # parts of images are views of them
@@ -237,14 +237,14 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("row", [r for r in rows(small=True) if str(r) in FAMILIES], ids=str)
+@pytest.mark.parametrize("row", [r for r in rows() if str(r) in FAMILIES], ids=str)
 def test_memory_of_the_families(row: Row) -> None:
     for rank in found(row):
-        assert rank.error == pytest.approx(0, abs=0.03), rank
+        assert rank.error == pytest.approx(0, abs=0.02), rank
 
 
 def test_every_family_is_measured() -> None:
-    assert set(FAMILIES) <= {str(row) for row in rows(small=True)}
+    assert set(FAMILIES) <= {str(row) for row in rows()}
     assert {row.family for row in rows()} == {name.split(",")[0] for name in FAMILIES}
 
 
