@@ -9,9 +9,11 @@ where it only puts channels last. Each pass allocates in this order, which torch
     gradient of weight  gradient', input', weight gradient'; then the weight gradient, likewise
 
 Which layouts are chosen was read from the library's own record (``ONEDNN_VERBOSE``) for 500
-convolutions of random sizes: oneDNN 3.12 in torch 2.13, AVX-512, float32, one thread. Of 250 others
-the bytes so predicted were within 2 % for all but a few of under a megabyte. Other processors and
-versions choose other layouts.
+convolutions of random sizes: oneDNN 3.12 in torch 2.13, AVX-512, float32, one thread (2026-11-24).
+Of 250 others with other numbers of channels, 732 of 750 passes were within 2 % of input, output,
+weight and copies; one rule, for 2 input channels, was mended by these. Not counted are the buffers
+of single kernels, some 0.1 MB. Other processors and versions choose other layouts. Several threads
+hand convolutions of kernel 1 over few examples to the library, too, so that more is copied.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ What is alive, by name of the part it is counted under:
     workspace       needed for a moment inside the op at the peak
 
 Approximations: a send's copy is counted until the next computation has ended, since it travels
-under it; a framework's context and its allocator's holes are the cluster's ``reserved_GiB``. Images
-and labels before they reach the device, and weights while they are drawn, are the host's.
+under it, and to its begin where it waits for the same peer; a framework's context and its
+allocator's holes are the cluster's ``reserved_GiB``. Images and labels before they reach the
+device, and weights while they are drawn, are the host's.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def peak_memory(
     Args:
         ranks: only these.
         series: keep the bytes of every op, for pictures.
-        processor: the ranks are on processors, whose library copies what convolutions read.
+        processor: the ranks are on processors, whose library copies what convolutions read, and
+            where a part of an image is a view of it.
     """
     pieces = _Exchanges(program, onednn=processor and program.dtype in ("float32", "tfloat32"))
     wanted = program.ranks if ranks is None else ranks
