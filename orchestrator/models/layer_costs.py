@@ -41,6 +41,13 @@ class LayerMemory(NamedTuple):
         """Whether the graph holds an input for the backward."""
         return self.saves_input or number in self.saved_inputs
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is whole numbers, which a user's kind may miss."""
+        inputs = self.saved_inputs
+        numbers = [n for n in self if n is not inputs]
+        return isinstance(inputs, tuple) and all(isinstance(n, int) for n in (*numbers, *inputs))
+
 
 class Kernel(NamedTuple):
     """One kernel of a pass, which reads and writes each of its tensors once: what a window reads

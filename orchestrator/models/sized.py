@@ -209,14 +209,7 @@ class LayerPart(NamedTuple):
         with asking(self.sized.layer, "memory fails"):
             found = self.sized.layer.memory(self, examples, itemsize)
         if is_of_user(type(self.sized.layer)):
-            fits = (
-                isinstance(found, LayerMemory)
-                and isinstance(found.saved_inputs, tuple)
-                and all(
-                    isinstance(n, int)
-                    for n in (*found._replace(saved_inputs=()), *found.saved_inputs)
-                )
-            )
+            fits = isinstance(found, LayerMemory) and found.is_whole
             what = f"memory gives {found!r}"
             require(fits, self.sized.layer, what, "LayerMemory of whole numbers")
         return found
