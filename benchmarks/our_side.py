@@ -15,8 +15,7 @@ from orchestrator.execute.parameters import Slot, initial_value
 from orchestrator.models import Model, Recipe
 from orchestrator.plan import Plan
 from orchestrator.program import Program, compile_plan
-from orchestrator.program.resolve import model_of
-from orchestrator.train.run import recipe_of
+from orchestrator.program.resolve import model_of, recipe_of
 from orchestrator.train.worker import drive
 
 
@@ -79,10 +78,10 @@ class OurRank:
         def value(slot: Slot) -> Tensor:
             return initial_value(slot, setting.recipe.seed, wholes)
 
+        program = setting.program.for_rank(setting.rank)
         self.interpreter = RankInterpreter(
-            setting.program, setting.rank,
-            connect(setting.program, setting.rank, None, PEER_TIMEOUT_S),
-            setting.feed, setting.recipe, Cpu() if clock else Unclocked(), value,
+            program, connect(program, None, PEER_TIMEOUT_S), setting.feed, setting.recipe,
+            Cpu() if clock else Unclocked(), value,
         )  # fmt: skip
 
     def step(self, number: int) -> float:

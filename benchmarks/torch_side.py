@@ -151,9 +151,10 @@ def sgd(module: nn.Module, recipe: Recipe, *, fused: bool = True) -> torch.optim
 def _lay_out_masks(module: nn.Module, recipe: Recipe, number: int, runs: Sequence[Tensor]) -> None:
     """Our masks for the next forwards, one per run of samples; none once the check is over."""
     if number < CHECK_STEPS:
+        batch = sum(map(len, runs))
         for dropout in module.modules():
             if isinstance(dropout, SharedMaskDropout):
-                dropout.draws = deque(Draw(recipe.seed, number, samples) for samples in runs)
+                dropout.draws = deque(Draw(recipe.seed, number, samples, batch) for samples in runs)
 
 
 # -- sides ----------------------------------------------------------------------------------------

@@ -33,10 +33,20 @@ from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.observe.accounting import Account, Accountant
 from orchestrator.plan import Plan, load_plan
 from orchestrator.program import compile_plan
-from orchestrator.program.resolve import model_of
-from orchestrator.train.run import Collector, recipe_of
+from orchestrator.program.ops import Program, RankProgram
+from orchestrator.program.precision import precision_of
+from orchestrator.program.resolve import model_of, recipe_of
+from orchestrator.train.run import Collector
 from orchestrator.train.run_folder import RunFolder
-from orchestrator.train.worker import Job, LateFeed, data_feed, drive, ended, report
+from orchestrator.train.worker import (
+    Job,
+    LateFeed,
+    data_feed,
+    drive,
+    ended,
+    job_of_rank,
+    report,
+)
 
 BATCH = 32
 CALIBRATED = ("single", "krizhevsky2012")  # the layer parts of these and no others are measured
@@ -48,7 +58,7 @@ class Turns:
     """What the workers are told."""
 
     calibration: MeasureJob
-    jobs: dict[str, Job]
+    jobs: dict[str, Job[Program]]
     count: int
 
 
@@ -86,9 +96,14 @@ def take_turns(folder: Path, count: int, names: Sequence[str]) -> None:
     turns = Turns(MeasureJob(measured, link, 0.0), jobs, count)
     load_s = load_seconds(measured[0].model)
     launch(
-        work, turns, world_size=ranks, on_event=on_event, threads_per_worker=1, timeout_s=600.0,
+        work,
+        lambda _: turns,
+        world_size=ranks,
+        on_event=on_event,
+        threads_per_worker=1,
+        timeout_s=600.0,
         use_gpu=False,
-    )  # fmt: skip
+    )
     for name, collector in collectors.items():
         collector.write_down(plans[name], "ray", interrupted=False)
         problems = collector.ledger_problems()
@@ -102,10 +117,10 @@ def plan_of(name: str) -> Plan:
     return load_plan(name, [f"global_batch_size={BATCH}", *SETTINGS.get(name, ())])
 
 
-def job_of(plan: Plan, turns: int) -> Job:
+def job_of(plan: Plan, turns: int) -> Job[Program]:
     """Two steps a turn."""
     model = model_of(plan)
-    program = compile_plan(plan, model, dtype=plan.training.dtype or "float32")
+    program = compile_plan(plan, model, dtype=precision_of(plan))
     return Job(program, recipe_of(plan, model), "synthetic", 0, 2 * turns)
 
 
@@ -120,16 +135,18 @@ def work(context: WorkerContext, turns: Turns) -> None:
     if offsets:
         context.emit("offsets", offsets)
     routes = measured_routes(context.world_size)
-    link = connect(turns.calibration.link, context.rank, None, context.timeout_s, routes)
+    program = turns.calibration.link.for_rank(context.rank)
+    link = connect(program, None, context.timeout_s, routes)
     meter = Meter(context, turns.calibration, link)
     with ExitStack() as stack:
         plans: dict[str, PlanOnRank] = {}
         for name, job in turns.jobs.items():
             # All ranks make its groups.
-            transport = GlooTransport(job.program, context.rank, context.timeout_s)
+            rank = min(context.rank, job.program.world_size - 1)
+            transport = GlooTransport(job.program.for_rank(rank), context.timeout_s)
             if context.rank < job.program.world_size:
                 plans[name] = stack.enter_context(
-                    closing(PlanOnRank(context, name, job, transport))
+                    closing(PlanOnRank(context, name, job_of_rank(job, rank), transport))
                 )
         meter.warm_up()
         for turn in range(turns.count):
@@ -152,7 +169,7 @@ class PlanOnRank:
     """One rank of one plan, which goes on when it is its turn."""
 
     def __init__(
-        self, context: WorkerContext, name: str, job: Job, transport: GlooTransport
+        self, context: WorkerContext, name: str, job: Job[RankProgram], transport: GlooTransport
     ) -> None:
         self.context, self.name = context, name
         self.memory = MemoryMeter(None)
@@ -164,7 +181,7 @@ class PlanOnRank:
             return initial_value(slot, job.recipe.seed, wholes)
 
         self.interpreter = RankInterpreter(
-            job.program, context.rank, transport, self.feed, job.recipe, Cpu(), value
+            job.program, transport, self.feed, job.recipe, Cpu(), value
         )
         self.feed.real = data_feed(job, [self.interpreter])
 

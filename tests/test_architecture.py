@@ -1,7 +1,7 @@
 """The parts of the package import each other in one direction: read from the source.
 
-errors, files, schedules ◄── plan, models ◄── program ◄── observe ◄── execute ◄── train
-                                                                  ◄── simulate
+errors, files, schedules, optimizers ◄── plan, models ◄── program ◄── observe ◄── execute ◄── train
+                                                                              ◄── simulate
 and cli, run import them all
 """
 
@@ -25,19 +25,21 @@ ALLOWED = {
     "errors": set[str](),
     "files": set[str](),
     "schedules": set[str](),
-    "plan": {"errors", "files", "schedules"},
-    "models": {"errors"},
-    "program": {"errors", "schedules", "plan", "models"},
+    "optimizers": {"errors"},
+    "plan": {"errors", "files", "schedules", "optimizers"},
+    "models": {"errors", "optimizers"},
+    "program": {"errors", "schedules", "optimizers", "plan", "models"},
     "observe": {"errors", "files", "plan", "models", "program"},
-    "execute": {"errors", "plan", "models", "program", "observe"},
+    "execute": {"errors", "optimizers", "plan", "models", "program", "observe"},
     "simulate": {"errors", "schedules", "plan", "models", "program", "observe"},
-    "train": {"errors", "files", "plan", "models", "program", "observe", "execute"},
+    "train": {"errors", "files", "optimizers", "plan", "models", "program", "observe", "execute"},
 }
 # The package itself gives its version; what sits on top of everything may import everything.
 ALLOWED[PACKAGE] = {"errors"}
 ALLOWED["cli"] = ALLOWED["run"] = ALLOWED["__main__"] = {*ALLOWED, "cli", "run"}
 
-RESPONSE_NORM_TORCH = f"{PACKAGE}.models.response_norm_torch"
+# Halves of layer kinds that are written in torch.
+IN_TORCH = tuple(f"{PACKAGE}.models.{name}_torch" for name in ("response_norm", "running"))
 RAY_LAUNCH = f"{PACKAGE}.execute.ray_launch"
 
 
@@ -200,19 +202,19 @@ def test_no_cycle_between_parts() -> None:
 
 @pytest.mark.parametrize("name", ["schedules", "plan", "program", "simulate"])
 def test_pure_parts_do_without_torch_and_ray(name: str) -> None:
-    heavy = ("torch", "ray", "sklearn", RESPONSE_NORM_TORCH)
+    heavy = ("torch", "ray", "sklearn", *IN_TORCH)
     wrong = [i for i in IMPORTS if part(i.importer) == name and within(i.target, *heavy)]
     assert not wrong, told(wrong)
 
 
-def test_layer_kinds_import_torch_when_they_are_computed_only() -> None:
+def test_layer_kinds_and_optimizers_import_torch_when_they_are_computed_only() -> None:
     """A description needs no torch, so imports of it stand inside functions."""
     wrong = [
         i
         for i in IMPORTS
-        if part(i.importer) == "models"
-        and i.importer != RESPONSE_NORM_TORCH
-        and within(i.target, "torch", RESPONSE_NORM_TORCH)
+        if part(i.importer) in ("models", "optimizers")
+        and i.importer not in IN_TORCH
+        and within(i.target, "torch", *IN_TORCH)
         and not i.late
     ]
     assert not wrong, told(wrong)
@@ -229,8 +231,8 @@ def test_importing_the_pure_parts_loads_neither_torch_nor_ray() -> None:
         name
         for path in (ROOT / PACKAGE).rglob("*.py")
         for name in [module_name(path.relative_to(ROOT))]
-        if part(name) in ("schedules", "plan", "models", "program", "simulate")
-        and name != RESPONSE_NORM_TORCH
+        if part(name) in ("schedules", "optimizers", "plan", "models", "program", "simulate")
+        and name not in IN_TORCH
         and path.name != "__main__.py"  # runs when imported
     )
     code = (

@@ -19,7 +19,8 @@ from orchestrator.cli.terminal import console, echo
 from orchestrator.errors import InputError
 from orchestrator.files import check_writable, write_text
 from orchestrator.plan import load_plan
-from orchestrator.program import Program, compile_plan
+from orchestrator.program import Precision, Program, compile_plan
+from orchestrator.program.precision import precision_of
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster, read_cluster
 from orchestrator.simulate.cluster_schema import ClusterName
@@ -155,8 +156,8 @@ def measured_programs(
 def _program(source: str, batch: int, *, replicas: int, options: tuple[str, ...] = ()) -> Program:
     settings = [f"global_batch_size={batch}", f"replicas={replicas}", *options]
     plan = load_plan(source, settings)
-    precision = plan.training.precision or "float32"
-    if precision != "float32":
+    precision = precision_of(plan)
+    if precision != Precision.of("float32"):
         place = plan.location(("training", "precision"))
         message = f"calibrate measures float32; {plan.name} asks for {precision}"
         raise InputError(message, place, "leave training.precision out of the plan to measure it")
@@ -191,9 +192,12 @@ def _measure(
         begun = time.perf_counter()
         task = bar.add_task("starting", total=seconds + _AROUND_S)
         launch(
-            measure, MeasureJob(programs, link, seconds), world_size=count, on_event=on_event,
+            measure,
+            lambda _: MeasureJob(programs, link, seconds),
+            world_size=count,
+            on_event=on_event,
             threads_per_worker=threads,
-        )  # fmt: skip
+        )
     return found, nodes
 
 

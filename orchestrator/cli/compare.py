@@ -15,6 +15,7 @@ from orchestrator.errors import InputError
 from orchestrator.observe.run_record import RunRecord, read_run
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import compile_plan
+from orchestrator.program.precision import precision_of
 from orchestrator.program.resolve import model_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.compare import Item, compare
@@ -96,7 +97,7 @@ def _run_entry(source: str, record: RunRecord, cluster: Cluster | None) -> Entry
     model = model_of(plan)
     data = data_of_run(record.summary)
     prediction = simulate(plan, model, cluster, data=data) if cluster else None
-    program = compile_plan(plan, model, dtype=record.summary.get("dtype", "float32"))
+    program = compile_plan(plan, model, dtype=precision_of(plan))
     # Another release may have compiled the plan to other ops; then ids say nothing here.
     known = program.digest() == record.summary.get("program")
     item = Item(

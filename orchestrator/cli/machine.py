@@ -9,11 +9,11 @@ from pathlib import Path
 from orchestrator.errors import InputError
 from orchestrator.models.model import Model
 from orchestrator.plan import Plan
-from orchestrator.program import compile_plan
+from orchestrator.program import Precision, compile_plan
 from orchestrator.simulate.memory import peak_memory
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
-_ALWAYS = ("parameters", "velocity")  # what every rank holds all the time
+_ALWAYS = ("parameters", "optimizer_state")  # what every rank holds all the time
 
 
 def memory_bytes() -> int:
@@ -24,7 +24,9 @@ def memory_bytes() -> int:
     return found
 
 
-def check_memory(plan: Plan, model: Model, dtype: str, *, process_bytes: int = 0) -> None:
+def check_memory(
+    plan: Plan, model: Model, dtype: str | Precision, *, process_bytes: int = 0
+) -> None:
     """Refuse what cannot run here, before it is compiled for every rank.
 
     What all ranks hold all the time, and what the largest one holds beside it: ranks need not all

@@ -24,7 +24,8 @@ from orchestrator.errors import InputError
 from orchestrator.observe.metrics_options import MetricsOptions
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
-from orchestrator.program.resolve import model_of
+from orchestrator.program.precision import precision_of
+from orchestrator.program.resolve import model_of, recipe_of
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.train.precision import check_trained
 
@@ -116,12 +117,13 @@ def command(
     )
     of_plan, of_cluster = split_overrides(overrides)
     plan = load_plan(plan_source, of_plan)
-    check_trained(plan)
     model = model_of(plan)
+    on_processors = launcher == "local" or device == "cpu"
+    check_trained(plan, recipe_of(plan, model), processor=on_processors)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     if cluster is not None:
         cluster.check_room(plan.world_size, plan.location(("placement",)))
-    dtype = plan.training.precision or "float32"
+    dtype = precision_of(plan)
     if launcher == "local" or not os.environ.get("RAY_ADDRESS"):  # else on other machines, too
         each = 0 if launcher == "local" else PROCESS_BYTES
         check_memory(plan, model, dtype, process_bytes=each)
@@ -212,12 +214,15 @@ def _run(
         return _tell(screen, path, outcome, _predicted(program, cluster, folder, outcome), asked)
 
 
-def _remedy(error: Diverged, job: Job) -> str:
+def _remedy(error: Diverged, job: Job[Program]) -> str:
     divergence, rate = error.divergence, job.recipe.lr
     if divergence.found is not None and divergence.found.of_images:
         return "remedy: look for broken images in the data"
     if divergence.ended == 0:
         return "remedy: smaller start values of the weights; no update had been made"
+    if job.recipe.loss_scale not in (1, "dynamic"):
+        smaller = f"--set training.loss_scale={float(job.recipe.loss_scale) / 16:g}"
+        return f"remedy: a smaller loss scale, such as {smaller}, or a lower rate"
     return f"remedy: a lower rate than {rate:g}, such as --set training.lr={rate / 10:g}"
 
 
@@ -275,11 +280,10 @@ def _interrupts_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job:
+def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job[Program]:
     """The workers' job. Opens the data here first: what is wrong with it is told at once."""
     from orchestrator.train import checkpoint
     from orchestrator.train.data import SampleOrder, open_for
-    from orchestrator.train.run import recipe_of
     from orchestrator.train.worker import Job
 
     recipe = recipe_of(plan, model)
@@ -288,6 +292,6 @@ def _job(plan: Plan, model: Model, program: Program, asked: _Asked) -> Job:
     start, file = 0, None
     if asked.resume is not None:
         file = checkpoint.newest(asked.resume).resolve()
-        start = checkpoint.load(file, model).step
+        start = checkpoint.load(file, model, recipe.updates).step
     count = asked.steps or (asked.epochs or 1) * order.steps_per_epoch
     return Job(program, recipe, asked.data, start, start + count, file, asked.checkpoint_every)

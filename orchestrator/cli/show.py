@@ -26,9 +26,10 @@ from orchestrator.program.ledger import (
     edges,
     sent,
 )
-from orchestrator.program.ops import text
+from orchestrator.program.precision import precision_of
 from orchestrator.program.resolve import model_of
 from orchestrator.program.selection import entry_layers
+from orchestrator.program.text import text
 from orchestrator.simulate.cluster import Cluster, load_cluster
 from orchestrator.simulate.fit import RankFit, fits, what_would_fit
 from orchestrator.simulate.memory import RankMemory, peak_memory
@@ -69,7 +70,7 @@ def command(
     plan = load_plan(plan_source, of_plan)
     cluster = load_cluster(cluster_source, of_cluster) if cluster_source else None
     model = model_of(plan)
-    dtype = plan.training.precision or "float32"
+    dtype = precision_of(plan)
     fold = plan.world_size > MOST_ROWS and not as_program
     if as_json and plan.world_size > MOST_LISTED:
         raise InputError(
@@ -170,7 +171,7 @@ def _ranks(
         rows.append(
             {
                 "rank": rank,
-                "parameters": sum(part.parameters for part in parts),
+                "parameters": sum(part.trained for part in parts),
                 "macs_forward_per_image": sum(part.macs_per_example for part in parts),
                 "activation_bytes_sent_per_step": activations,
                 "gradient_bytes_sent_per_step": gradients,
@@ -198,7 +199,8 @@ def _print(plan: Plan, found: dict[str, Any]) -> None:
     screen = console()
     screen.print(
         f"[bold]{plan.name}[/]  {escape(found['model'])}, {found['world_size']} ranks, batch "
-        f"{plan.global_batch_size} in {plan.n_microbatches} microbatches, {plan.schedule}"
+        f"{plan.global_batch_size} in {plan.n_microbatches} "
+        f"microbatch{'es' * (plan.n_microbatches > 1)}, {plan.schedule}"
     )
     if plan.summary:
         screen.print(plan.summary, markup=False)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, cuda
 
 from orchestrator.program.boundary import Route
 from orchestrator.program.ops import COMPUTE
@@ -32,6 +32,15 @@ class Device(Protocol):
     def order(self, channel: Channel, after: Channel) -> None:
         """What comes next on ``channel`` starts after what was last queued on ``after``."""
 
+    def follow(self, channel: Channel, mark: Mark) -> None:
+        """What comes next on ``channel`` starts after the mark."""
+
+    def reached(self, mark: Mark) -> bool:
+        """Whether the device is past the mark; does not wait."""
+
+    def wait(self, mark: Mark) -> None:
+        """Block the host until the device has reached the mark."""
+
     def on(self, channel: Channel) -> AbstractContextManager[Any]:
         """Queue what is called inside on this channel."""
 
@@ -41,8 +50,13 @@ class Device(Protocol):
     def between(self, begin: Mark, end: Mark) -> float:
         """Seconds from one mark to another; waits until the device has reached both."""
 
+    def staging(self, like: Tensor) -> Tensor | None:
+        """A host tensor of this shape and dtype, from which :meth:`load` need not wait; None where
+        it never waits. Making one may stop the whole device: not within a step."""
+
     def load(self, tensor: Tensor) -> Tensor:
-        """Bring a tensor from the host; the host does not wait."""
+        """Bring a tensor from the host. Unless it is (a part of) a staging tensor, the host may
+        wait for the lane of the computations."""
 
 
 class Cpu:
@@ -56,6 +70,15 @@ class Cpu:
     def order(self, channel: Channel, after: Channel) -> None:
         pass
 
+    def follow(self, channel: Channel, mark: float) -> None:
+        pass
+
+    def reached(self, mark: float) -> bool:
+        return True
+
+    def wait(self, mark: float) -> None:
+        pass
+
     def on(self, channel: Channel) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -65,48 +88,79 @@ class Cpu:
     def between(self, begin: float, end: float) -> float:
         return end - begin
 
+    def staging(self, like: Tensor) -> None:
+        return None
+
     def load(self, tensor: Tensor) -> Tensor:
         return tensor
 
 
 class Cuda:
-    """A GPU: a stream per channel, events for times."""
+    """A GPU: a stream per channel, events for times.
 
-    def __init__(self, index: int) -> None:
+    Args:
+        tf32: let float32 products round their factors to TensorFloat-32, 10 bits of mantissa.
+    """
+
+    def __init__(self, index: int, *, tf32: bool = False) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32  # torch's default is True for convolutions
         self.torch = torch.device("cuda", index)
-        torch.cuda.set_device(self.torch)
-        compute = torch.cuda.current_stream(self.torch)
-        self.streams: dict[Channel, torch.cuda.Stream] = {COMPUTE: compute}
-        self._zero = torch.cuda.Event(enable_timing=True)
+        cuda.set_device(self.torch)
+        compute = cuda.current_stream(self.torch)
+        self.streams: dict[Channel, cuda.Stream] = {COMPUTE: compute}
+        self._zero = cuda.Event(enable_timing=True)
         compute.synchronize()
         self._zero.record(compute)
         compute.synchronize()
         self._zero_seconds = time.perf_counter()
 
-    def stream(self, channel: Channel) -> torch.cuda.Stream:
+    def stream(self, channel: Channel) -> cuda.Stream:
         """A channel's stream, made when it is first asked for."""
         if channel not in self.streams:
-            self.streams[channel] = torch.cuda.Stream(self.torch)
+            self.streams[channel] = cuda.Stream(self.torch)
         return self.streams[channel]
 
-    def mark(self, channel: Channel) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+    def mark(self, channel: Channel) -> cuda.Event:
+        event = cuda.Event(enable_timing=True)
         event.record(self.stream(channel))
         return event
 
     def order(self, channel: Channel, after: Channel) -> None:
         self.stream(channel).wait_stream(self.stream(after))
 
-    def on(self, channel: Channel) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self.stream(channel))
+    def follow(self, channel: Channel, mark: cuda.Event) -> None:
+        self.stream(channel).wait_event(mark)
 
-    def seconds(self, mark: torch.cuda.Event) -> float:
+    def reached(self, mark: cuda.Event) -> bool:
+        return bool(mark.query())
+
+    def wait(self, mark: cuda.Event) -> None:
+        mark.synchronize()
+
+    def synchronize(self) -> None:
+        """Block the host until the device has done all that is queued on any stream."""
+        cuda.synchronize(self.torch)
+
+    @property
+    def name(self) -> str:
+        """The GPU's, as its maker has it."""
+        return cuda.get_device_name(self.torch)
+
+    def on(self, channel: Channel) -> AbstractContextManager[Any]:
+        return cuda.stream(self.stream(channel))
+
+    def seconds(self, mark: cuda.Event) -> float:
         mark.synchronize()
         return self._zero_seconds + float(self._zero.elapsed_time(mark)) / 1e3
 
-    def between(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    def between(self, begin: cuda.Event, end: cuda.Event) -> float:
         end.synchronize()  # its distance to a near event keeps its digits, to the zero it would not
         return float(begin.elapsed_time(end)) / 1e3
 
+    def staging(self, like: Tensor) -> Tensor:
+        with cuda.device(self.torch):  # the current one is a thread's own, and this may be any's
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
     def load(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(self.torch, non_blocking=True)
+        return tensor.to(self.torch, non_blocking=True)

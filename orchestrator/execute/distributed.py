@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,15 +21,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.errors import InputError
-from orchestrator.execute.device import Channel, Cuda
+from orchestrator.execute.device import Channel, Cuda, Mark
 from orchestrator.execute.transport import Handle, Pieces, Transport
 from orchestrator.program.boundary import Route
 from orchestrator.program.ops import (
     ALL_GATHER,
     ALL_REDUCE,
-    LANE_OF,
+    COMPUTE,
     REDUCE,
-    Program,
+    RankProgram,
 )
 
 K = TypeVar("K")
@@ -36,7 +37,7 @@ _STORE_S = 2.0  # beyond its timeout: how long torch.distributed has to tell of 
 
 
 def connect(
-    program: Program, rank: int, device: Cuda | None, timeout_s: float, routes: Sequence[Route] = ()
+    program: RankProgram, device: Cuda | None, timeout_s: float, routes: Sequence[Route] = ()
 ) -> Transport:
     """This rank's transport, after all ranks have agreed that they run the same program.
 
@@ -50,7 +51,7 @@ def connect(
         InputError: a rank has compiled another program.
         RuntimeError: a rank did not answer; the message says who waited for whom.
     """
-    own = (program.digest(), program.dtype, torch.__version__)
+    rank, own = program.rank, (program.digest, torch.__version__)
     everyones: list[Any] = [None] * program.world_size
     with waits_for_all(rank, program.world_size, "to agree on the program"):
         dist.all_gather_object(everyones, own)
@@ -58,13 +59,13 @@ def connect(
         if theirs != own:
             raise InputError(
                 f"rank {rank} runs program {own} and rank {other} {theirs} "
-                "(hash, dtype, torch version)",
+                "(hash, precision, optimizer, torch version)",
                 remedy="install the same versions and the same plan on every node",
             )
     with waits_for_all(rank, program.world_size, "to connect"):
         if device is None:
-            return GlooTransport(program, rank, timeout_s, routes)
-        return NcclTransport(program, rank, device, timeout_s, routes)
+            return GlooTransport(program, timeout_s, routes)
+        return NcclTransport(program, device, timeout_s, routes)
 
 
 @contextmanager
@@ -111,19 +112,6 @@ def _new_group(
     if isinstance(group, BaseException):
         raise group
     return group
-
-
-def _groups(program: Program) -> list[tuple[int, ...]]:
-    """The groups of the program's collectives, in an order that all ranks agree on."""
-    columns = program.columns
-    return sorted(
-        {columns.peers[i] for i in range(len(columns)) if LANE_OF[columns.kind[i]] == REDUCE}
-    )
-
-
-def _routes(program: Program, further: Sequence[Route]) -> list[Route]:
-    """The routes of the program's exchanges, in an order that all ranks agree on."""
-    return sorted({*further, *(t.route for t in program.columns.transfers if t is not None)})
 
 
 # -- gloo -----------------------------------------------------------------------------------------
@@ -212,11 +200,11 @@ class GlooTransport:
     """
 
     def __init__(
-        self, program: Program, rank: int, timeout_s: float, routes: Sequence[Route] = ()
+        self, program: RankProgram, timeout_s: float, routes: Sequence[Route] = ()
     ) -> None:
-        self.rank = rank
-        self.groups = {group: _new_group(group, timeout_s) for group in _groups(program)}
-        self.tags = {route: number for number, route in enumerate(_routes(program, routes))}
+        self.rank = program.rank
+        self.groups = {group: _new_group(group, timeout_s) for group in program.groups}
+        self.tags = {route: n for n, route in enumerate(sorted({*program.routes, *routes}))}
         self.channels: dict[Channel, SimpleQueue[Callable[[], None]]] = {}
         # by peer and direction
         self.waiters: dict[tuple[int, str], SimpleQueue[Callable[[], None]]] = {}
@@ -281,12 +269,17 @@ def _endlessly(queue: SimpleQueue[Callable[[], None]]) -> None:
 
 
 class StreamHandle:
-    """A transfer queued on its channel's stream. Holds its tensors until someone is queued behind
-    it, or it is forgotten."""
+    """A transfer queued on its channel's stream.
 
-    def __init__(self, device: Cuda, channel: Channel, began: torch.cuda.Event, keep: Any) -> None:
+    It holds its tensors, since their memory is the computations' as soon as the host lets go of
+    it: until these are ordered behind the transfer, or the device has ended it.
+    """
+
+    def __init__(
+        self, device: Cuda, channel: Channel, began: Mark, tensors: Sequence[Tensor]
+    ) -> None:
         self.device, self.began, self.ended = device, began, device.mark(channel)
-        self.keep = keep
+        self.tensors = tuple(tensors)
 
     def done(self) -> bool:
         return True  # whoever needs it is queued behind it by join()
@@ -295,10 +288,16 @@ class StreamHandle:
         pass
 
     def join(self) -> None:
-        torch.cuda.current_stream(self.device.torch).wait_event(self.ended)
-        self.keep = None
+        self.device.follow(COMPUTE, self.ended)
+        self.tensors = ()
 
-    def marks(self) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
+    def let_go(self) -> bool:
+        """Whether it holds nothing any more, since the transfer has ended."""
+        if self.tensors and self.device.reached(self.ended):
+            self.tensors = ()
+        return not self.tensors
+
+    def marks(self) -> list[tuple[Mark, Mark]]:
         return [(self.began, self.ended)]
 
 
@@ -310,18 +309,18 @@ class NcclTransport:
     """
 
     def __init__(
-        self, program: Program, rank: int, device: Cuda, timeout_s: float,
-        routes: Sequence[Route] = (),
-    ) -> None:  # fmt: skip
-        self.rank, self.device = rank, device
+        self, program: RankProgram, device: Cuda, timeout_s: float, routes: Sequence[Route] = ()
+    ) -> None:
+        self.rank, self.device = program.rank, device
+        self.held: defaultdict[Channel, deque[StreamHandle]] = defaultdict(deque)
         self.routes = {
-            route: _new_group(route.ranks, timeout_s) for route in _routes(program, routes)
+            route: _new_group(route.ranks, timeout_s)
+            for route in sorted({*program.routes, *routes})
         }
-        self.groups = {group: _new_group(group, timeout_s) for group in _groups(program)}
+        self.groups = {group: _new_group(group, timeout_s) for group in program.groups}
         to: dict[Route, set[int]] = {}
         from_: dict[Route, set[int]] = {}
-        for i in program.order[rank]:
-            transfers = program.columns.transfers[i]
+        for transfers in (op.transfers for op in program.ops):
             if transfers is not None:
                 to.setdefault(transfers.route, set()).update(p for p, _ in transfers.sends)
                 from_.setdefault(transfers.route, set()).update(p for p, _ in transfers.receives)
@@ -333,15 +332,16 @@ class NcclTransport:
             for work in self._group(route, sends, receives):
                 work.wait()
         for group, comm in self.groups.items():
-            if rank in group:
+            if self.rank in group:
                 dist.all_reduce(torch.zeros(1, device=device.torch), group=comm)
-        torch.cuda.synchronize(device.torch)
+        device.synchronize()
 
     def exchange(self, route: Route, sends: Pieces, receives: Pieces) -> Handle:
         def start() -> list[dist.Work]:
             return self._group(route, sends, receives)
 
-        return self._queued(route, (sends, receives), start)
+        tensors = [tensor for _, tensor in (*sends, *receives)]
+        return self._queued(route, tensors, start)
 
     def _group(self, route: Route, sends: Pieces, receives: Pieces) -> list[dist.Work]:
         comm = self.routes[route]
@@ -361,14 +361,21 @@ class NcclTransport:
                 return [dist.all_gather_into_tensor(tensor, own, group=comm, async_op=True)]
             return [dist.reduce_scatter_tensor(own, tensor, group=comm, async_op=True)]
 
-        return self._queued(REDUCE, tensor, start)
+        return self._queued(REDUCE, (tensor,), start)
 
-    def _queued(self, channel: Channel, keep: Any, start: Callable[[], list[Any]]) -> StreamHandle:
+    def _queued(
+        self, channel: Channel, tensors: Sequence[Tensor], start: Callable[[], list[Any]]
+    ) -> StreamHandle:
+        held = self.held[channel]
+        while held and held[0].let_go():
+            held.popleft()
         with self.device.on(channel):
             began = self.device.mark(channel)
             for work in start():
                 work.wait()  # orders the channel's stream behind the transfer; the host goes on
-        return StreamHandle(self.device, channel, began, keep)
+        handle = StreamHandle(self.device, channel, began, tensors)
+        held.append(handle)
+        return handle
 
 
 # -- one clock ------------------------------------------------------------------------------------

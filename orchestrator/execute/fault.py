@@ -7,6 +7,8 @@ in the order in which values are made::
     backward    from the loss on         what its readers return to it, what it passes on
     reduction   at the end               the summed gradients that the ranks update with
 
+What a layer tells of a batch for its running averages goes where gradients go, and is compared so.
+
 What one layer gives and another does not get is the fault of the exchange between them. A layer
 that a plan takes in two halves (``fc6`` and ``fc6.sum``) is judged as one.
 """
@@ -28,6 +30,7 @@ from orchestrator.execute.recording import Pass, Recorder
 from orchestrator.execute.reference import Reference
 from orchestrator.models.box import Box, is_empty, within
 from orchestrator.models.model import Recipe
+from orchestrator.models.parameter import ParameterSpec
 from orchestrator.models.pieces import cut_out, put_in
 from orchestrator.models.ranges import shift
 from orchestrator.models.sized import LayerPart, SizedLayer
@@ -52,7 +55,7 @@ def first_fault(
     split = LocalExecutor(program, feed, recipe, strict=True)
     recordings = [rank.record() for rank in split.ranks]
     whole = Reference(
-        program.model, feed, recipe, global_batch=program.global_batch, dtype=program.dtype,
+        program.model, feed, recipe, global_batch=program.global_batch, dtype=program.precision,
         update_examples=update_examples,
     )  # fmt: skip
     recorder: Recorder[tuple[str, int]] = Recorder()
@@ -333,23 +336,25 @@ class _Comparison:
         for source in self.trained_sources(layer):
             yield from self.cut_off(source)
         everything = [self.passed_back(layer, source) for source in self.trained_sources(layer)]
-        specs = self.model.layers[self.model.index[layer]].specs
+        sized = self.model.layers[self.model.index[layer]]
         # one scale for all: a bias before a norm has no gradient but rounding
-        scale = [self.expected.gradient(layer, spec.name) for spec in specs]
-        scale += [expected for _, _, expected in everything]
-        largest = max([_largest(x) for x in scale], default=0.0)
+        passed = [_largest(expected) for _, _, expected in everything]
+        gradients = {x: self.expected.gradient(layer, x.name) for x in sized.specs}
+        largest = max([_scale(gradients, trained=True), *passed])
         for source, found, expected in everything:
             for where, gradient, rows in found:
                 yield from self.differs(
                     gradient[:rows], expected[:rows], torch.tensor(largest),
                     f"{layer}: the gradient of its input {source}{where} differs", "backward",
                 )  # fmt: skip
-        for spec in specs:
-            expected = self.expected.gradient(layer, spec.name)
+        for spec, expected in gradients.items():
+            scale, what = largest, "the gradient of"
+            if spec.update is not None:
+                scale, what = _scale(gradients, trained=False), "what it finds in the batch for"
             for where, gradient in self.contributions(layer, spec.name, expected):
                 yield from self.differs(
-                    gradient, expected, torch.tensor(largest),
-                    f"{layer}: the gradient of its {spec.name}{where} differs", "backward",
+                    gradient, expected, torch.tensor(scale),
+                    f"{layer}: {what} its {spec.name}{where} differs", "backward",
                 )  # fmt: skip
 
     def trained_sources(self, layer: str) -> list[str]:
@@ -494,13 +499,16 @@ class _Comparison:
                         for spec in sized.specs if spec.tied_to == slot.name
                     ]  # fmt: skip
                     tied = f" (tied to {', '.join(users)})" if users else ""
-                    largest = max(
-                        _largest(self.expected.summed(f"{slot.layer.name}.{spec.name}"))
+                    name = slot.layer.name
+                    alike = {
+                        spec: self.expected.summed(f"{name}.{spec.name}")
                         for spec in slot.layer.specs
-                    )
+                    }
+                    largest = _scale(alike, trained=slot.trained)
+                    what = "the gradient of" if slot.trained else "what is found for"
                     yield from self.differs(
                         gradient, expected, torch.tensor(largest),
-                        f"{slot.layer.name}: the gradient of {slot.name}{tied}, summed over those "
+                        f"{name}: {what} {slot.name}{tied}, summed over those "
                         f"who share it, differs on rank {rank.rank}", "reduction",
                     )  # fmt: skip
 
@@ -544,11 +552,11 @@ def _nodes(program: Program) -> Iterator[_Node]:
                 found = segment.imports[-1 - source]
                 boundary = program.boundaries[found.boundary] if found.boundary > 0 else None
                 sources.append((boundary.producer, boundary.layer) if boundary else None)
-            ours = sized.name in program.model.index
-            layer = sized.name if ours else sized.name.rpartition(".")[0]
             key = (segment.index, position)
-            compared = ours or any(source in summed for source in sources)
-            yield _Node(segment, position, layer, tuple(sources), key in summed, compared)
+            compared = not sized.half_of or any(source in summed for source in sources)
+            yield _Node(
+                segment, position, sized.model_layer, tuple(sources), key in summed, compared
+            )
 
 
 def _first_chunks(segment: Segment) -> int:
@@ -558,6 +566,12 @@ def _first_chunks(segment: Segment) -> int:
 def _where(use: _Use) -> str:
     """Replicated ranks have all of a gradient each, others a part of it."""
     return f" on rank {use.rank.local_rank}" if use.node.segment.replicated else ""
+
+
+def _scale(gradients: Mapping[ParameterSpec, Tensor], *, trained: bool) -> float:
+    """The largest of what is trained, or of what is found for running averages."""
+    found = [_largest(x) for spec, x in gradients.items() if (spec.update is None) == trained]
+    return max(found, default=0.0)
 
 
 def _largest(x: Tensor) -> float:

@@ -120,7 +120,8 @@ def first_non_finite(interpreter: RankInterpreter) -> NonFinite | None:
 
 
 def bad_parameters(interpreter: RankInterpreter) -> NonFinite | None:
-    """The first of a rank's layers whose weights, biases or velocities are not all finite."""
+    """The first of a rank's layers whose weights, biases or optimizer state are not all
+    finite."""
     names = [
         name
         for parameters in interpreter.parameters.values()
@@ -133,7 +134,7 @@ def bad_parameters(interpreter: RankInterpreter) -> NonFinite | None:
 def _in_chunk(
     interpreter: RankInterpreter, runner: SegmentRunner, saved: Saved
 ) -> Iterator[NonFinite]:
-    names = [layer.sized.name for layer in runner.part.layers]
+    names = [layer.sized.model_layer for layer in runner.part.layers]
     for found, x in zip(runner.segment.imports, saved.imports, strict=True):
         if not _finite(x):
             yield _at(interpreter, names[found.readers[0][0]], Where.INPUT)
@@ -143,23 +144,18 @@ def _in_chunk(
 
 
 def _at(interpreter: RankInterpreter, name: str, where: Where) -> NonFinite:
-    names = [layer.name for layer in interpreter.program.model.layers]
-    if name not in names:  # a half that the compiler placed, such as conv2.sum
-        name = name.rpartition(".")[0]
-    return NonFinite(names.index(name), where, name, interpreter.rank)
+    return NonFinite(interpreter.program.model.index[name], where, name, interpreter.rank)
 
 
 def _tensors(parameters: SegmentParameters) -> Iterator[tuple[str, Tensor]]:
     """By the name of their layer."""
     for slot, weight in zip(parameters.slots, parameters.own, strict=True):
         yield slot.layer.name, weight
-    if parameters.sharded:
-        start = parameters.shard.start
-        for slot, low, high in parameters.shard_slots():
-            yield slot.layer.name, parameters.velocities[0][low - start : high - start]
-    else:
-        for slot, velocity in zip(parameters.slots, parameters.velocities, strict=True):
-            yield slot.layer.name, velocity
+    for target in parameters.targets:
+        yield target.slot.layer.name, target.value
+    for number, target in enumerate(parameters.trained):
+        for tensors in parameters.state.values():
+            yield target.slot.layer.name, tensors[number]
 
 
 def _finite(tensor: Tensor) -> bool:

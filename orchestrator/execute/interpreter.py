@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.execute.device import Device, Mark
+from orchestrator.execute.loss_scale import LossScale
 from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.recording import Recorder
 from orchestrator.execute.segment_runner import Place, SegmentRunner
@@ -37,7 +38,7 @@ from orchestrator.program.ops import (
     B,
     F,
     Op,
-    Program,
+    RankProgram,
     W,
 )
 from orchestrator.program.segments import Import, SegmentPart
@@ -56,11 +57,18 @@ class Feed(Protocol):
         """(n,) int64."""
 
 
+class Places(NamedTuple):
+    """Where some examples are in the step's global batch, the same in every step."""
+
+    on_host: Tensor
+    on_device: Tensor
+
+
 class Data(NamedTuple):
     """What a forward reads of the data set, on the device.
 
     Args:
-        samples: places in the step's global batch, on the host.
+        samples: places in the step's global batch.
         values: by import, its box of the examples' input or labels.
     """
 
@@ -160,33 +168,41 @@ class RankInterpreter:
 
     def __init__(
         self,
-        program: Program,
-        rank: int,
+        program: RankProgram,
         transport: Transport,
         feed: Feed,
         recipe: Recipe,
         device: Device,
         value: Callable[[Slot], Tensor],
     ) -> None:
-        self.program, self.rank = program, rank
-        self.transport = CountingTransport(transport, rank)
+        self.program, self.rank = program, program.rank
+        self.transport = CountingTransport(transport, self.rank)
         self.feed, self.recipe, self.device = feed, recipe, device
-        self.replica, self.local_rank = divmod(rank, program.ranks_per_replica)
-        self.ops = tuple(program.rank_ops(rank))
+        self.replica, self.local_rank = program.replica, program.local_rank
+        self.ops = program.ops
         listed: set[int] = set()
         for op in self.ops:
             if not listed.issuperset(op.needs):
-                raise ValueError(f"rank {rank}: {op} needs what its rank has not listed before it")
+                raise ValueError(
+                    f"rank {self.rank}: {op} needs what its rank has not listed before it"
+                )
             listed.add(op.id)
-        self.dtype = TORCH_DTYPE[program.dtype]
+        self.dtype = TORCH_DTYPE[program.precision.compute]
+        self.send_dtype = TORCH_DTYPE[program.precision.send]
+        assert recipe.updates.state == program.optimizer.state, "the program is of this recipe"
+        self.labels = program.global_batch * program.model.predictions
         self.parameters: dict[int, SegmentParameters] = {}
         self.runners: dict[int, SegmentRunner] = {}
         self._build(value)
         self.sent: Counter[Edge] = Counter()
+        self.scale = LossScale.of(recipe.loss_scale)
+        self.passes: bool | None = None  # this step's gradients, once they were looked at
         self.loss = torch.zeros((), dtype=torch.float64)
         self.recording: Recording | None = None
         self.number = -2  # of the step before; none yet
         self.left: Mark = None
+        self.rehearsing = False  # a step whose values are thrown away
+        self.places: dict[tuple[int, int], Places] = {}
         self._reset()
 
     def _build(self, value: Callable[[Slot], Tensor]) -> None:
@@ -199,14 +215,15 @@ class RankInterpreter:
                 ranks = len(bucket.ranks) if bucket else 1
                 group_rank = bucket.ranks.index(self.local_rank) if bucket else 0
                 parameters = SegmentParameters(
-                    part, dtype=self.dtype, device=self.device.torch, value=value,
+                    part, optimizer=self.recipe.updates, precision=program.precision,
+                    device=self.device.torch, value=value,
                     group=ranks * program.replicas, group_rank=self.replica * ranks + group_rank,
                     sharded=program.sharded,
                 )  # fmt: skip
                 self.parameters[segment.index] = parameters
                 self.runners[segment.index] = SegmentRunner(
                     segment, part, parameters, split=split,
-                    loss_scale=1 / (program.global_batch * program.model.predictions),
+                    loss_scale=1 / self.labels,
                 )  # fmt: skip
         self.borrows = [b for b in program.boundaries if b.parameter]
 
@@ -225,6 +242,7 @@ class RankInterpreter:
             parameters.borrowed_gradients.clear()
         self.marks: dict[int, tuple[Mark, Mark]] = {}
         self.asked: dict[int, Mark] = {}
+        self.passes = None
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -238,6 +256,8 @@ class RankInterpreter:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device.torch)
         self.begin = self.left if self.number == step - 1 else self.device.mark(COMPUTE)
         self.number = step
+        for runner in self.runners.values():
+            runner.loss_scale = self.scale.value / self.labels
         for op in self.ops:
             for need in op.needs:
                 handle = self.handles.get(need)
@@ -252,10 +272,11 @@ class RankInterpreter:
                 self.marks[op.id] = (began, self.device.mark(COMPUTE))
             else:
                 self.handles[op.id] = self._post(op)
-        for handle in self.handles.values():
+        for handle in self.handles.values():  # what follows the step finds all of it ended
             if not handle.done():
                 yield handle
             handle.join()
+        self.scale.note(updated=self.passes is not False)
         self.finish = self.left = self.device.mark(COMPUTE)
 
     def record(self) -> Recording:
@@ -270,11 +291,10 @@ class RankInterpreter:
         self.number = -2
 
     def state_bytes(self) -> int:
-        """Bytes that stay from step to step: weights, velocities and flat gradients."""
+        """Bytes that stay from step to step: weights, optimizer state and flat gradients."""
         storages = {}
         for parameters in self.parameters.values():
-            flats = [t for t in (parameters.flat, parameters.flat_gradient) if t is not None]
-            for tensor in [*parameters.weights, *parameters.velocities, *flats]:
+            for tensor in parameters.tensors():
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
@@ -290,9 +310,9 @@ class RankInterpreter:
         """Which op a handle belongs to, in words."""
         for i, kept in self.handles.items():
             if kept is handle:
-                op = self.program.op(i)
+                op = next(op for op in self.ops if op.id == i)
                 peers = ", ".join(str(p) for p in op.peers if p != self.rank)
-                layer = self.program.reader(op.id)
+                layer = self.program.reader_of(op)
                 return f"rank {self.rank} waits for rank {peers} at {op} ({op.kind} before {layer})"
         return f"rank {self.rank} waits"
 
@@ -302,12 +322,21 @@ class RankInterpreter:
         """What a forward reads of the data set. Where it reads any, marks when it was asked for."""
         segment = self.program.segments[op.segment]
         part = self.runners[op.segment].part
-        samples = self._samples(op.segment, op.microbatch, part.batch)
+        places = self._places(op.segment, op.microbatch, part.batch)
         wanted = [n for n, found in enumerate(segment.imports) if found.boundary < 0]
         if wanted:
             self.asked[op.id] = self.device.mark(COMPUTE)
-        values = {n: self._read(segment.imports[n], part.imports[n], samples) for n in wanted}
-        return Data(samples, values)
+        values = {
+            n: self._read(segment.imports[n], part.imports[n], places.on_host) for n in wanted
+        }
+        return Data(places.on_device, values)
+
+    def _places(self, segment: int, chunk: int, batch: Ranges) -> Places:
+        """Of a chunk's examples; loaded once, since a copy that is not of pinned memory waits."""
+        if (segment, chunk) not in self.places:
+            samples = self._samples(segment, chunk, batch)
+            self.places[segment, chunk] = Places(samples, self.device.load(samples))
+        return self.places[segment, chunk]
 
     def _read(self, found: Import, box: Box, samples: Tensor) -> Tensor:
         """A box of some examples' input or labels."""
@@ -329,7 +358,13 @@ class RankInterpreter:
             self._take_back(segment)
             if self.recording is not None:
                 self.recording.updates(segment, self.parameters[segment])
-            self.parameters[segment].step(self.recipe, scale)
+            if self.passes is None:
+                every = self.parameters.values() if self.scale.dynamic else ()
+                self.passes = self.scale.passes(g for p in every for g in p.target_gradients())
+            if self.passes:
+                self.parameters[segment].step(self.recipe.lr, scale, self.scale.value)
+            else:
+                self.parameters[segment].forget_gradients()
             return
         runner = self.runners[segment]
         if data is not None:
@@ -356,11 +391,11 @@ class RankInterpreter:
             data.values[n] if found.boundary < 0 else self._import(found, n, part, chunk)
             for n, found in enumerate(segment.imports)
         )
-        draw = Draw(self.recipe.seed, self.number, self.device.load(data.samples))
+        draw = Draw(self.recipe.seed, self.number, data.samples, self.program.global_batch)
         recompute = self.program.recomputes(number, chunk)
         outputs = runner.forward(chunk, imports, draw, recompute=recompute)
         if segment.has_loss:
-            self.loss += outputs.pop(len(part.layers) - 1).double()
+            self.loss += outputs.pop(len(part.layers) - 1).double() / self.scale.value
         for layer in segment.exports:
             self.outputs[number, layer, chunk] = outputs[layer]
 
@@ -369,7 +404,7 @@ class RankInterpreter:
 
         A GPU is waited for here, once a microbatch on the ranks that have a loss.
         """
-        if not torch.isfinite(self.loss):
+        if not torch.isfinite(self.loss) and not self.rehearsing:
             raise LossNotFinite(f"step {self.number + 1}: the loss is {float(self.loss)}")
 
     def _samples(self, segment: int, chunk: int, batch: Ranges) -> Tensor:
@@ -407,7 +442,7 @@ class RankInterpreter:
         if whole_of_it and not boundary.summed:
             only = messages[0]
             if only.source != self.local_rank:
-                return received[only.source].view(shape)
+                return received[only.source].view(shape).to(self.dtype)
             assert here is not None
             return cut_out(here, only.taken).contiguous()
         x = torch.zeros(shape, dtype=self.dtype, device=self.device.torch)
@@ -479,7 +514,7 @@ class RankInterpreter:
         for layer, given in pieces.items():
             shape = part.output_shape(layer)
             if len(given) == 1 and given[0][1].numel() == prod(shape):
-                found[layer] = given[0][1].reshape(shape)
+                found[layer] = given[0][1].reshape(shape).to(self.dtype)
                 continue
             total = torch.zeros(shape, dtype=self.dtype, device=self.device.torch)
             for message, piece in given:
@@ -538,7 +573,7 @@ class RankInterpreter:
         base = self.rank - self.local_rank
         sends = self._outgoing(op, boundary, side)
         receives = [
-            (peer, torch.empty(shape_of(m.taken), dtype=self.dtype, device=self.device.torch))
+            (peer, torch.empty(shape_of(m.taken), dtype=self.send_dtype, device=self.device.torch))
             for peer, m in side.receives
         ]
         if receives:
@@ -565,7 +600,8 @@ class RankInterpreter:
         for peer, message in side.sends:
             box = message.taken if forward else message.given
             if box not in cut:
-                cut[box] = self._source(op, boundary, message).contiguous()
+                piece = self._source(op, boundary, message)
+                cut[box] = piece.to(self.send_dtype).contiguous()
             elif not forward and not boundary.parameter:
                 self._is_cut(op.segment, op.microbatch)
             found.append((peer, cut[box]))
@@ -595,7 +631,7 @@ class RankInterpreter:
 
     def _count_messages(self, op: Op, sends: Sequence[tuple[int, Tensor]]) -> None:
         """Bytes that an exchange sends, those of the tensors that it is handed."""
-        layer, base = self.program.reader(op.id), self.rank - self.local_rank
+        layer, base = self.program.reader_of(op), self.rank - self.local_rank
         direction = "forward" if op.kind in FORWARD else "backward"
         for peer, tensor in sends:
             edge = Edge(self.rank, base + peer, layer, direction)
@@ -604,7 +640,7 @@ class RankInterpreter:
     def _count_buffer(self, op: Op, tensor: Tensor) -> None:
         """A collective's ring equivalent for its buffer. The buffers themselves are counted by the
         transport that they are handed to."""
-        layer = self.program.reader(op.id)
+        layer = self.program.reader_of(op)
         group_rank = op.peers.index(self.rank)
         following = op.peers[(group_rank + 1) % len(op.peers)]
         values = ring_bytes(op.kind, tensor.numel(), len(op.peers), group_rank)

@@ -49,7 +49,7 @@ class LocalExecutor:
 
         self.ranks = [
             RankInterpreter(
-                program, rank, self.world.transport(rank), feed, recipe, self.device, value
+                program.for_rank(rank), self.world.transport(rank), feed, recipe, self.device, value
             )
             for rank in program.ranks
         ]
@@ -130,13 +130,21 @@ def disagreements(program: Program, ranks: list[RankInterpreter]) -> list[str]:
 
 
 def gather_parameters(program: Program, ranks: list[RankInterpreter]) -> dict[str, Tensor]:
-    """Put the ranks' tiles together to whole weights; replicas and batch parts agree."""
+    """Put the ranks' tiles, or the masters of them, together to whole weights; replicas and batch
+    parts agree."""
     found: dict[str, Tensor] = {}
     for layer in program.model.layers:
         for spec in (spec for spec in layer.specs if not spec.tied_to):
             found[f"{layer.name}.{spec.name}"] = torch.full(spec.shape, torch.nan).double()
     for rank in ranks:
         for parameters in rank.parameters.values():
+            if parameters.has_master:
+                for slot, start, stop, value in parameters.targets:
+                    whole = found[slot.name]
+                    part = slot.of(whole).flatten()
+                    part[start:stop] = value.flatten().double().cpu()
+                    slot.put(whole, part.view(slot.shape))
+                continue
             for slot, weight in zip(parameters.slots, parameters.own, strict=True):
                 slot.put(found[slot.name], weight.detach().double().cpu())
     return found

@@ -30,13 +30,13 @@ from orchestrator.execute.measure_transfers import (
     time_posts,
     time_reduction,
 )
-from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot, sgd
+from orchestrator.execute.parameters import TORCH_DTYPE, SegmentParameters, Slot
 from orchestrator.execute.transport import Transport
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.box import shape_of
-from orchestrator.models.model import Recipe
 from orchestrator.models.randomness import Draw
 from orchestrator.models.sized import LayerPart
+from orchestrator.optimizers import Sgd2012
 from orchestrator.program.ops import Program
 
 UPDATED_BYTES = (65_536, 1_048_576, 8_388_608, 67_108_864)
@@ -105,7 +105,7 @@ def measure(context: WorkerContext, job: MeasureJob) -> None:
     context.emit("node", context.node)
     keep_freed_memory()  # as a run's workers do
     routes = measured_routes(context.world_size)
-    transport = connect(job.link, context.rank, None, context.timeout_s, routes)
+    transport = connect(job.link.for_rank(context.rank), None, context.timeout_s, routes)
     meter = Meter(context, job, transport)
     tell("warming up")
     begun = time.perf_counter()
@@ -239,7 +239,6 @@ class Chain:
     def __init__(self, program: Program, rank: int) -> None:
         self.program, self.rank = program, rank
         self.dtype = TORCH_DTYPE[program.dtype]
-        self.recipe = Recipe()
         self.steps: list[tuple[LayerPart, int, list[Tensor]]] = []
         generator = torch.Generator().manual_seed(0)
 
@@ -251,8 +250,8 @@ class Chain:
             if part is None:
                 continue
             parameters = SegmentParameters(
-                part, dtype=self.dtype, device=torch.device("cpu"), group=1, group_rank=0,
-                sharded=False, value=value,
+                part, optimizer=Sgd2012(), precision=program.precision,
+                device=torch.device("cpu"), group=1, group_rank=0, sharded=False, value=value,
             )  # fmt: skip
             weights = iter(parameters.weights)
             for layer in part.layers:
@@ -306,7 +305,7 @@ class Chain:
 
     @staticmethod
     def _draw(examples: int) -> Draw:
-        return Draw(0, 0, torch.arange(examples))
+        return Draw(0, 0, torch.arange(examples), examples)
 
 
 def _passes(inputs: list[Tensor], weights: list[Tensor]) -> dict[str, list[Tensor]]:
@@ -324,9 +323,10 @@ def _passes(inputs: list[Tensor], weights: list[Tensor]) -> dict[str, list[Tenso
 
 
 def _update(bytes_: int) -> Callable[[], object]:
-    weight, velocity, gradient = (torch.randn(bytes_ // 4) for _ in range(3))
-    weight.requires_grad_().grad = gradient
-    return sgd([weight], [velocity], [True], Recipe()).step
+    """The 2012 paper's, of so many bytes of float32 weights."""
+    weight, momentum, gradient = (torch.randn(bytes_ // 4) for _ in range(3))
+    update = Sgd2012().update([weight.requires_grad_()], {"momentum": [momentum]}, [True], 0.01)
+    return lambda: update.step([gradient], 0.01, first=False)
 
 
 def _copy(bytes_: int) -> Callable[[], object]:

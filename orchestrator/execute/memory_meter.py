@@ -15,7 +15,7 @@ from orchestrator.execute.device import Cuda
 
 
 class MemoryMeter:
-    """On a GPU, what torch has allocated at most since the meter was made.
+    """On a GPU, what torch has allocated at most since the meter was made or restarted.
 
     On a processor torch keeps no such count, so one step is recorded by its profiler: what was
     there before it, and the most that it has added.
@@ -23,9 +23,13 @@ class MemoryMeter:
 
     def __init__(self, device: Cuda | None) -> None:
         self.device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
         self.largest = 0
-        if device is not None:
-            torch.cuda.reset_peak_memory_stats(device.torch)
+        if self.device is not None:
+            torch.cuda.reset_peak_memory_stats(self.device.torch)
 
     def peak_bytes(self) -> int:
         """Peak so far, in bytes; 0 on a processor before a step was watched."""
@@ -47,20 +51,9 @@ class MemoryMeter:
 
 def most_added(recorded: profile) -> int:
     """The most bytes of tensors that were alive at once, of those made under the profiler."""
-    changes: list[tuple[int, int, int]] = []  # when, address, bytes (negative: released)
-    assert recorded.profiler is not None
-    results = recorded.profiler.kineto_results
-    assert results is not None
-    pending = list(results.experimental_event_tree())
-    while pending:
-        event = pending.pop()
-        pending += event.children
-        if event.tag == _EventType.Allocation:
-            fields: Any = event.extra_fields
-            changes.append((event.start_time_ns, fields.ptr, fields.alloc_size))
     alive: dict[int, int] = {}
     now = most = 0
-    for _, address, amount in sorted(changes):
+    for _, address, amount in allocations(recorded):
         if amount > 0:
             alive[address] = amount
             now += amount
@@ -68,3 +61,24 @@ def most_added(recorded: profile) -> int:
         else:
             now -= alive.pop(address, 0)  # 0: it was there before
     return most
+
+
+def allocations(recorded: profile) -> list[tuple[int, int, int]]:
+    """When (ns), address and bytes (negative: released) of what was allocated, in order."""
+    return sorted(
+        (event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size)
+        for event in events(recorded)
+        if event.tag == _EventType.Allocation
+    )
+
+
+def events(recorded: profile) -> Iterator[Any]:
+    """Everything that the profiler has recorded, in no order."""
+    assert recorded.profiler is not None
+    results = recorded.profiler.kineto_results
+    assert results is not None
+    pending: list[Any] = list(results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        yield event

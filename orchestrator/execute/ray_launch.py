@@ -29,10 +29,12 @@ import ray.exceptions
 from ray import cloudpickle
 
 from orchestrator.errors import InputError
+from orchestrator.execute.cuda_environment import cuda_environment
 from orchestrator.execute.worker_context import (
     DriverLine,
     Event,
     Failure,
+    Welcome,
     WorkerContext,
     WorkerDone,
     WorkerFailed,
@@ -72,7 +74,6 @@ _TRAIN_ENVIRONMENT = {
 class _Job:
     """What every worker is sent."""
 
-    payload: bytes  # cloudpickle of (worker, argument): unpickled by workers, not by Train's actors
     address: tuple[str, int]
     key: bytes
     use_gpu: bool
@@ -80,11 +81,12 @@ class _Job:
     folder: str
     import_path: tuple[str | None, tuple[str, ...]]  # where functions of a model file import from
     timeout_s: float
+    environment: dict[str, str]  # of the workers, before torch or CUDA start there
 
 
 def launch(
     worker: Callable[[WorkerContext, T], None],
-    argument: T,
+    argument_of: Callable[[int], T],
     *,
     world_size: int,
     on_event: OnEvent,
@@ -95,7 +97,8 @@ def launch(
     start_timeout_s: float = 180.0,
     stop_when: Callable[[], bool] | None = None,
 ) -> None:
-    """Runs ``worker(context, argument)`` on `world_size` Ray Train workers and waits for them.
+    """Runs ``worker(context, argument_of(rank))`` on `world_size` Ray Train workers and waits for
+    them.
 
     torch.distributed's default process group is up when `worker` is called: NCCL with GPUs, else
     gloo. With RAY_ADDRESS set (as inside a Ray job) or `address` given it uses that cluster, else
@@ -103,7 +106,8 @@ def launch(
 
     Args:
         worker: what each rank does.
-        argument: its second argument; cloudpickled once.
+        argument_of: its second argument, asked for each rank when its worker has come up, perhaps
+            in several threads at once; cloudpickled.
         world_size: number of ranks.
         on_event: called as (rank, kind, payload) in the calling thread while the run goes on;
             rank -1 for the driver's own ``("status", text)`` and, before any of a worker's,
@@ -116,7 +120,8 @@ def launch(
         stop_when: asked some ten times a second; once true, workers see `stop_requested`.
 
     Raises:
-        InputError: no cluster at that address, too few CPUs or GPUs; or a worker raised it.
+        InputError: no cluster at that address, too few CPUs or GPUs, CUDA set up in a way that a
+            run refuses; or a worker raised it.
         WorkerFailed: a worker raised another exception, or its process died.
         KeyboardInterrupt: SIGINT or SIGTERM came; the workers are gone by then.
     """
@@ -133,9 +138,11 @@ def launch(
         _connected(address, world_size, tell) as ours,
     ):
         use_gpu = _check_resources(world_size, use_gpu, tell)
-        lines = WorkerLines(ray.util.get_node_ip_address())
+        lines = WorkerLines(
+            ray.util.get_node_ip_address(),
+            lambda rank: Welcome(_pickled((worker, argument_of(rank)))),
+        )
         job = _Job(
-            payload=_pickled((worker, argument)),
             address=lines.address,
             key=lines.key,
             use_gpu=use_gpu,
@@ -143,6 +150,7 @@ def launch(
             folder=os.getcwd(),
             import_path=import_path(),
             timeout_s=timeout_s,
+            environment=cuda_environment(os.environ) if use_gpu else {},
         )
         with tempfile.TemporaryDirectory(
             prefix="orchestrator-train-", ignore_cleanup_errors=True
@@ -159,9 +167,17 @@ def launch(
                 lines.close()
 
 
+_PICKLING = threading.Lock()  # what is pickled by value is said for the whole process
+
+
 def _pickled(value: object) -> bytes:
     """With the classes of users' model files and their neighbours by value: workers cannot import
     them."""
+    with _PICKLING:
+        return _pickled_by_value(value)
+
+
+def _pickled_by_value(value: object) -> bytes:
     modules = {  # one file may be another's neighbour
         module.__name__: module
         for file in model_files()
@@ -214,6 +230,7 @@ def _trainer(job: _Job, world_size: int, storage: str) -> Any:
             name="run",
             storage_path=storage,
             failure_config=_one_attempt(),
+            worker_runtime_env={"env_vars": job.environment},
         ),
     )
 
@@ -386,7 +403,7 @@ def _run_worker(job: _Job) -> None:
         with contextlib.suppress(OSError):
             os.chdir(job.folder)  # where it exists on this node too
         _import_from(*job.import_path)
-        worker, argument = cloudpickle.loads(job.payload)
+        worker, argument = cloudpickle.loads(line.welcome())
         worker(
             WorkerContext(
                 rank=rank,

@@ -51,7 +51,7 @@ class Saved:
 
     chunk: int
     imports: tuple[Tensor, ...]
-    draw: Draw
+    draw: Draw | None
     links: list[Link] = field(default_factory=list)
     owed: list[Owed] = field(default_factory=list)
 
@@ -62,7 +62,8 @@ class SegmentRunner:
     Args:
         segment, part: which layers, and which share of them.
         parameters: its weights; gradients are accumulated there.
-        loss_scale: factor on the summed loss: one over the number of labels of a step.
+        loss_scale: factor on the summed loss: one over the number of labels of a step, and what
+            keeps small gradients in range.
         split: keep the graphs so that the backward can be done in two halves.
     """
 
@@ -108,6 +109,20 @@ class SegmentRunner:
             if n in self.given
         }  # fmt: skip
 
+    def evaluate(self, imports: tuple[Tensor, ...]) -> Values:
+        """As at test time, of any examples: outputs by position as ``forward`` gives them, and of
+        a segment with the loss the class scores that it reads. Keeps nothing.
+        """
+        values = {-1 - n: x for n, x in enumerate(imports)}
+        passing = Saved(-1, imports, None)
+        count, loss = len(self.part.layers), int(self.segment.has_loss)
+        with torch.no_grad():
+            self._through(values, slice(0, count - loss), passing)
+            scores = self.segment.sources[-1][0]
+            found = {scores: values[scores]} if loss else {}
+            self._through(values, slice(count - loss, count), passing)
+        return found | {n: values[n] for n in self.given}
+
     def backward(self, chunk: int, gradients: Mapping[int, Tensor]) -> list[Tensor | None]:
         """B: gradients of outputs in, by the layer's position (none for the loss); gradients of
         imports out, None for those that want none."""
@@ -135,9 +150,9 @@ class SegmentRunner:
             gradients = torch.autograd.grad(
                 owed.outputs, wanted, owed.gradients, materialize_grads=True
             )
-            for i, g in enumerate(gradients):
-                found[owed.weights.start + i] = g
-        self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
+            found |= zip(range(owed.weights.start, owed.weights.stop), gradients, strict=True)
+            del gradients
+        self._accumulate(found)
 
     def again(self, saved: Saved) -> Iterator[Tensor]:
         """The output of one layer after the other, as the forward that left ``saved`` had it."""
@@ -209,14 +224,20 @@ class SegmentRunner:
                     for y, g in zip(outputs, given, strict=True)
                 ]
                 saved.owed.append(Owed(link.weights, outputs, owed))
-            for i, g in enumerate(grads[len(inputs) :]):
-                found[link.weights.start + i] = g
+            if now:
+                places = range(link.weights.start, link.weights.stop)
+                found |= zip(places, grads[len(inputs) :], strict=True)
             del given
             for n, g in zip(wanted, grads, strict=False):
                 gradients[n] = gradients[n] + g if n in gradients else g
+            grads = ()
         if found:
-            self.parameters.accumulate(tuple(found[i] for i in sorted(found)))
+            self._accumulate(found)
         return [gradients.get(-1 - n) for n in range(len(self.segment.imports))]
+
+    def _accumulate(self, gradients: dict[int, Tensor]) -> None:
+        """Add gradients, by weight; each is let go as soon as it is added."""
+        self.parameters.accumulate(gradients.pop(i) for i in sorted(gradients))
 
 
 class Run(NamedTuple):

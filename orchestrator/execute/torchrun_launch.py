@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from orchestrator.errors import InputError
+from orchestrator.execute.cuda_environment import cuda_environment
 from orchestrator.execute.worker_context import WorkerContext
 
 T = TypeVar("T")
@@ -19,29 +20,33 @@ T = TypeVar("T")
 
 def run_under_torchrun(
     worker: Callable[[WorkerContext, T], None],
-    argument: T,
+    argument_of: Callable[[int], T],
     timeout_s: float,
     on_event: Callable[[int, str, object], None],
 ) -> None:
-    """Runs ``worker(context, argument)`` as the rank that torchrun's environment names.
+    """Runs ``worker(context, argument_of(rank))`` as the rank that torchrun's environment names.
 
     The process group uses NCCL when every rank of this node has a GPU of its own, else gloo; all
     nodes must be alike in this. It is destroyed afterwards. CPU threads are as torchrun sets them.
 
     Args:
         worker: what each rank does.
-        argument: its second argument.
+        argument_of: gives its second argument.
         timeout_s: how long a rank waits for a peer in torch.distributed, in seconds.
         on_event: called as (rank, kind, payload) in this process, for this rank's events only.
 
     Raises:
-        InputError: the process was not started by torchrun.
+        InputError: the process was not started by torchrun, or CUDA is set up in a way
+            that a run refuses.
     """
     rank, world_size, local_rank, local_world_size = _ranks()
     import torch
     import torch.distributed as dist
 
-    use_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= local_world_size
+    use_gpu = torch.cuda.device_count() >= local_world_size  # asked without starting CUDA
+    if use_gpu and not torch.cuda.is_initialized():  # else the worker checks what it has
+        os.environ.update(cuda_environment(os.environ))
+    use_gpu = use_gpu and torch.cuda.is_available()
     node = socket.gethostname()
     device = f"cuda:{local_rank}" if use_gpu else "cpu"
     if use_gpu:
@@ -67,7 +72,7 @@ def run_under_torchrun(
                 timeout_s=timeout_s,
                 driven=False,
             ),
-            argument,
+            argument_of(rank),
         )
     finally:
         dist.destroy_process_group()

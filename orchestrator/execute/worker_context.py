@@ -150,6 +150,13 @@ class WorkerDone:
 Message = WorkerUp | Event | Failure | WorkerDone
 
 
+@dataclass(frozen=True)
+class Welcome:
+    """What a worker is told first: what it has to do."""
+
+    payload: bytes
+
+
 def failure_from(rank: int, error: BaseException) -> Failure:
     """Tells a worker's exception in a form that survives the way to the driver."""
     input_error = error if isinstance(error, InputError) else None
@@ -218,6 +225,7 @@ class DriverLine:
         self._stop = threading.Event()
         self._ended = False
         self._hear: dict[type[Any], Callable[[Any], None]] = {}
+        self._welcome: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send, daemon=True, name="driver-line-out")
         self._reader = threading.Thread(target=self._read, daemon=True, name="driver-line-in")
         self._put(hello)
@@ -227,6 +235,10 @@ class DriverLine:
     def emit(self, kind: str, payload: object) -> None:
         """Queues an event; see `WorkerContext.emit`."""
         self._put(Event(self._rank, kind, payload))
+
+    def welcome(self) -> bytes:
+        """What the driver has to tell this worker first; waits for it."""
+        return self._welcome.get()
 
     def stop_requested(self) -> bool:
         """Whether the driver has asked to end early."""
@@ -264,7 +276,10 @@ class DriverLine:
                     self._stop.set()
                 else:
                     message = pickle.loads(order)
-                    self._hear.get(type(message), _unhandled)(message)
+                    if isinstance(message, Welcome):
+                        self._welcome.put(message.payload)
+                    else:
+                        self._hear.get(type(message), _unhandled)(message)
         except (EOFError, OSError):
             if not self._ended:  # the driver is gone, and with it all who would read our results
                 os._exit(ABORTED_EXIT_CODE)
@@ -281,9 +296,12 @@ class WorkerLines:
 
     Args:
         host: the address to listen on; must be reachable from the workers' nodes.
+        welcome: what a rank is told first; None for nothing. What it raises is told as that rank's
+            failure.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, welcome: Callable[[int], Welcome] | None = None) -> None:
+        self._welcome = welcome
         self.key = secrets.token_bytes(32)
         self._listener = Listener((host, 0), backlog=256)
         self.address: tuple[str, int] = self._listener.address
@@ -367,11 +385,19 @@ class WorkerLines:
             if self._order is not None:
                 line.put(self._order)
         self._incoming.put(hello)
-        last = self._read_to_the_end(connection, hello)
+        last = self._greet(line, hello.rank) or self._read_to_the_end(connection, hello)
         with self._lock:
             self._lines.pop(hello.rank, None)
             self._incoming.put(last)  # inside the lock: no open lines means all was delivered
         line.close()
+
+    def _greet(self, line: _Line, rank: int) -> Failure | None:
+        if self._welcome is not None:
+            try:
+                line.put(pickle.dumps(self._welcome(rank)))
+            except Exception as error:
+                return failure_from(rank, error)
+        return None
 
     def _read_to_the_end(self, connection: Connection, hello: WorkerUp) -> Failure | WorkerDone:
         try:

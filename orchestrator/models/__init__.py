@@ -15,9 +15,9 @@ from orchestrator.models.layer import Layer
 from orchestrator.models.layer_norm import LayerNorm, RMSNorm
 from orchestrator.models.linear import Linear
 from orchestrator.models.model import Model, Recipe
-from orchestrator.models.parameter import Constant, Normal, ParameterSpec, Uniform
+from orchestrator.models.parameter import Constant, Normal, ParameterSpec, RunningAverage, Uniform
 from orchestrator.models.pool import AveragePool, GlobalAveragePool, MaxPool
-from orchestrator.models.registry import build_model, load_model, model_names
+from orchestrator.models.registry import build_model, kind_names, load_model, model_names
 from orchestrator.models.response_norm import ResponseNorm
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.spatial_norm import SpatialNorm
@@ -52,6 +52,7 @@ __all__ = [
     "ReLU",
     "Recipe",
     "ResponseNorm",
+    "RunningAverage",
     "SiLU",
     "Sigmoid",
     "SizedLayer",
@@ -61,6 +62,7 @@ __all__ = [
     "Uniform",
     "Value",
     "build_model",
+    "kind_names",
     "load_model",
     "model_names",
 ]

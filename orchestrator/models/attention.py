@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box
 from orchestrator.models.layer import Layer
-from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.layer_costs import FLOAT32, Kernel, LayerMemory, Pass
 from orchestrator.models.pieces import take
 from orchestrator.models.ranges import Ranges, normalise, size
 from orchestrator.models.sized import LayerPart, SizedLayer
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
-
-FLOAT32 = 4  # bytes; the least in which softmax adds up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +170,59 @@ class Attention(Layer):
         found += ["rotary"] if self.rotary is not None else []
         return " ".join(found)
 
+    def kernels(
+        self, part: LayerPart, examples: int, direction: Pass, itemsize: int
+    ) -> tuple[Kernel, ...]:
+        """Torch's fused functions (FlashAttention-2, Dao 2023, algorithms 1 and 2), in which the
+        scores never leave the chip. With a product's FLOP, 2 dim for each score, as p::
+
+            forward   q, k, v -> y, l        q k', softmax, times v             2 p + 5
+            dots      y, gy -> d             a sum for each query and head
+            backward  q, k, v, gy, l, d      q k' again, softmax again, then    5 p + 5
+                      -> gq, gk, gv          p' gy, gy v', s k, s' q
+
+        l, the logarithm of a row's sum, and d are in float32 at least. A softmax takes 5 operations
+        a score: scaled, the largest, less that, its exponential, added up; its gradient as many.
+        A causal kernel leaves out the scores behind the diagonal, but where the first token is
+        another rank's: then a mask is read, and every score is computed. Before it come what turns
+        queries and keys (:func:`_turned`) and copies of keys and values for heads that share them
+        unevenly.
+        """
+        if direction == "backward_weight":
+            return ()
+        dim, forward = self._dim(part.sized), direction == "forward"
+        (tokens, channels), (keys, key_channels) = part.output_shape, part.input_shapes[1]
+        heads = channels // dim
+        masked = self.causal and not _from_start(part.out[0])
+        scores = examples * heads * tokens * keys
+        if self.causal and not masked:
+            scores = examples * part.macs_per_example // (2 * dim)
+        product, softmax = 2 * dim * scores, 5 * scores
+        uneven = self._shared(part) == 0
+        q, k = examples * tokens * channels, examples * keys * key_channels
+        read = examples * keys * channels if uneven else k  # of the keys, and of the values
+        rows = examples * heads * tokens * max(itemsize, FLOAT32)
+        mask = tokens * keys * itemsize if masked else 0
+        ready: list[Kernel] = []
+        if self.rotary is not None:
+            for x, places in ((q, tokens), (k, keys)):
+                ready += _turning(x, places * dim // 2, itemsize, forward=forward)
+        if uneven:  # read and written; their gradients are added to zeros
+            ready += [Kernel(0 if forward else read, (k + read) * itemsize)] * 2
+        if forward:
+            bytes_ = 2 * (q + read) * itemsize + rows + mask
+            return (*ready, Kernel(2 * product + softmax, bytes_))
+        dots = Kernel(2 * q, 2 * q * itemsize + rows)
+        bytes_ = (3 * q + 4 * read) * itemsize + 2 * rows + mask
+        return (dots, Kernel(5 * product + softmax, bytes_), *ready)
+
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         """As torch's fused functions keep it: inputs, output and a logarithm a query and head.
 
         Queries and keys that rotary has turned are kept in place of the inputs, and so are keys
-        and values copied for heads that share them unevenly. A mask is kept in their format.
+        and values copied for heads that share them unevenly. The output lies as the queries do:
+        of turned ones, head by head, so that it is copied on its way out. A mask is kept in their
+        format.
         """
         before, after = part.bytes(examples, itemsize)
         dim, per_value = self._dim(part.sized), examples * itemsize
@@ -185,21 +231,21 @@ class Attention(Layer):
         saved = examples * tokens * (channels // dim) * max(itemsize, FLOAT32)
         if self.causal and not _from_start(part.out[0]):
             saved += tokens * keys * itemsize
-        uneven = self._shared(part) == 0
-        changed = 0
-        if uneven or self.rotary is not None:
-            one = keys * (channels if uneven else key_channels) * per_value
-            changed = tokens * channels * per_value + 2 * one
-        if self.rotary is not None:
-            saved += keys * dim * itemsize  # cosines and sines
+        given, copied = keys * key_channels * per_value, keys * channels * per_value
+        uneven, turned = self._shared(part) == 0, self.rotary is not None
+        inputs: tuple[int, ...] = (0, 1, 2)
+        if uneven:  # of keys and values
+            saved, inputs = saved + 2 * copied, (0,)
+        elif turned:
+            saved, inputs = saved + given, (2,)  # keys
+        if turned:  # queries; the output; cosines and sines
+            saved += 2 * after + keys * dim * itemsize
+            inputs = tuple(n for n in inputs if n)
         return LayerMemory(
-            before,
-            after,
-            saves_input=not changed,
-            saves_output=True,
-            saved=saved + changed,
-            backward_extra=changed,  # gradients of what was changed, before those of the inputs
-        )
+            before, after, saved_inputs=inputs, saves_output=not turned, saved=saved,
+            # gradients of the copies, before those of the inputs
+            backward_extra=2 * (copied - given) if uneven else 0,
+        )  # fmt: skip
 
     def _shared(self, part: LayerPart) -> int:
         """Query heads of a part on each of its heads of keys and values; 0 where they differ."""
@@ -279,6 +325,23 @@ def _turns(tokens: int, dim: int, base: float, like: Tensor) -> tuple[Tensor, Te
     places = torch.arange(tokens, dtype=torch.float64, device=like.device)
     angles = torch.outer(places, base ** (pairs / -dim))
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def _turning(x: int, angles: int, itemsize: int, *, forward: bool) -> list[Kernel]:
+    """The kernels of :func:`_turned`, and of its backward.
+
+    Args:
+        x: values.
+        angles: of cosines, and of sines.
+    """
+    half = x // 2
+    product = Kernel(half, (2 * half + angles) * itemsize)
+    total = Kernel(half, 3 * half * itemsize)  # a difference, a sum
+    joined = Kernel(0, 2 * x * itemsize)
+    if forward:
+        return [*[product] * 4, *[total] * 2, joined]
+    negative = Kernel(half, 2 * half * itemsize)
+    return [negative, *[product] * 4, *[total] * 2, joined]
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

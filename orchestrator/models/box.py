@@ -77,14 +77,17 @@ def windows(
 def padding_of(
     out: Box, kernel: int, stride: int, pads: tuple[int, int], before: Shape, after: Shape
 ) -> tuple[int, ...]:
-    """What the windows of a box of an image reach over its edges: left, right, top, bottom.
+    """What the windows of a box reach over the edges of its value, whose channels are first.
+
+    Of each side before and after, the last side first, as ``torch.nn.functional.pad`` has it: left,
+    right, top, bottom of an image.
 
     Args:
-        pads: positions added before and after each side of the whole image.
+        pads: positions added before and after each side of the whole value.
         before, after: shapes of the whole input and output.
     """
     found: list[int] = []
-    for axis in (2, 1):
+    for axis in reversed(range(1, len(out))):
         ((start, stop),) = out[axis]
         if (start, stop) == (0, after[axis]):
             found += pads

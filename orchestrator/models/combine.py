@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
@@ -70,7 +71,10 @@ class Add(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, passes_gradient=True)
+        several = len(part.reads) > 2  # the sum of all but the last
+        return LayerMemory(
+            before, after, forward_extra=after if several else 0, passes_gradient=True
+        )
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
@@ -141,7 +145,7 @@ class Multiply(Layer):
         x, gate = inputs
         if x.shape == gate.shape:
             return torch.mul(gate, x)
-        letters = "abcd"[: x.dim()]
+        letters = ascii_lowercase[: x.dim()]
         channel = "a" + letters[1 + sized.inputs[0].axes.index("channel")]
         return torch.einsum(f"{letters},{channel}->{letters}", x, gate)
 
@@ -184,7 +188,7 @@ class Concat(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after)
+        return LayerMemory(before, after, passes_gradient=True)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None

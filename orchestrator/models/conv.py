@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape, padding_of, windows
+from orchestrator.models.conv_copies import Convolution, copies
 from orchestrator.models.fields import Count, NonNegative
+from orchestrator.models.in_turn import backward_extra, forward_extra
 from orchestrator.models.layer import require_image, require_nonempty
-from orchestrator.models.layer_costs import Copies, LayerMemory
-from orchestrator.models.ranges import normalise
+from orchestrator.models.layer_costs import FLOAT32, Copies, LayerMemory
+from orchestrator.models.ranges import normalise, size
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.terms import Term, Weighted
 from orchestrator.models.value import Value
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
 
     from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
-
-
-FLOAT32 = 4  # bytes
-BLOCK = 16  # channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class Conv(Weighted):
 
     def uncut(self, sized: SizedLayer, axis: str) -> str:
         if axis in ("height", "width") and max(self.pads) >= self.kernel:
-            return f"its padding of {max(self.pads)} gives rows that read no input"
+            return f"its padding of {max(self.pads)} gives positions that read no input"
         return ""
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
@@ -150,31 +148,31 @@ class Conv(Weighted):
         return functional_call(module, {**parameters, "weight": weight}, (padded,))  # type: ignore[no-any-return]
 
     def processor_copies(self, part: LayerPart, examples: int) -> Copies:
-        """oneDNN's blocked layouts hold channels by 16, on the way in from 16 channels on.
-
-        Measured with torch 2.13's profiler for 17 convolutions on a processor with AVX-512. The
-        backward is done for the input first, then for the weights, each with copies of its own.
-        """
-        read, computed = part.input_shapes[0][0], part.output_shape[0]
-        around = examples * FLOAT32
-        before, after = (
-            around * prod(part.input_shapes[0][1:]),
-            around * prod(part.output_shape[1:]),
+        channels, height, width = part.input_shapes[0]
+        left, right, top, bottom = padding = self._padding(part)
+        if len(set(padding)) > 1:  # padded before the call
+            height, width = height + top + bottom, width + left + right
+        products = self.products(part)
+        each = [
+            copies(
+                Convolution(
+                    examples, size(product.reads), height * width, product.channels,
+                    prod(part.output_shape[1:]), self.kernel, self.stride, product.groups,
+                )
+            )
+            for product in products
+        ]  # fmt: skip
+        if len(each) == 1:
+            return each[0]
+        before, after = part.bytes(examples, FLOAT32)
+        turns = self.turns(part, before, after, each)
+        bare = self.turns(part, before, after, [Copies()] * len(each))
+        return Copies(
+            forward_extra(turns, after) - forward_extra(bare, after),
+            backward_extra(turns, before) - backward_extra(bare, before),
+            max(own.weights_only for own in each),
+            max(own.input_only for own in each),
         )
-        blocked = _blocked(read) * before if read >= BLOCK else 0
-        given = _blocked(computed) * after
-        taps = self.kernel**2 * FLOAT32
-        weights = _blocked(computed) * _blocked(-(-read // self.groups)) * taps
-        few = BLOCK // 4 <= read < BLOCK
-        forward = max(blocked + weights + given - computed * after, given)
-        own = part.parameters * FLOAT32
-        for_input = given + weights + (_blocked(read) - read) * before - own
-        saved = BLOCK // 2 * before if few else blocked
-        half = BLOCK // 2 * after if few and computed <= BLOCK // 2 else given
-        for_weights = saved + half + (weights if read >= BLOCK else 0)
-        # of the first layer of images no copy was seen at the peak of a network
-        alone = for_weights if read >= BLOCK // 4 else 0
-        return Copies(forward, max(for_input, for_weights), alone)
 
     def more_memory(
         self, part: LayerPart, per_value: int, found: LayerMemory, *, in_one: bool
@@ -185,16 +183,12 @@ class Conv(Weighted):
         channels, height, width = part.input_shapes[0]
         sides = (height + sum(padding[2:])) * (width + sum(padding[:2]))
         padded = per_value * channels * sides
-        # the padded copy is kept in place of the input; its gradient is there before it is cropped
+        # The padded copy is kept in place of the input. Its gradient is there first; when that is
+        # cropped to the input's, copy and output gradient are gone.
         return found._replace(
             saves_input=False, saved=found.saved + padded,
-            backward_extra=found.backward_extra + padded,
+            input_extra=padded - found.before,
         )  # fmt: skip
-
-
-def _blocked(channels: int) -> int:
-    """Channels as a blocked layout holds them."""
-    return -(-channels // BLOCK) * BLOCK
 
 
 def same_size_as_ceil(size_in: int, kernel: int, stride: int) -> int:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.models.box import Box
 from orchestrator.models.layer import Cut, Layer, Statistics
-from orchestrator.models.layer_costs import INT64, LayerMemory
+from orchestrator.models.layer_costs import FLOAT32, INT64, LayerMemory
+from orchestrator.models.pieces import wide
 from orchestrator.models.ranges import Ranges
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import Value
@@ -55,7 +56,7 @@ class CrossEntropy(Layer):
 
     def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
         parts = cut.counts.get("channel", 1)
-        if parts == 1 or "token" not in sized.inputs[0].axes:
+        if parts == 1 or not sized.inputs[1].shape:
             return None
         name = f"{self.name}.parts"
         return Statistics(
@@ -70,23 +71,21 @@ class CrossEntropy(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, _ = part.bytes(examples, itemsize)
-        logs = before // itemsize * max(itemsize, 4)  # at least in float32
+        logs = before // itemsize * max(itemsize, FLOAT32)
         scores, _ = part.sized.inputs
         labels = before // itemsize // scores.channels * INT64
-        wide = logs if itemsize < 4 else 0
+        widened = logs if itemsize < FLOAT32 else 0
         return LayerMemory(
-            before, itemsize, saved=logs + labels, forward_extra=wide, backward_extra=logs
+            before, itemsize, saved=logs + labels, forward_extra=widened, backward_extra=logs
         )
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
-        import torch
         import torch.nn.functional as nnf
 
         scores, labels = inputs
-        wide = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-        return nnf.cross_entropy(wide.flatten(0, -2), labels.flatten(), reduction="sum")
+        return nnf.cross_entropy(wide(scores).flatten(0, -2), labels.flatten(), reduction="sum")
 
     def whole(
         self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
@@ -108,7 +107,7 @@ class ScoreParts(Layer):
 
     def output(self, *inputs: Value) -> Value:
         scores, _ = inputs
-        return Value((scores.size("token"), self.parts * NUMBERS), scores.axes)
+        return Value((*scores.shape[:-1], self.parts * NUMBERS), scores.axes)
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         scores, _ = sized.inputs
@@ -118,22 +117,34 @@ class ScoreParts(Layer):
         return (reads[0], positions)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        """Exponentials and the scores, in float32 at least; of a label its place, and whether it is
+        here. The backward lets go of the scores before it needs more than their gradient."""
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, saved=before, forward_extra=before, backward_extra=before)
+        rows = examples * part.output_shape[0]
+        width = max(itemsize, FLOAT32)
+        widened = before // itemsize * width
+        return LayerMemory(
+            before,
+            after,
+            saves_input=itemsize == width,
+            saved=rows * (INT64 + 1) + widened * (1 if itemsize == width else 2),
+            forward_extra=widened,
+            backward_extra=0 if itemsize == width else widened,
+        )
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
-        scores, labels = inputs
+        scores, labels = wide(inputs[0]), inputs[1]
         ((first, last),) = part.reads[0][1]
         largest = scores.detach().amax(-1)  # the loss does not depend on it
         total = (scores - largest[..., None]).exp().sum(-1)
         here = (labels >= first) & (labels < last)
         place = torch.where(here, labels - first, 0)
         label = scores.gather(-1, place[..., None])[..., 0] * here
-        return torch.stack((largest, total, label), -1)
+        return torch.stack((largest, total, label), -1).to(inputs[0].dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +156,29 @@ class JoinedCrossEntropy(Layer):
     is_loss: ClassVar[bool] = True
 
     def output(self, *inputs: Value) -> Value:
-        return Value(inputs[0].shape[:1], ("token",))
+        return Value(inputs[0].shape[:-1], inputs[0].axes[:-1])
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         return ((out[0], ((0, self.parts * NUMBERS),)),)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, _ = part.bytes(examples, itemsize)
-        return LayerMemory(before, itemsize, saves_input=True, saved=before, forward_extra=before)
+        rows = examples * part.output_shape[0]
+        width = max(itemsize, FLOAT32)
+        widened = before // itemsize * width
+        saved = rows * (self.parts + 2) * width  # exponentials, their sum, the largest score
+        return LayerMemory(
+            before,
+            itemsize,
+            saves_input=itemsize == width,
+            saved=saved if itemsize == width else saved + widened,
+            forward_extra=widened,
+        )
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
-        largest, total, label = inputs[0].unflatten(-1, (-1, NUMBERS)).unbind(-1)
+        largest, total, label = wide(inputs[0]).unflatten(-1, (-1, NUMBERS)).unbind(-1)
         overall = largest.amax(-1, keepdim=True)
         scaled = (total * (largest - overall).exp()).sum(-1)
         losses: Tensor = scaled.log() + overall[..., 0] - label.sum(-1)

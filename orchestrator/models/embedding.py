@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box
 from orchestrator.models.layer import Layer
-from orchestrator.models.layer_costs import INT64, LayerMemory
+from orchestrator.models.layer_costs import INT64, Kernel, LayerMemory, Pass
 from orchestrator.models.parameter import Normal, ParameterSpec
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.value import SEQUENCE_AXES, Value
@@ -63,6 +63,27 @@ class Embedding(Layer):
         shape = (self.vocabulary, self.features)
         return (ParameterSpec("weight", shape, Normal(self.weight_std), (None, "channel")),)
 
+    def kernels(
+        self, part: LayerPart, examples: int, direction: Pass, itemsize: int
+    ) -> tuple[Kernel, ...]:
+        """Of a table of V rows and n tokens, C channels each::
+
+            forward   n numbers, n rows -> n rows
+            backward  zeros -> V rows; then n numbers, n rows of gy, n rows added to -> n rows
+
+        The gradient is dense: torch's ``embedding_dense_backward`` fills a tensor of the table's
+        size with zeros, then adds each token's row to it
+        (aten/src/ATen/native/Embedding.cpp). Token numbers have no gradient.
+        """
+        if direction == "backward_input":
+            return ()
+        numbers = examples * part.output_shape[0] * INT64
+        rows = examples * part.written_values * itemsize
+        if direction == "forward":
+            return (Kernel(0, numbers + 2 * rows),)
+        added = examples * part.written_values
+        return (Kernel(0, part.parameters * itemsize), Kernel(added, numbers + 3 * rows))
+
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         numbers = examples * part.output_shape[0] * INT64
@@ -109,9 +130,18 @@ class PositionEmbedding(Layer):
         shape, axes = inputs[0].shape, SEQUENCE_AXES
         return (ParameterSpec("weight", shape, Normal(self.weight_std), axes),)
 
+    def kernels(
+        self, part: LayerPart, examples: int, direction: Pass, itemsize: int
+    ) -> tuple[Kernel, ...]:
+        """x, w -> y; and gy -> gw, the sum over the examples. gx is gy itself."""
+        y, w = examples * part.written_values, part.parameters
+        if direction == "forward":
+            return (Kernel(y, (2 * y + w) * itemsize),)
+        return () if direction == "backward_input" else (Kernel(y, (y + w) * itemsize),)
+
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, weights=part.parameters * itemsize)
+        return LayerMemory(before, after, weights=part.parameters * itemsize, passes_gradient=True)
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None

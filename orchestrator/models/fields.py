@@ -38,20 +38,24 @@ class Limit(Protocol):
 
 @dataclass(frozen=True)
 class Bounds:
-    """A number from ``low`` to ``high``, both allowed unless ``below`` excludes ``high``."""
+    """A number from ``low`` to ``high``, both allowed unless ``above`` excludes ``low``, or
+    ``below`` ``high``."""
 
     low: float = -inf
     high: float = inf
     below: bool = False
+    above: bool = False
 
     @property
     def text(self) -> str:
         if self.high == inf:
-            return f"of {self.low:g} or more"
-        return f"from {self.low:g} to {'less than ' if self.below else ''}{self.high:g}"
+            return f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
+        low = f"above {self.low:g}, up" if self.above else f"from {self.low:g}"
+        return f"{low} to {'less than ' if self.below else ''}{self.high:g}"
 
     def holds(self, value: float) -> bool:
-        return self.low <= value and (value < self.high if self.below else value <= self.high)
+        high = value < self.high if self.below else value <= self.high
+        return high and (self.low < value if self.above else self.low <= value)
 
 
 Count = Annotated[int, Bounds(1)]
@@ -96,14 +100,16 @@ def check_fields(owner: Any, what: str) -> None:
         check(getattr(owner, field.name), hints.get(field.name, Any), f"{what}: {field.name}")
 
 
-def check(value: object, hint: Any, what: str, location: str = "") -> None:
+def check(value: object, hint: Any, what: str, location: str = "", remedy: str = "") -> None:
     """Hold one value against an annotation.
 
     Raises:
         InputError: it does not fit.
     """
     if not _fits(value, hint):
-        raise InputError(f"{what}: found {_found(value)}; allowed: {_allowed(hint)}", location)
+        raise InputError(
+            f"{what}: found {_found(value)}; allowed: {_allowed(hint)}", location, remedy
+        )
 
 
 def as_annotated(value: object, hint: Any) -> object:

@@ -1,9 +1,10 @@
 """What a layer is: the one interface that everything else asks, and the words it answers in.
 
 A layer maps values to a value, one example at a time. A value has named axes: ``channel, height,
-width`` for images, ``token, channel`` for sequences, ``channel`` for vectors. To split a layer is
-to give out *boxes* of its output, so the question that everything else asks is
-:meth:`Layer.reads`: which box of each input does a box of the output need?
+width`` for images, ``token, channel`` for sequences, ``channel`` for vectors, or what a kind of a
+user's own calls them: a plan cuts any of them by its name. To split a layer is to give out *boxes*
+of its output, so the question that everything else asks is :meth:`Layer.reads`: which box of each
+input does a box of the output need?
 
 A kind of layer is a frozen dataclass that extends :class:`Layer` and says all about itself: shapes,
 what it reads, parameters, its function in torch (as a part and as a whole), what autograd keeps for
@@ -52,6 +53,7 @@ class Cut(NamedTuple):
         chunk: examples at once.
         replica_batch: examples of a step in one copy of the placement.
         global_batch: in all.
+        evaluating: nothing is trained, so statistics of the batch are not asked for.
     """
 
     counts: dict[str, int]
@@ -59,6 +61,7 @@ class Cut(NamedTuple):
     chunk: int
     replica_batch: int
     global_batch: int
+    evaluating: bool = False
 
 
 class Statistics(NamedTuple):
@@ -166,7 +169,7 @@ class Layer:
         return (out,)
 
     def parameters(self, *inputs: Value) -> tuple[ParameterSpec, ...]:
-        """Its trained tensors, whole."""
+        """The tensors that it keeps from step to step, whole: its trained ones."""
         return ()
 
     def tiles(self, sized: SizedLayer, out: Box, reads: tuple[Box, ...]) -> tuple[Tile, ...]:
@@ -281,7 +284,7 @@ class Layer:
         Args:
             inputs: (n, sizes of the box that it reads) of each input.
             parameters: one for each of ``part.tiles``.
-            draw: randomness; None at test time.
+            draw: which examples are trained on, and randomness; None in evaluation.
 
         Returns:
             (n, sizes of ``part.out``); a partial sum where ``part.reads`` is less than it needs.

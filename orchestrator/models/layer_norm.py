@@ -16,20 +16,18 @@ from orchestrator.models.batch_norm import MOMENTS, combined
 from orchestrator.models.box import Box
 from orchestrator.models.fields import Count
 from orchestrator.models.layer import Cut, Layer, Statistics
-from orchestrator.models.layer_costs import LayerMemory
+from orchestrator.models.layer_costs import FLOAT32, LayerMemory
 from orchestrator.models.parameter import Constant, ParameterSpec
-from orchestrator.models.pieces import take
+from orchestrator.models.pieces import take, wide
 from orchestrator.models.ranges import Ranges, local
 from orchestrator.models.sized import LayerPart, SizedLayer
-from orchestrator.models.value import IMAGE_AXES, Value
+from orchestrator.models.value import Value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from orchestrator.models.layer import NamedTensors, Tensors
     from orchestrator.models.randomness import Draw
-
-FLOAT32 = 4  # bytes; the least in which statistics are computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,11 @@ class ChannelNorm(Layer):
     @property
     def has_bias(self) -> bool:
         """Whether a bias is added."""
+        return False
+
+    @property
+    def shifts(self) -> bool:
+        """Whether a shift is subtracted."""
         return False
 
     def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -73,18 +76,24 @@ class ChannelNorm(Layer):
         """
         raise NotImplementedError
 
+    def backward_extra(self, values: int) -> int:
+        """How many values the backward of :meth:`fused` needs for a moment.
+
+        Args:
+            values: of the input.
+        """
+        return 0
+
     # -- what follows from it
 
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
-        if value.axes == IMAGE_AXES or value.integer or "channel" not in value.axes:
-            what = "images" if value.axes == IMAGE_AXES else "token numbers"
+        if value.integer or value.axes[-1:] != ("channel",):  # the statistics are of the last axis
+            what = "token numbers" if value.integer else "images"
             raise InputError(
                 f"layer {self.name}: a {self.kind.replace('_', ' ')} reads vectors and sequences, "
                 f"not {what} of {'x'.join(map(str, value.shape))}",
-                remedy="a BatchNorm, for images"
-                if value.axes == IMAGE_AXES
-                else "an Embedding before it",
+                remedy="an Embedding before it" if value.integer else "a BatchNorm, for images",
             )
         return value
 
@@ -128,31 +137,32 @@ class ChannelNorm(Layer):
     ) -> Tensor:
 
         (x,) = inputs
-        wide, weight = _wide(x), _wide(parameters[0])
-        bias = _wide(parameters[1]) if self.has_bias else None
+        values, weight = wide(x), wide(parameters[0])
+        bias = wide(parameters[1]) if self.has_bias else None
         if part.out == part.reads[0]:
-            return self.fused(wide, weight, bias).to(x.dtype)
-        shift, scale = self.moments(wide)
-        computed = take(wide, local(part.out[-1], part.reads[0][-1]), wide.dim() - 1)
+            return self.fused(values, weight, bias).to(x.dtype)
+        shift, scale = self.moments(values)
+        computed = take(values, local(part.out[-1], part.reads[0][-1]), values.dim() - 1)
         return self.normalised(computed, shift, scale, weight, bias).to(x.dtype)
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
         read, computed = part.input_shapes[0][-1], part.output_shape[-1]
         rows = before // itemsize // read
-        wide = max(itemsize, FLOAT32)
+        width = max(itemsize, FLOAT32)
         values = self.saved(rows, read, computed)
-        if itemsize < wide:  # wide copies in place of the input and of the weight
+        if itemsize < width:  # wide copies in place of the input and of the weight
             values += rows * read + computed
             if read == computed and self.has_bias:  # the fused function keeps it, too
                 values += computed
-        narrow = after // itemsize * wide if itemsize < wide else 0  # the result before rounding
+        narrow = after // itemsize * width if itemsize < width else 0  # the result before rounding
         return LayerMemory(
             before,
             after,
-            saves_input=itemsize == wide,
-            saved=values * wide,
+            saves_input=itemsize == width,
+            saved=values * width,
             forward_extra=narrow,
+            backward_extra=self.backward_extra(rows * read) * width,
             weights=part.parameters * itemsize,
         )
 
@@ -171,6 +181,10 @@ class LayerNorm(ChannelNorm):
     @property
     def has_bias(self) -> bool:
         return self.bias
+
+    @property
+    def shifts(self) -> bool:
+        return True
 
     def moments(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         import torch
@@ -223,6 +237,9 @@ class RMSNorm(ChannelNorm):
     def saved(self, rows: int, read: int, computed: int) -> int:
         return rows * (1 + computed)  # scale; scaled values
 
+    def backward_extra(self, values: int) -> int:
+        return 2 * values  # torch composes it: of the square x, 2 x and the product with a gradient
+
     def whole(
         self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
@@ -252,14 +269,17 @@ class ChannelMoments(Layer):
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        return LayerMemory(before, after, saved=before, forward_extra=before)
+        widened = before // itemsize * max(itemsize, FLOAT32)  # distances from the mean; squares
+        return LayerMemory(
+            before, after, saved=widened, forward_extra=widened, backward_extra=2 * widened
+        )
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
         import torch
 
-        x = _wide(inputs[0])
+        x = wide(inputs[0])
         mean = x.mean(-1)
         spread = (x - mean[..., None]).square().sum(-1)
         count = torch.full_like(mean, x.shape[-1])
@@ -289,25 +309,29 @@ class AppliedNorm(Layer):
         return self.norm.parameters(inputs[0])
 
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
+        """The moments of all parts, and what they become: totals, distances, squares. Values that
+        are not centred are kept themselves."""
         _, after = part.bytes(examples, itemsize)
-        channels = part.output_shape[-1]
-        saved = self.norm.saved(after // itemsize // channels, 0, channels) * itemsize
+        channels, width = part.output_shape[-1], max(itemsize, FLOAT32)
+        values = after // itemsize
+        rows, keeps_values = values // channels, not self.norm.shifts
+        saved = self.norm.saved(rows, 0, channels) + rows * (2 * self.parts + 3 + keeps_values)
+        inputs: tuple[int, ...] = (0, 1) if keeps_values else (1,)
+        if itemsize < width:  # wide copies of the moments, of the weight and of the values
+            saved += rows * self.parts * MOMENTS + channels + values * keeps_values
+            inputs = ()
         return LayerMemory(
-            after, after, saves_input=True, saved=saved, forward_extra=after,
+            after, after, saved=saved * width, saved_inputs=inputs,
+            forward_extra=values * width if self.norm.has_bias else 0, backward_extra=after,
             weights=part.parameters * itemsize,
         )  # fmt: skip
 
     def compute(
         self, part: LayerPart, inputs: Tensors, parameters: Tensors, draw: Draw | None
     ) -> Tensor:
-        x, gathered = (_wide(t) for t in inputs)
-        mean, variance = combined(gathered)
+        x, gathered = (wide(t) for t in inputs)
+        _, mean, variance = combined(gathered)
         shift, scale = self.norm.from_moments(mean[..., None], variance[..., None])
-        weight = _wide(parameters[0])
-        bias = _wide(parameters[1]) if self.norm.has_bias else None
+        weight = wide(parameters[0])
+        bias = wide(parameters[1]) if self.norm.has_bias else None
         return self.norm.normalised(x, shift, scale, weight, bias).to(inputs[0].dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """The same in float32 at least."""
-    return x if x.element_size() >= FLOAT32 else x.float()

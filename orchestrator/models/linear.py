@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
+from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape
 from orchestrator.models.fields import Count
 from orchestrator.models.layer_costs import LayerMemory
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Linear(Weighted):
     """Fully connected; reads images as ``flatten`` orders them, channel first, and each token of a
-    sequence alone.
+    sequence alone, or whatever positions stand before the channels.
 
     Args:
         features: output features.
@@ -39,19 +40,25 @@ class Linear(Weighted):
     def output(self, *inputs: Value) -> Value:
         (value,) = inputs
         self.terms(value.channels, self.features)  # refuses groups that do not divide
-        if "token" in value.axes:
-            return Value((value.size("token"), self.features), value.axes)
+        if _by_position(value):
+            return Value((*value.shape[:-1], self.features), value.axes)
+        if value.axes[:1] != VECTOR_AXES:
+            raise InputError(
+                f"layer {self.name}: a linear layer reads values whose channels are the first axis "
+                f"or the last, not {', '.join(value.axes)}",
+                remedy="a layer before it that gives them so",
+            )
         return Value((self.features,), VECTOR_AXES)
 
     def reads(self, sized: SizedLayer, out: Box) -> tuple[Box, ...]:
         (value,) = sized.inputs
         channels = self.channel_reads(sized, out)
-        if "token" in value.axes:
-            return ((out[0], channels),)
+        if _by_position(value):
+            return ((*out[:-1], channels),)
         return ((channels, *value.whole[1:]),)
 
     def weight_shape(self, value: Value, fan_in: int) -> Shape:
-        inner = 1 if "token" in value.axes else prod(value.shape[1:])
+        inner = 1 if _by_position(value) else prod(value.shape[1:])
         return (self.features, fan_in * inner)
 
     def multiply(
@@ -60,7 +67,7 @@ class Linear(Weighted):
         import torch
         import torch.nn.functional as nnf
 
-        flat = x if "token" in part.sized.inputs[0].axes else x.flatten(1)
+        flat = x if _by_position(part.sized.inputs[0]) else x.flatten(1)
         if groups == 1:
             return nnf.linear(flat, weight, bias)
         shape = flat.shape[:-1]
@@ -79,7 +86,7 @@ class Linear(Weighted):
         weight = parameters["weight"]
         if self.groups > 1:
             weight = self.dense(sized, weight)
-        flat = x if "token" in sized.inputs[0].axes else nn.Flatten()(x)
+        flat = x if _by_position(sized.inputs[0]) else nn.Flatten()(x)
         module = nn.Linear(
             weight.shape[1], self.features, bias=self.bias is not None, device="meta"
         )
@@ -90,5 +97,10 @@ class Linear(Weighted):
     ) -> LayerMemory:
         if not in_one:
             return found
-        # bmm's order of dimensions, turned
-        return found._replace(forward_extra=2 * found.after, backward_extra=found.before)
+        # bmm's order of dimensions, turned, before the bias is added
+        return found._replace(forward_extra=(1 if self.bias is None else 2) * found.after)
+
+
+def _by_position(value: Value) -> bool:
+    """Whether it is vectors, one for each position, such as the tokens of a sequence."""
+    return len(value.axes) > 1 and value.axes[-1] == "channel"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from orchestrator.errors import InputError
 from orchestrator.models.box import Shape, intersection, is_empty, volume
@@ -29,12 +29,14 @@ from orchestrator.models.cross_entropy import CrossEntropy
 from orchestrator.models.fields import Bounds, Count, Matches, check, check_fields
 from orchestrator.models.layer import Layer, Name
 from orchestrator.models.model_file import is_of_user
-from orchestrator.models.parameter import Initial, ParameterSpec
+from orchestrator.models.parameter import Initial, ParameterSpec, RunningAverage
 from orchestrator.models.sized import LayerPart, SizedLayer
 from orchestrator.models.user_kinds import asking
 from orchestrator.models.value import INPUT, LABELS, Value, value_of
+from orchestrator.optimizers import OPTIMIZERS, Optimizer, Sgd2012
 
 LOSS = "loss"
+SMALLEST_SCALE = 2.0**-24  # of float16
 ModelName = Annotated[str, Matches(r"[\w][\w .+-]{0,99}", "of letters, digits and . _ - +")]
 Kind = Annotated[str, Matches(r"[A-Za-z]\w{0,99}", "of letters, digits and _")]
 
@@ -43,17 +45,35 @@ Kind = Annotated[str, Matches(r"[A-Za-z]\w{0,99}", "of letters, digits and _")]
 class Recipe:
     """How the model's authors trained it; a plan's ``training`` overrides single values.
 
-    The update is the 2012 paper's, with the rate inside the velocity:
-    v <- momentum v - weight_decay lr w - lr g;  w <- w + v. Biases are not decayed.
+    Args:
+        lr: learning rate.
+        momentum, weight_decay: of the 2012 paper's update, where no optimizer is named.
+        seed: of everything that is drawn.
+        optimizer: an optimizer with its own options, such as ``AdamW(betas=(0.9, 0.95))``.
+        loss_scale: factor on the loss, for float16.
     """
 
     lr: Annotated[float, Bounds(0)] = 0.01
     momentum: Annotated[float, Bounds(0, 1, below=True)] = 0.9
     weight_decay: Annotated[float, Bounds(0)] = 0.0005
     seed: Annotated[int, Bounds(0)] = 0
+    optimizer: Optimizer | None = None
+    loss_scale: Annotated[float, Bounds(SMALLEST_SCALE)] | Literal["dynamic"] = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self, "recipe")
+        if not isinstance(self.optimizer, Optimizer | None):
+            allowed = ", ".join(kind.__name__ for kind in OPTIMIZERS.values())
+            raise InputError(
+                f"recipe: optimizer is a {type(self.optimizer).__name__}; allowed: {allowed} of "
+                "orchestrator.optimizers",
+                remedy="optimizer=AdamW(), or leave it out for the 2012 paper's",
+            )
+
+    @property
+    def updates(self) -> Optimizer:
+        """The optimizer with all its options."""
+        return self.optimizer or Sgd2012(self.momentum, self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -111,15 +131,6 @@ class Model:
             what = f"layer name used twice: {min(twice)}" if twice else "it has no layers"
             what = f"a layer cannot be {taken[0]!r}" if taken else what
             raise InputError(f"model {self.name}: {what}")
-        for suffix in (".sum", ".moments", ".parts"):
-            if ours := [name for name in names if f"{name}{suffix}" in names]:
-                what = (
-                    f"the sum of {ours[0]}'s parts" if suffix == ".sum" else f"a half of {ours[0]}"
-                )
-                raise InputError(
-                    f"model {self.name}: {ours[0]}{suffix} is what {what} is called",
-                    remedy=f"another name for the layer {ours[0]}{suffix}",
-                )
 
     def _check_readers(self) -> None:
         read = {source for layer in self.layers for source in layer.sources}
@@ -173,8 +184,7 @@ class Model:
             values[layer.name] = sized[-1].output
             before = layer.name
         scores = values[before]
-        tokens = "token" in scores.axes
-        labels = Value(scores.shape[:1] if tokens else (), ("token",) if tokens else (), True)
+        labels = Value(scores.shape[:-1], scores.axes[:-1], True)  # the scores' channels are last
         loss = CrossEntropy(name=LOSS, inputs=(before, LABELS))
         sized.append(SizedLayer.of(loss, scores, labels, sources=loss.inputs))
         return tuple(sized)
@@ -316,15 +326,24 @@ def _sized(layer: Layer, inputs: tuple[Value, ...], sources: tuple[str, ...]) ->
     if not _is_value(output):
         raise InputError(
             f"{what}: its output gives {output!r}; allowed: a Value with an axis for each size, "
-            "no axis twice"
+            "no axis twice",
+            remedy=f"return Value({_sizes(output)}, {inputs[0].axes!r})",
         )
     shapes = " and ".join(str(value.shape) for value in inputs)
-    check(output.shape, tuple[Count, ...], f"{what}: output of {shapes}")
+    remedy = "a larger input, or an output that counts otherwise"
+    check(output.shape, tuple[Count, ...], f"{what}: output of {shapes}", remedy=remedy)
     _check_parameters(sized)
     reads = sized.reads(output.whole)
     if is_of_user(type(layer)):
         _check_covered(sized, sized.part(output.whole, reads))
     return sized
+
+
+def _sizes(output: Any) -> str:
+    """What was probably meant to be the shape."""
+    shape = output.shape if isinstance(output, Value) else output
+    fits = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
+    return repr(shape) if fits else "shape"
 
 
 def _is_value(output: Any) -> bool:
@@ -344,25 +363,39 @@ def _check_parameters(sized: SizedLayer) -> None:
     with asking(sized.layer, "parameters fails"):
         specs = sized.specs
     if not isinstance(specs, tuple) or not all(isinstance(spec, ParameterSpec) for spec in specs):
-        raise InputError(f"{what}: parameters gives {specs!r}; allowed: a tuple of ParameterSpecs")
+        raise InputError(
+            f"{what}: parameters gives {specs!r}; allowed: a tuple of ParameterSpecs",
+            remedy='return (ParameterSpec("weight", shape, Normal(0.01), axes),)',
+        )
     names = [spec.name for spec in specs]
     for spec in specs:
         check(spec.name, Name, f"{what}: name of a parameter")
         if names.count(spec.name) > 1:
-            raise InputError(f"{what}: parameter name used twice: {spec.name}")
+            raise InputError(
+                f"{what}: parameter name used twice: {spec.name}", remedy="another name for one"
+            )
         check(spec.shape, tuple[Count, ...], f"{what}: shape of {spec.name}")
         if not isinstance(spec.initial, Initial):
             raise InputError(
                 f"{what}: initial of {spec.name}: found {spec.initial!r}; allowed: such as "
-                "Normal(0.01), Uniform(0.1) or Constant(0.0)"
+                "Normal(0.01), Uniform(0.1) or Constant(0.0)",
+                remedy="one of these, or a frozen dataclass of your own that extends Initial",
             )
         check(spec.decays, bool, f"{what}: decays of {spec.name}")
         check(spec.tied_to, str, f"{what}: tied_to of {spec.name}")
+        if spec.update is not None and (
+            not isinstance(spec.update, RunningAverage) or spec.tied_to
+        ):
+            raise InputError(
+                f"{what}: update of {spec.name}: found {spec.update!r}; allowed: None, or a "
+                "RunningAverage of what is not tied to another layer's"
+            )
         known = all(axis is None or axis in axes for axis in spec.axes)
         if not known or (spec.axes and len(spec.axes) != len(spec.shape)):
             raise InputError(
                 f"{what}: axes of {spec.name} are {spec.axes}; allowed: for each of its "
-                f"{len(spec.shape)} dimensions None or one of {', '.join(axes)}"
+                f"{len(spec.shape)} dimensions None or one of {', '.join(axes)}",
+                remedy=f"({', '.join(['None'] * len(spec.shape))},) where no split cuts it",
             )
 
 
@@ -374,5 +407,6 @@ def _check_covered(sized: SizedLayer, everything: LayerPart) -> None:
         if meet or sum(map(volume, boxes)) != prod(spec.shape):
             raise InputError(
                 f"layer {sized.name}: tiles of the whole output give {boxes} of {spec.name}; "
-                f"allowed: all of its {spec.shape}, nothing twice"
+                f"allowed: all of its {spec.shape}, nothing twice",
+                remedy="leave tiles out, and say the axes of each ParameterSpec",
             )

@@ -1,4 +1,5 @@
-"""Trained tensors of a layer: shapes, initial values, and the parts that ranks hold."""
+"""Tensors that a layer keeps from step to step: shapes, initial values, how they are updated, and
+the parts that ranks hold."""
 
 from __future__ import annotations
 
@@ -65,8 +66,35 @@ class Constant(Initial):
 
 
 @dataclass(frozen=True)
+class RunningAverage:
+    """The update of a tensor that is not trained, and follows what its layer finds in each batch::
+
+        value <- (1 - momentum) value + momentum found
+
+    What is found takes the way of a gradient: a layer's :meth:`Layer.compute` gives its part's
+    share of it with :func:`orchestrator.models.running_torch.tell`, shares are added up over
+    microbatches, ranks and replicas in the same buffers and by the same ops as gradients are, and
+    the step that updates the weights updates this, too. So the ledger's gradient bytes hold it.
+    A share is no derivative: neither the scale of a loss nor the clipping of gradients is for it.
+
+    Args:
+        momentum: weight of the newest batch (torch's convention; an optimizer's is that of the
+            past).
+    """
+
+    momentum: Annotated[float, Bounds(0, 1, above=True)] = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "running average")
+
+    def apply(self, value: Tensor, found: Tensor) -> None:
+        """Update a value, or a part of it, in place."""
+        value.detach().mul_(1 - self.momentum).add_(found, alpha=self.momentum)
+
+
+@dataclass(frozen=True)
 class ParameterSpec:
-    """One tensor of a layer that is trained.
+    """One tensor that a layer keeps: trained, unless it has an update of its own.
 
     Args:
         name: within the layer, such as ``weight``.
@@ -76,6 +104,8 @@ class ParameterSpec:
             cut. Kinds that cut in another way override :meth:`Layer.tiles`.
         decays: whether weight decay applies.
         tied_to: ``layer.parameter`` whose tensor this is; it has no values of its own.
+        update: how it is updated; None for one that is trained, by the recipe's optimizer. Only
+            those are counted as a network's parameters.
     """
 
     name: str
@@ -84,6 +114,7 @@ class ParameterSpec:
     axes: tuple[str | None, ...] = ()
     decays: bool = True
     tied_to: str = ""
+    update: RunningAverage | None = None
 
 
 class Tile(NamedTuple):

@@ -1,10 +1,11 @@
-"""Pieces of tensors: boxes cut out of them and put into them."""
+"""Tensors as layers take them: boxes cut out of them and put into them, and in wider numbers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from orchestrator.models.box import Box
+from orchestrator.models.layer_costs import FLOAT32
 from orchestrator.models.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -45,3 +46,8 @@ def put_in(x: Tensor, box: Box, piece: Tensor, *, add: bool) -> None:
         inner = (*box[:dimension], ((start, stop),), *box[dimension + 1 :])
         put_in(x, inner, piece.narrow(dimension, done, stop - start), add=add)
         done += stop - start
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same in float32 at least."""
+    return x if x.element_size() >= FLOAT32 else x.float()

@@ -71,7 +71,8 @@ class _Pool(Layer):
         channels, height, width = part.input_shapes[0]
         padded = channels * (height + sum(padding[2:])) * (width + sum(padding[:2]))
         padded *= examples * itemsize
-        return LayerMemory(before, after, saved=padded, backward_extra=padded)
+        # its gradient is there first; when that is cropped to the input's, the copy is gone
+        return LayerMemory(before, after, saved=padded, backward_extra=padded - before)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,17 +19,19 @@ _MASK32 = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Draw:
-    """What randomness depends on besides the layer.
+    """Which examples are trained on: what randomness depends on besides the layer.
 
     Args:
         seed: of the run.
         step: number of the training step.
         samples: (n,) int64, place of each example within the global batch of the step.
+        batch: examples in that batch, on all ranks.
     """
 
     seed: int
     step: int
     samples: Tensor
+    batch: int
 
 
 def seed_of(*names: object) -> int:

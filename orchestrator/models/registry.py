@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InputError
 from orchestrator.models.alexnet import FAMILY, build_alexnet
 from orchestrator.models.fields import as_annotated, check
+from orchestrator.models.layer import Layer
 from orchestrator.models.lenet import build_lenet5
 from orchestrator.models.model import Model
 from orchestrator.models.model_file import import_model_file, running, user_error
@@ -25,6 +26,16 @@ _BUILDERS: dict[str, Callable[..., Model]] = {
 def model_names() -> tuple[str, ...]:
     """Names that :func:`build_model` knows."""
     return tuple(_BUILDERS)
+
+
+@cache
+def kind_names() -> tuple[str, ...]:
+    """Kinds of the layers that a model can be made of, a user's own apart."""
+    from orchestrator import models
+
+    public = [getattr(models, name) for name in models.__all__]
+    layers = [x for x in public if isinstance(x, type) and issubclass(x, Layer) and x is not Layer]
+    return tuple(sorted({layer.kind for layer in layers}))
 
 
 def build_model(

@@ -85,12 +85,15 @@ class ResponseNorm(Layer):
     def whole(
         self, sized: SizedLayer, inputs: Tensors, parameters: NamedTensors, draw: Draw | None
     ) -> Tensor:
+        import torch
         from torch import nn
 
         (x,) = inputs
         module = nn.LocalResponseNorm(self.window, self.alpha, self.beta, self.k)
-        columns = x.reshape(-1, x.shape[1] // self.columns, *x.shape[2:])
-        return module(columns).reshape(x.shape)  # type: ignore[no-any-return]
+        # torch has it for float32 and float64 alone on a processor
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        columns = wide.reshape(-1, x.shape[1] // self.columns, *x.shape[2:])
+        return module(columns).reshape(x.shape).to(x.dtype)  # type: ignore[no-any-return]
 
 
 def _channel_reads(sized: SizedLayer, out: Ranges) -> Ranges:

@@ -46,21 +46,26 @@ class SizedLayer:
         inputs: what it reads.
         output: what it gives.
         sources: names of the layers that it reads from, :data:`INPUT` and :data:`LABELS` included.
+        half_of: the layer of the model of which it is the other half, placed by the compiler; ""
+            for a layer of the model.
     """
 
     layer: Layer
     inputs: tuple[Value, ...]
     output: Value
     sources: tuple[str, ...] = ()
+    half_of: str = ""
 
     @classmethod
-    def of(cls, layer: Layer, *inputs: Value, sources: tuple[str, ...] = ()) -> SizedLayer:
+    def of(
+        cls, layer: Layer, *inputs: Value, sources: tuple[str, ...] = (), half_of: str = ""
+    ) -> SizedLayer:
         """The layer behind these values."""
-        return cls(layer, inputs, layer.output(*inputs), sources)
+        return cls(layer, inputs, layer.output(*inputs), sources, half_of)
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.layer, self.inputs, self.output, self.sources))
+        return hash((self.layer, self.inputs, self.output, self.sources, self.half_of))
 
     def __hash__(self) -> int:
         return self._hash  # asked for by every memo
@@ -69,6 +74,11 @@ class SizedLayer:
     def name(self) -> str:
         """The layer's name, unique in its model."""
         return self.layer.name
+
+    @property
+    def model_layer(self) -> str:
+        """The name of the layer of the model that it is, or of which it is a half."""
+        return self.half_of or self.name
 
     @property
     def kind(self) -> str:
@@ -91,13 +101,18 @@ class SizedLayer:
         return frozenset(spec.name for spec in self.specs if spec.tied_to)
 
     @cached_property
+    def running(self) -> frozenset[str]:
+        """Names of its parameters that are not trained, and have an update of their own."""
+        return frozenset(spec.name for spec in self.specs if spec.update is not None)
+
+    @cached_property
     def specs(self) -> tuple[ParameterSpec, ...]:
         """The layer's parameters."""
         return self.layer.parameters(*self.inputs)
 
     @property
     def has_weights(self) -> bool:
-        """Whether the layer is trained."""
+        """Whether the layer keeps anything from step to step."""
         return bool(self.specs)
 
     def spec(self, name: str) -> ParameterSpec:
@@ -106,8 +121,9 @@ class SizedLayer:
 
     @cached_property
     def parameters(self) -> int:
-        """Values of the whole layer's parameters; those of a tied one are counted at its owner."""
-        return sum(prod(spec.shape) for spec in self.specs if not spec.tied_to)
+        """Values that the whole layer trains; those of a tied one are counted at its owner."""
+        trained = (x for x in self.specs if not x.tied_to and x.update is None)
+        return sum(prod(spec.shape) for spec in trained)
 
     @cached_property
     def macs(self) -> int:
@@ -152,7 +168,8 @@ class SizedLayer:
             y = layer.whole(self, inputs, parameters, draw)
         shape = (len(inputs[0]), *self.output_shape)
         dtype = dtype_of(inputs, parameters.values())
-        check_tensor(y, shape, dtype, f"layer {layer.name}: its whole gives")
+        remedy = "the sizes of sized.output_shape, or an output that says these"
+        check_tensor(y, shape, dtype, f"layer {layer.name}: its whole gives", remedy)
         return y
 
 
@@ -164,7 +181,7 @@ class LayerPart(NamedTuple):
         out: the box of the output that it computes.
         reads: the box of each input that it needs.
         tiles: the parts of its parameters that it holds.
-        parameters: values in them.
+        parameters: values in them, those that are not trained included.
         macs_per_example: multiply-adds for one example, forward.
     """
 
@@ -174,6 +191,12 @@ class LayerPart(NamedTuple):
     tiles: tuple[Tile, ...]
     parameters: int
     macs_per_example: int
+
+    @property
+    def running_values(self) -> int:
+        """Of its parameters' values, those that are not trained."""
+        running = self.sized.running
+        return sum(volume(x.box) for x in self.tiles if x.parameter in running) if running else 0
 
     @property
     def read_values(self) -> int:
@@ -209,9 +232,9 @@ class LayerPart(NamedTuple):
         with asking(self.sized.layer, "memory fails"):
             found = self.sized.layer.memory(self, examples, itemsize)
         if is_of_user(type(self.sized.layer)):
-            fits = isinstance(found, LayerMemory) and all(isinstance(n, int) for n in found)
-            what = f"memory gives {found!r}"
-            require(fits, self.sized.layer, what, "LayerMemory of whole numbers")
+            fits = isinstance(found, LayerMemory) and found.is_whole
+            allowed = "LayerMemory of whole numbers"
+            require(fits, self.sized.layer, "memory", found, allowed)
         return found
 
     def kernels(self, examples: int, direction: Pass, itemsize: int) -> tuple[Kernel, ...]:
@@ -224,7 +247,7 @@ class LayerPart(NamedTuple):
             found = self.sized.layer.kernels(self, examples, direction, itemsize)
         if is_of_user(type(self.sized.layer)):
             fits = isinstance(found, tuple) and all(isinstance(k, Kernel) for k in found)
-            require(fits, self.sized.layer, f"kernels gives {found!r}", "a tuple of Kernels")
+            require(fits, self.sized.layer, "kernels", found, "a tuple of Kernels")
         return found
 
     def signature(self) -> str:
@@ -235,8 +258,7 @@ class LayerPart(NamedTuple):
         """
         with asking(self.sized.layer, "signature fails"):
             found = self.sized.layer.signature(self)
-        what = f"signature gives {found!r}"
-        require(isinstance(found, str), self.sized.layer, what, "text")
+        require(isinstance(found, str), self.sized.layer, "signature", found, "text")
         return found
 
     def compute(self, inputs: Tensors, parameters: Tensors, draw: Draw | None) -> Tensor:
@@ -256,7 +278,8 @@ class LayerPart(NamedTuple):
             raise user_error(error, f"layer {layer.name} fails") from error
         shape = (len(inputs[0]), *self.output_shape)
         dtype = dtype_of(inputs, parameters)
-        check_tensor(y, shape, dtype, f"layer {layer.name}: its compute gives")
+        remedy = "the sizes of part.output_shape, or an output and reads that say these"
+        check_tensor(y, shape, dtype, f"layer {layer.name}: its compute gives", remedy)
         needs = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
         if needs and not y.requires_grad:
             raise InputError(

@@ -49,7 +49,7 @@ class SpatialNorm(Layer):
         # x², the base and its power are saved, by three nodes
         return LayerMemory(
             before, after, saves_input=True, saved=3 * before, forward_extra=before,
-            backward_extra=3 * before,
+            backward_extra=2 * before,
         )  # fmt: skip
 
     def moved(self, x: int, y: int, itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

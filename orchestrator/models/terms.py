@@ -11,6 +11,7 @@ weight for each run of output channels and of fan-in channels, and does a produc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 from orchestrator.errors import InputError
 from orchestrator.models.box import Box, Shape
 from orchestrator.models.fields import Bounds, Count
+from orchestrator.models.in_turn import Turn, backward_extra, forward_extra
 from orchestrator.models.layer import Layer
-from orchestrator.models.layer_costs import Kernel, LayerMemory, Pass
+from orchestrator.models.layer_costs import Copies, Kernel, LayerMemory, Pass
 from orchestrator.models.parameter import Constant, Normal, ParameterSpec, Tile
 from orchestrator.models.pieces import take
 from orchestrator.models.ranges import Range, Ranges, at, intersect, local, normalise, size
@@ -207,30 +209,48 @@ class Weighted(Layer):
         along = 1 + sized.output.axes.index("channel")
         return runs[0] if len(runs) == 1 else torch.cat(runs, along)
 
+    def products(self, part: LayerPart) -> list[Product]:
+        """The products that a part is computed by, one after another."""
+        runs = _products(part.sized, *_channels(part.sized, part.out, part.reads))
+        return [product for _, products in runs for product in products]
+
+    def turns(
+        self, part: LayerPart, before: int, after: int, copies: Sequence[Copies]
+    ) -> list[Turn]:
+        """The same in bytes.
+
+        Args:
+            before, after: bytes of input and output.
+            copies: by product.
+        """
+        wanted, inside = (
+            size(channels) for channels in _channels(part.sized, part.out, part.reads)
+        )
+        return [
+            Turn(
+                before // inside * size(product.reads),
+                after // wanted * product.channels,
+                size(product.reads) == inside,
+                len(product.reads),
+                own,
+            )
+            for product, own in zip(self.products(part), copies, strict=True)
+        ]
+
     def memory(self, part: LayerPart, examples: int, itemsize: int) -> LayerMemory:
         before, after = part.bytes(examples, itemsize)
-        sized = part.sized
-        wanted, inside = _channels(sized, part.out, part.reads)
-        terms = part_terms(sized, wanted, inside)
-        weights = sum(tile.parameter == "weight" for tile in part.tiles)
-        in_one = len(terms) == 1 or weights == 1  # equal groups are one call
-        saved = forward_extra = backward_extra = 0
-        if not in_one:
-            channels = [local(term.reads, inside) for term in terms]
-            per_channel = before // size(inside)
-            # channels in several runs are put together in a copy, which the product then keeps
-            saved += sum(size(c) for c in channels if len(c) > 1) * per_channel
-            widest = max(size(c) for c in channels) * per_channel
-            forward_extra = after + widest  # the pieces of the output, and one input in one run
-            backward_extra += before + widest
-        return self.more_memory(
-            part, examples * itemsize,
-            LayerMemory(
-                before, after, saves_input=True, saved=saved, forward_extra=forward_extra,
-                backward_extra=backward_extra, weights=part.parameters * itemsize,
-            ),
-            in_one=in_one and len(terms) > 1,
-        )  # fmt: skip
+        weights = part.parameters * itemsize
+        found = LayerMemory(before, after, saves_input=True, weights=weights)
+        products = self.products(part)
+        if len(products) > 1:
+            turns = self.turns(part, before, after, [Copies()] * len(products))
+            found = found._replace(
+                saved=sum(turn.gathered for turn in turns),
+                forward_extra=forward_extra(turns, after),
+                backward_extra=backward_extra(turns, before),
+            )
+        in_one = len(products) == 1 and products[0].groups > 1
+        return self.more_memory(part, examples * itemsize, found, in_one=in_one)
 
     def more_memory(
         self, part: LayerPart, per_value: int, found: LayerMemory, *, in_one: bool
@@ -270,13 +290,18 @@ class Weighted(Layer):
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """One multiplication: rows of a tile with some input channels, for some output channels."""
 
     tile: int
     rows: Range
     reads: Ranges
     groups: int
+
+    @property
+    def channels(self) -> int:
+        """Of its output."""
+        return self.rows[1] - self.rows[0]
 
 
 class _Rectangle(NamedTuple):
@@ -324,21 +349,21 @@ def _rectangles(sized: SizedLayer, out: Ranges, reads: Ranges) -> tuple[_Rectang
 @lru_cache(maxsize=4096)
 def _products(
     sized: SizedLayer, out: Ranges, reads: Ranges
-) -> tuple[tuple[Ranges, tuple[_Product, ...]], ...]:
+) -> tuple[tuple[Ranges, tuple[Product, ...]], ...]:
     """By run of output channels, the products whose sum it is; equal groups done in one call."""
     tiles = _rectangles(sized, out, reads)
     terms = part_terms(sized, out, reads)
     if len(terms) > 1 and len(tiles) == 1 and _are_equal_groups(terms, reads):
-        product = _Product(
+        product = Product(
             0, (0, tiles[0].out[1] - tiles[0].out[0]), ((0, size(reads)),), len(terms)
         )
         return (((tiles[0].out,), (product,)),)
-    by_out: dict[Range, list[_Product]] = {}
+    by_out: dict[Range, list[Product]] = {}
     for term in terms:
         for number, tile in enumerate(tiles):
             if tile.fan == term.fan and tile.out[0] <= term.out[0] and term.out[1] <= tile.out[1]:
                 rows = (term.out[0] - tile.out[0], term.out[1] - tile.out[0])
-                product = _Product(number, rows, local(term.reads, reads), 1)
+                product = Product(number, rows, local(term.reads, reads), 1)
                 by_out.setdefault(term.out, []).append(product)
                 break
     return tuple(((run,), tuple(products)) for run, products in sorted(by_out.items()))

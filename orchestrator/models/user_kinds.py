@@ -37,14 +37,17 @@ def asking(layer: Layer, what: str) -> Iterator[None]:
         raise user_error(error, f"layer {layer.name}: its {what}") from error
 
 
-def require(holds: bool, layer: Layer, given: str, allowed: str) -> None:
-    """Refuse what a user's kind gives.
+def require(holds: bool, layer: Layer, method: str, found: object, allowed: str) -> None:
+    """Refuse what a method of a user's kind gives, which it need not have.
 
     Raises:
         InputError: naming the layer, what it gives and what is allowed.
     """
     if not holds:
-        raise InputError(f"layer {layer.name}: its {given}; allowed: {allowed}")
+        raise InputError(
+            f"layer {layer.name}: its {method} gives {found!r}; allowed: {allowed}",
+            remedy=f"give that, or leave {method} out of {type(layer).__name__}",
+        )
 
 
 def check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
@@ -61,7 +64,9 @@ def check_reads(sized: SizedLayer, found: Any) -> tuple[Box, ...]:
         shapes = ", ".join("x".join(map(str, value.shape)) for value in sized.inputs)
         raise InputError(
             f"layer {sized.name}: reads gives {found}; allowed: for each input ({shapes}) a box: "
-            "for each of its axes ascending ranges that do not touch, such as ((0, 4), (6, 8))"
+            "for each of its axes ascending ranges that do not touch, such as ((0, 4), (6, 8))",
+            remedy="return (out,) where it needs the same places of an input of the same shape, "
+            "(sized.inputs[0].whole,) where it needs all of it",
         )
     return found  # type: ignore[no-any-return]
 
@@ -81,7 +86,8 @@ def check_tiles(sized: SizedLayer, found: Any) -> None:
             raise InputError(
                 f"layer {sized.name}: tiles gives {tile}; allowed: Tiles of its parameters "
                 f"({told_shapes}), with ascending ranges such as ((0, 4), (6, 8)) for each "
-                "dimension"
+                "dimension",
+                remedy="leave tiles out, and say the axes of each ParameterSpec",
             )
 
 
@@ -96,11 +102,14 @@ def _are_ranges(ranges: Any, size: int) -> bool:
     return not ends or (ends[0] >= 0 and ends[-1] <= size and ends == sorted(set(ends)))
 
 
-def check_tensor(y: object, shape: Shape, dtype: torch.dtype | None, what: str) -> None:
+def check_tensor(
+    y: object, shape: Shape, dtype: torch.dtype | None, what: str, remedy: str = ""
+) -> None:
     """Refuse what is no tensor of this shape and dtype, None for any, from a user's code.
 
     Args:
         what: what gave it, such as ``layer clip: its compute gives``.
+        remedy: for another shape.
 
     Raises:
         InputError: what was found, what is allowed.
@@ -111,7 +120,11 @@ def check_tensor(y: object, shape: Shape, dtype: torch.dtype | None, what: str) 
         return
     given = f"{tuple(y.shape)} in {y.dtype}" if isinstance(y, torch.Tensor) else type(y).__name__
     allowed = f"{shape} in {dtype}" if dtype else f"a tensor of {shape}"
-    raise InputError(f"{what} {given}; allowed: {allowed}")
+    if not isinstance(y, torch.Tensor):
+        remedy = "return a tensor of torch"
+    elif y.shape == shape:
+        remedy = f"end it with .to({dtype})"
+    raise InputError(f"{what} {given}; allowed: {allowed}", remedy=remedy or f"give {shape}")
 
 
 def dtype_of(inputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> torch.dtype | None:

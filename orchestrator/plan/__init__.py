@@ -4,7 +4,7 @@
 the model; what is wrong comes as one ``InputError`` with file, line, key and remedy.
 """
 
-from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split
+from orchestrator.plan.grid import AXES, Grid
 from orchestrator.plan.load import load_plan, read_plan
 from orchestrator.plan.schema import (
     SCHEMA_VERSION,
@@ -21,15 +21,12 @@ from orchestrator.plan.shipped import shipped, shipped_names
 __all__ = [
     "AXES",
     "SCHEMA_VERSION",
-    "SPLITS",
-    "Axis",
     "Entry",
     "Exchange",
     "Grid",
     "ModelChoice",
     "Plan",
     "Shares",
-    "Split",
     "Training",
     "json_schema",
     "load_plan",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.plan.grid import AXES
+from orchestrator.plan.grid import AXES, NONE, Grid, unknown_axis, unknown_split
 from orchestrator.plan.layers import ends
-from orchestrator.plan.problem import Problem, found, listed
+from orchestrator.plan.problem import Problem, found, listed, nearest
 from orchestrator.plan.shares import Shares
 
 if TYPE_CHECKING:
-    from orchestrator.plan.schema import Entry, ModelChoice, Plan
+    from orchestrator.plan.schema import Entry, ModelChoice, Plan, Training
 
 
 def of_model(model: ModelChoice) -> list[Problem]:
@@ -28,12 +28,31 @@ def of_model(model: ModelChoice) -> list[Problem]:
     return []
 
 
+def of_training(training: Training) -> list[Problem]:
+    """Momentum and weight decay are said once, and of an optimizer that has them."""
+    choice = training.optimizer
+    if choice is None:
+        return []
+    problems = []
+    for key in ("momentum", "weight_decay"):
+        if getattr(training, key) is None:
+            continue
+        if key not in choice.kind.options():
+            message = f"found {key} beside optimizer {choice.name}, which has none; "
+            message += f"allowed: {listed(choice.kind.options())}, under optimizer"
+            problems.append(Problem((key,), message, f"remove {key}"))
+        elif key in dict(choice.options):
+            message = f"found {key} here and under optimizer; allowed: one of them"
+            problems.append(Problem((key,), message, "keep the optimizer's"))
+    return problems
+
+
 def of_entry(entry: Entry) -> list[Problem]:
     """Split, ranks, shares and exchange fit one another."""
     problems = []
     n_ranks = len(entry.ranks)
     grid = entry.grid
-    if entry.split != "none" and grid.size != n_ranks:
+    if entry.split != NONE and grid.size != n_ranks:
         parts = " x ".join(f"{axis} {count}" for axis, count in grid.axes)
         message = f"found a grid of {grid.size} ({parts}) over {n_ranks} ranks; allowed: one rank "
         message += "for each cell of the grid"
@@ -60,7 +79,9 @@ def _of_shares(entry: Entry, shares: tuple[int, ...] | Shares) -> list[Problem]:
             if axis not in axes:
                 message = f"found shares along {axis}, which the split does not cut; "
                 message += f"allowed: {listed(axes)}"
-                problems.append(Problem(path, message, f"remove {axis}, or add it to split"))
+                near = nearest(axis, axes)
+                remedy = f"did you mean {near}?" if near else f"remove {axis}, or add it to split"
+                problems.append(Problem(path, message, remedy))
             elif len(parts) != axes[axis]:
                 message = f"found {len(parts)} shares for {axes[axis]} parts along {axis}; "
                 message += "allowed: one for each part"
@@ -90,11 +111,25 @@ def of_plan(plan: Plan) -> list[Problem]:
         remedy = "add - {layers: conv1..fc8, ranks: [0], split: none}"
         return [Problem(("placement",), message, remedy)]
     return [
+        *_of_axes(plan),
         *_of_ranks(plan.placement),
         *_of_layers(plan.placement),
         *_of_exchanges(plan.placement),
         *_of_batch(plan),
     ]
+
+
+def _of_axes(plan: Plan) -> list[Problem]:
+    """Layers of a built-in model have the axes that are known here; those of a file's, any."""
+    if plan.model.file is not None:
+        return []
+    problems = []
+    for i, entry in enumerate(plan.placement):
+        unknown = [axis for axis, _ in entry.grid.axes if axis not in AXES]
+        grid = isinstance(entry.split, Grid)
+        found_here = map(unknown_axis if grid else unknown_split, unknown)
+        problems += [problem.under(("placement", i, "split")) for problem in found_here]
+    return problems
 
 
 def _of_ranks(placement: tuple[Entry, ...]) -> list[Problem]:
@@ -169,8 +204,8 @@ def _of_batch(plan: Plan) -> list[Problem]:
     problems = []
     size = plan.microbatch_size
     for i, entry in enumerate(plan.placement):
-        if entry.shares_of("batch") is None and size % entry.grid.batch:
-            n = entry.grid.batch
+        if entry.shares_of("batch") is None and size % entry.grid.parts("batch"):
+            n = entry.grid.parts("batch")
             message = f"found {n} batch parts of a microbatch of {size} images (global_batch_size "
             message += f"/ (replicas x n_microbatches)); allowed: parts that divide {size}"
             remedy = "for global_batch_size, " + _multiples(batch, parts * n)

@@ -9,66 +9,54 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, get_args
 
 from orchestrator.plan.problem import Problem, found, listed, nearest, printable, refusal
 
-Axis = Literal["batch", "channel", "height", "token", "input"]
-AXES: tuple[Axis, ...] = get_args(Axis)
+AXES: dict[str, str] = {
+    "batch": "examples",
+    "channel": "output channels",
+    "height": "rows",
+    "width": "columns",
+    "token": "tokens",
+    "input": "input channels",
+}
+"""Axes of the built-in layers that a plan can cut, with what each part has some of. A plan of a
+model file may cut any other axis that a layer's output has, too."""
 
-Split = Literal["none", "batch", "channel", "height", "token", "input"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+NONE = "none"
+AXIS = r"[a-z][a-z0-9_]{0,29}"
+"""A name that an axis may have."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Parts along each axis; ``axes`` keeps the order in which the ranks run through them.
+    """Parts along each axis, in the order in which the ranks run through them.
 
-    The last axis varies fastest. Without ``axes`` the order is batch, channel, height, token,
-    input, and axes of one part are left out.
+    The last axis varies fastest. ``none`` is a grid without axes.
     """
 
-    batch: int = 1
-    channel: int = 1
-    height: int = 1
-    token: int = 1
-    input: int = 1
-    axes: tuple[tuple[Axis, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        parts: dict[Axis, int] = {
-            "batch": self.batch,
-            "channel": self.channel,
-            "height": self.height,
-            "token": self.token,
-            "input": self.input,
-        }
-        if not self.axes:
-            axes = tuple((axis, count) for axis, count in parts.items() if count != 1)
-            object.__setattr__(self, "axes", axes)
-        elif {**dict.fromkeys(AXES, 1), **dict(self.axes)} != parts:
-            raise ValueError(f"axes {self.axes} do not say the same as {parts}")
-
-    @classmethod
-    def of(cls, axes: tuple[tuple[Axis, int], ...]) -> Grid:
-        """The grid with these axes, in this order."""
-        return cls(**dict(axes), axes=axes)
+    axes: tuple[tuple[str, int], ...] = ()
 
     @property
     def size(self) -> int:
         """How many ranks it takes."""
         return prod(count for _, count in self.axes)
 
-    def has(self, axis: Axis) -> bool:
+    def has(self, axis: str) -> bool:
         """Whether this axis is named, be it with one part."""
         return any(name == axis for name, _ in self.axes)
 
+    def parts(self, axis: str) -> int:
+        """How many along an axis; 1 for one that is not named."""
+        return dict(self.axes).get(axis, 1)
 
-def read_split(value: object) -> Split | Grid:
-    """What a user wrote under ``split``, checked.
+
+def read_split(value: object) -> str | Grid:
+    """What a user wrote under ``split``, checked as far as the model is not needed.
 
     Raises:
         PydanticCustomError: carrying every problem found.
@@ -77,20 +65,29 @@ def read_split(value: object) -> Split | Grid:
         return value
     if isinstance(value, Mapping):
         return _read_grid(value)
-    for split in SPLITS:
-        if isinstance(value, str) and value == split:
-            return split
-    near = nearest(value, SPLITS) if isinstance(value, str) else ""
+    if isinstance(value, str) and re.fullmatch(AXIS, value):
+        return value
+    raise refusal([unknown_split(value)])
+
+
+def unknown_split(value: object) -> Problem:
+    """What is wrong with a split that names no axis."""
+    splits = (NONE, *AXES)
+    near = nearest(value, splits) if isinstance(value, str) else ""
     remedy = f"did you mean {near}?" if near else "write split: none, or split: channel"
-    allowed = f"{listed(SPLITS)}, or a grid such as {{batch: 2, channel: 2}}"
-    raise refusal([Problem((), f"{found(value)}; allowed: {allowed}", remedy)])
+    allowed = f"{listed(splits)}, or a grid such as {{batch: 2, channel: 2}}"
+    return Problem((), f"{found(value)}; allowed: {allowed}", remedy)
 
 
-def read_axis(key: object) -> Axis | Problem:
+def read_axis(key: object) -> str | Problem:
     """The axis that a key of a mapping names, or what is wrong with it."""
-    for axis in AXES:
-        if axis == key:
-            return axis
+    if isinstance(key, str) and re.fullmatch(AXIS, key) and key != NONE:
+        return key
+    return unknown_axis(key)
+
+
+def unknown_axis(key: object) -> Problem:
+    """What is wrong with a key that names no axis."""
     near = nearest(key, AXES)
     remedy = f"did you mean {near}?" if near else "remove it"
     message = f"found the key '{printable(str(key))}'; allowed: {listed(AXES)}"
@@ -98,7 +95,7 @@ def read_axis(key: object) -> Axis | Problem:
 
 
 def _read_grid(value: Mapping[object, object]) -> Grid:
-    axes: list[tuple[Axis, int]] = []
+    axes: list[tuple[str, int]] = []
     problems: list[Problem] = []
     for key, count in value.items():
         axis = read_axis(key)
@@ -118,4 +115,4 @@ def _read_grid(value: Mapping[object, object]) -> Grid:
         problems.append(Problem((), message, remedy))
     if problems:
         raise refusal(problems)
-    return Grid.of(tuple(axes))
+    return Grid(tuple(axes))

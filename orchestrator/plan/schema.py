@@ -28,10 +28,12 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticKnownError
 
-from orchestrator.plan import checks
-from orchestrator.plan.grid import AXES, SPLITS, Axis, Grid, Split, read_split
+from orchestrator.plan import checks, optimizer, precision
+from orchestrator.plan.grid import AXES, AXIS, NONE, Grid, read_split
 from orchestrator.plan.layers import LONGEST, TEXT, read_layers
+from orchestrator.plan.optimizer import OptimizerChoice, read_optimizer
 from orchestrator.plan.origin import Origin
+from orchestrator.plan.precision import Formats, read_loss_scale, read_precision
 from orchestrator.plan.problem import Path, Problem, dotted, found, refusal
 from orchestrator.plan.shares import LARGEST, Shares, read_shares
 from orchestrator.schedules import SCHEDULES
@@ -137,49 +139,81 @@ Ranks = Annotated[
         }
     ),
 ]
-SplitOrGrid = Annotated[
-    Split | Grid,
-    PlainValidator(read_split),
-    PlainSerializer(lambda split: dict(split.axes) if isinstance(split, Grid) else split),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": list(SPLITS)},
-                {
-                    "type": "object",
-                    "properties": {axis: {"type": "integer", "minimum": 1} for axis in AXES},
-                    "minProperties": 1,
-                    "additionalProperties": False,
-                    "not": {"required": ["channel", "input"]},
-                },
-            ]
-        }
-    ),
-]
-
 _SHARES: JsonDict = {
     "type": "array",
     "items": {"type": "integer", "minimum": 1, "maximum": LARGEST},
     "minItems": 1,
 }
+
+
+def _split_schema(names: JsonDict, any_split: JsonDict) -> JsonDict:
+    """What may stand under ``split``.
+
+    Args:
+        names: of the axes of a grid, as the JSON Schema of an object says it.
+        any_split: one axis, or none.
+    """
+    parts: JsonDict = {"type": "object", "minProperties": 1, **names}
+    return {"anyOf": [any_split, {**parts, "not": {"required": ["channel", "input"]}}]}
+
+
+def _shares_schema(names: JsonDict) -> JsonDict:
+    """What may stand under ``shares``; see :func:`_split_schema`."""
+    by_axis: JsonDict = {"type": "object", "minProperties": 1, **names}
+    return {"anyOf": [_SHARES, by_axis, {"type": "null"}]}
+
+
+def _of_axes(value: JsonDict) -> JsonDict:
+    """A mapping from axes of the built-in layers."""
+    return {"properties": dict.fromkeys(AXES, value), "additionalProperties": False}
+
+
+def _of_any_axes(value: JsonDict) -> JsonDict:
+    """A mapping from any axes; editors offer those of the built-in layers."""
+    return {
+        "properties": dict.fromkeys(AXES, value),
+        "propertyNames": {"pattern": f"^{AXIS}$", "not": {"const": NONE}},
+        "additionalProperties": value,
+    }
+
+
+_PARTS: JsonDict = {"type": "integer", "minimum": 1}
+_AXIS: JsonDict = {"enum": [NONE, *AXES]}
+_ANY_AXIS: JsonDict = {"anyOf": [_AXIS, {"type": "string", "pattern": f"^{AXIS}$"}]}
+
+SplitOrGrid = Annotated[
+    str | Grid,
+    PlainValidator(read_split),
+    PlainSerializer(lambda split: dict(split.axes) if isinstance(split, Grid) else split),
+    WithJsonSchema(_split_schema(_of_any_axes(_PARTS), _ANY_AXIS)),
+]
 ListOrShares = Annotated[
     tuple[int, ...] | Shares | None,
     PlainValidator(read_shares),
     PlainSerializer(lambda shares: dict(shares.axes) if isinstance(shares, Shares) else shares),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _SHARES,
-                {
-                    "type": "object",
-                    "properties": dict.fromkeys(AXES, _SHARES),
-                    "minProperties": 1,
-                    "additionalProperties": False,
-                },
-                {"type": "null"},
-            ]
-        }
-    ),
+    WithJsonSchema(_shares_schema(_of_any_axes(_SHARES))),
+]
+_KNOWN_AXES: JsonDict = {
+    "split": _split_schema(_of_axes(_PARTS), _AXIS),
+    "shares": _shares_schema(_of_axes(_SHARES)),
+}
+# In the JSON Schema: only layers of a user's own kind have axes that are not named here.
+_AXES_OF_MODEL: JsonDict = {
+    "if": {"properties": {"model": {"required": ["name"]}}, "required": ["model"]},
+    "then": {"properties": {"placement": {"items": {"properties": _KNOWN_AXES}}}},
+}
+
+
+LossScale = Annotated[
+    float | str | None,
+    PlainValidator(read_loss_scale),
+    WithJsonSchema(precision.LOSS_SCALE_SCHEMA),
+]
+OptimizerOrNone = Annotated[
+    OptimizerChoice | None,
+    PlainValidator(read_optimizer),
+    PlainSerializer(lambda choice: None if choice is None else choice.written),
+    WithJsonSchema(optimizer.schema()),
 ]
 
 
@@ -296,12 +330,24 @@ class ModelChoice(_Part):
         return {k: v for k, v in said.items() if k not in ("name", *OWN_MODEL)}
 
 
-Precision = Literal["float32", "tfloat32", "float16", "float64", "bfloat16"]
+FormatOrFormats = Annotated[
+    str | Formats | None,
+    PlainValidator(read_precision),
+    PlainSerializer(lambda read: read.written if isinstance(read, Formats) else read),
+    WithJsonSchema(precision.schema()),
+]
 
 
 class Training(_Part):
     """Changes to the model's own recipe; what is left out stays as the recipe has it."""
 
+    optimizer: OptimizerOrNone = Field(
+        default=None,
+        description="How weights are changed: a name, or a mapping of name and options. Options "
+        "that are left out have their defaults; momentum and weight_decay of an optimizer with "
+        "momentum are the recipe's.",
+        examples=[{"name": "adamw", "betas": [0.9, 0.95]}],
+    )
     lr: float | None = Field(
         default=None, ge=0, description="Learning rate at the start.", examples=[0.01]
     )
@@ -314,15 +360,21 @@ class Training(_Part):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Seed of everything that is drawn.", examples=[0]
     )
-    precision: Precision | None = Field(
+    precision: FormatOrFormats = Field(
         default=None,
-        description="Number format of weights, activations and gradients, and of what is computed "
-        "from them; tfloat32: products in it, of float32 values. A run trains in float32 or "
-        "float64; the others are for `simulate` and `show`.",
+        description="Number format of weights and activations; tfloat32: products in it, of "
+        "float32 values. With bfloat16 and float16 gradients are summed in float32, and what is "
+        "updated is a float32 master of every weight. Or four formats one by one.",
         examples=["float32"],
     )
-    dtype: Precision | None = Field(
+    dtype: FormatOrFormats = Field(
         default=None, description="The older name of precision.", examples=["float32"]
+    )
+    loss_scale: LossScale = Field(
+        default=None,
+        description="Factor on the loss, for float16: a number, or dynamic, which is halved when a "
+        "gradient is not finite and doubled after 2,000 updates.",
+        examples=["dynamic"],
     )
     layer_batch: dict[LayerRange, Annotated[int, Field(ge=1, le=MOST_IMAGES)]] | None = Field(
         default=None,
@@ -330,6 +382,12 @@ class Training(_Part):
         "each (the variable batch size of One Weird Trick, 2014).",
         examples=[{"fc6..fc8": 128}],
     )
+
+    @model_validator(mode="after")
+    def _fits_optimizer(self) -> Training:
+        if problems := checks.of_training(self):
+            raise refusal(problems)
+        return self
 
     @model_validator(mode="after")
     def _one_precision(self) -> Training:
@@ -357,9 +415,9 @@ class Entry(_Part):
     )
     split: SplitOrGrid = Field(
         description="What the ranks divide: none (each of them computes all), batch, channel (each "
-        "computes some output channels), height (some rows), token (some tokens), input (each "
-        "consumes some input channels), or a grid in row-major order such as {batch: 2, channel: "
-        "2}.",
+        "computes some output channels), height (some rows), width (some columns), token (some "
+        "tokens), input (each consumes some input channels), an axis of a layer kind of one's own, "
+        "or a grid in row-major order such as {batch: 2, channel: 2}.",
         examples=["channel"],
     )
     shares: ListOrShares = Field(
@@ -380,9 +438,9 @@ class Entry(_Part):
         """The split as a grid; no axes at all for ``none``."""
         if isinstance(self.split, Grid):
             return self.split
-        return Grid() if self.split == "none" else Grid.of(((self.split, len(self.ranks)),))
+        return Grid() if self.split == NONE else Grid(((self.split, len(self.ranks)),))
 
-    def shares_of(self, axis: Axis) -> tuple[int, ...] | None:
+    def shares_of(self, axis: str) -> tuple[int, ...] | None:
         """Unequal parts along an axis; None for equal ones."""
         if isinstance(self.shares, Shares):
             return self.shares.of(axis)
@@ -405,6 +463,8 @@ class Plan(_Part):
 
     Two plans are equal when they say the same, wherever they were read from.
     """
+
+    model_config = ConfigDict(json_schema_extra=_AXES_OF_MODEL)
 
     schema_version: Annotated[
         int, PlainValidator(_read_version), WithJsonSchema({"const": SCHEMA_VERSION})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.plan.grid import AXES, Axis, read_axis
+from orchestrator.plan.grid import AXES, read_axis
 from orchestrator.plan.problem import Problem, found, listed, refusal
 
 LARGEST = 2**31 - 1
@@ -19,9 +19,9 @@ LARGEST = 2**31 - 1
 class Shares:
     """Unequal parts along some axes of a grid, as they were written."""
 
-    axes: tuple[tuple[Axis, tuple[int, ...]], ...]
+    axes: tuple[tuple[str, tuple[int, ...]], ...]
 
-    def of(self, axis: Axis) -> tuple[int, ...] | None:
+    def of(self, axis: str) -> tuple[int, ...] | None:
         """Those along an axis; None for one that is left out."""
         return dict(self.axes).get(axis)
 
@@ -40,7 +40,7 @@ def read_shares(value: object) -> tuple[int, ...] | Shares | None:
         if problems:
             raise refusal(problems)
         return shares
-    axes: list[tuple[Axis, tuple[int, ...]]] = []
+    axes: list[tuple[str, tuple[int, ...]]] = []
     for key, of_axis in value.items():
         axis = read_axis(key)
         if isinstance(axis, Problem):

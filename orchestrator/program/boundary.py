@@ -14,8 +14,8 @@ way of others, are a *route*; every exchange among them goes over the same one, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -77,12 +77,39 @@ class Boundary:
     @cached_property
     def forward(self) -> Direction:
         """How its values go."""
-        return _direction([[(m.source, m.target, m) for m in turn] for turn in self.messages])
+        return _direction(_ends(self.messages))
 
     @cached_property
     def backward(self) -> Direction:
         """How their gradients go back."""
-        return _direction([[(m.target, m.source, m) for m in turn] for turn in self.gradients])
+        return _direction([[(b, a, m) for a, b, m in turn] for turn in _ends(self.gradients)])
+
+    @cached_property
+    def routes(self) -> tuple[dict[int, Route], dict[int, Route]]:
+        """By rank, the routes of the values and of their gradients."""
+        return (
+            _routes((a, b) for turn in _ends(self.messages) for a, b, _ in turn),
+            _routes((b, a) for turn in _ends(self.gradients) for a, b, _ in turn),
+        )
+
+    def for_rank(self, rank: int) -> Boundary:
+        """With what one rank gives, gets or keeps alone; its ``routes`` are not to be asked for."""
+        own, returned = (found.get(rank, ()) for found in self._by_rank)
+        return replace(
+            self,
+            messages=_in_turns(own, len(self.messages)),
+            gradients=_in_turns(returned, len(self.gradients)),
+        )
+
+    @cached_property
+    def _by_rank(self) -> tuple[dict[int, list[Message]], dict[int, list[Message]]]:
+        found: tuple[dict[int, list[Message]], dict[int, list[Message]]] = ({}, {})
+        for by_rank, turns in zip(found, (self.messages, self.gradients), strict=True):
+            for turn in turns:
+                for message in turn:
+                    for rank in {message.source, message.target}:
+                        by_rank.setdefault(rank, []).append(message)
+        return found
 
 
 class Route(NamedTuple):
@@ -105,11 +132,9 @@ class Side(NamedTuple):
     """What one rank sends and receives in an exchange.
 
     Args:
-        route: within one replica.
         sends, receives: the other rank and what goes there or comes from there, by rank.
     """
 
-    route: Route
     sends: tuple[tuple[int, Message], ...]
     receives: tuple[tuple[int, Message], ...]
 
@@ -126,10 +151,17 @@ class Direction(NamedTuple):
     kept: tuple[tuple[Message, ...], ...]
 
 
+def _in_turns(messages: Sequence[Message], count: int) -> tuple[tuple[Message, ...], ...]:
+    return tuple([tuple([m for m in messages if m.turn == turn]) for turn in range(count)])
+
+
+def _ends(turns: Iterable[Iterable[Message]]) -> list[list[tuple[int, int, Message]]]:
+    return [[(m.source, m.target, m) for m in turn] for turn in turns]
+
+
 def _direction(turns: Iterable[Iterable[tuple[int, int, Message]]]) -> Direction:
     """From the sender, the receiver and the message of each that there is, by turn."""
     listed = [list(turn) for turn in turns]
-    routes = _routes((a, b) for turn in listed for a, b, _ in turn if a != b)
     sides = []
     for turn in listed:
         sends: dict[int, list[tuple[int, Message]]] = {}
@@ -141,7 +173,6 @@ def _direction(turns: Iterable[Iterable[tuple[int, int, Message]]]) -> Direction
         sides.append(
             {
                 rank: Side(
-                    routes[rank],
                     tuple(sorted(sends.get(rank, ()), key=_peer)),
                     tuple(sorted(receives.get(rank, ()), key=_peer)),
                 )
@@ -165,7 +196,7 @@ def _routes(pairs: Iterable[tuple[int, int]]) -> dict[int, Route]:
             parent[rank] = rank = parent[parent[rank]]
         return rank
 
-    known = list(dict.fromkeys(pairs))
+    known = [(a, b) for a, b in dict.fromkeys(pairs) if a != b]
     for a, b in known:
         parent[root(a)] = root(b)
     senders: dict[int, set[int]] = {}

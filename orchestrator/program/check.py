@@ -86,8 +86,9 @@ def _graph(program: Program, met: Meetings) -> list[list[int]]:
     more, between the begins and the ends of its ops."""
     after: list[list[int]] = [[2 * i + 1] for i in range(len(program.columns))]
     after = [points for begin in after for points in (begin, [])]
-    for a, b in before(program):
-        after[2 * a + 1].append(2 * b)
+    for i, firsts in before(program):
+        for first in firsts:
+            after[2 * first + 1].append(2 * i)
     for send, _, receive, _ in met.messages:
         after[2 * send].append(2 * receive + 1)
         after[2 * receive].append(2 * send + 1)

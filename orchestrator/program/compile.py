@@ -36,7 +36,10 @@ from orchestrator.program.ops import (
     others_of,
     size_of,
 )
+from orchestrator.program.optimizer import check_optimizer
 from orchestrator.program.placement import Placement, place
+from orchestrator.program.precision import ITEMSIZE, Precision
+from orchestrator.program.resolve import recipe_of
 from orchestrator.program.segments import (
     Bucket,
     Cut,
@@ -49,17 +52,15 @@ from orchestrator.program.segments import (
 from orchestrator.schedules import SCHEDULES, Action
 
 MOST_OPS = 2**20  # takes some 10 s and 0.7 GB
-ITEMSIZE = {"float64": 8, "float32": 4, "tfloat32": 4, "float16": 2, "bfloat16": 2}
 
 
 def compile_plan(
-    plan: Plan, model: Model, *, dtype: str = "float32", fold: bool = False
+    plan: Plan, model: Model, *, dtype: str | Precision = "float32", fold: bool = False
 ) -> Program:
     """The program that runs one training step of ``model`` as ``plan`` splits it.
 
     Args:
-        dtype: of weights, activations and gradients, a key of ``ITEMSIZE``; ``tfloat32`` is float32
-            whose products are in tfloat32.
+        dtype: number formats, or the one that stands for them (:meth:`Precision.of`).
         fold: list the ops of the first replica only; the others do the same at other ranks. For
             the simulator; workers need their own.
 
@@ -70,12 +71,15 @@ def compile_plan(
     listed = 1 if fold else plan.replicas
     _check_count(plan, listed, plan.ranks_per_replica * plan.n_microbatches)
     placement = place(plan, model)
+    precision = Precision.of(dtype) if isinstance(dtype, str) else dtype
+    optimizer = recipe_of(plan, model).updates
     order = _global_order(plan, placement)
     try:
-        pieces = cut(placement, ITEMSIZE[dtype], plan.replicas, MOST_OPS // listed)
+        pieces = cut(placement, ITEMSIZE[precision.reduce], plan.replicas, MOST_OPS // listed)
     except TooManyMessages as error:
         _refuse_count(plan, listed, error.args[0])
     _check_count(plan, listed, _ops_at_least(pieces))
+    check_optimizer(plan, optimizer, pieces)
     # microbatches whose backward runs the forward again
     recompute = {"never": 0, "except_last": plan.n_microbatches - 1}.get(
         plan.activation_checkpoint, plan.n_microbatches
@@ -85,7 +89,7 @@ def compile_plan(
         replicas=plan.replicas,
         listed=listed,
         ranks_per_replica=plan.ranks_per_replica,
-        itemsize=ITEMSIZE[dtype],
+        precision=precision,
         sharded=plan.optimizer_sharding == "zero1",
         recompute=recompute,
         n_microbatches=plan.n_microbatches,
@@ -94,8 +98,8 @@ def compile_plan(
     return Program(
         name=plan.name,
         model=model,
-        dtype=dtype,
-        itemsize=ITEMSIZE[dtype],
+        precision=precision,
+        optimizer=optimizer,
         global_batch=plan.global_batch_size,
         n_microbatches=plan.n_microbatches,
         replicas=plan.replicas,
@@ -185,13 +189,16 @@ class _Emitter:
         replicas: int,
         listed: int,
         ranks_per_replica: int,
-        itemsize: int,
+        precision: Precision,
         sharded: bool,
         recompute: int,
         n_microbatches: int,
     ) -> None:
         self.segments, self.boundaries, self.buckets = cut.segments, cut.boundaries, cut.buckets
-        self.replicas, self.itemsize, self.sharded = replicas, itemsize, sharded
+        self.replicas, self.sharded = replicas, sharded
+        self.sent_size = ITEMSIZE[precision.send]
+        self.reduced_size = precision.item_of(gathered=False)
+        self.held_size = precision.item_of(gathered=True)
         self.ranks_per_replica = ranks_per_replica
         self.offsets = [r * ranks_per_replica for r in range(listed)]
         self.recompute, self.n_microbatches = recompute, n_microbatches
@@ -422,11 +429,15 @@ class _Emitter:
         key = boundary.index, turn, forward
         if key not in self.sides:
             direction = boundary.forward if forward else boundary.backward
+            routes = boundary.routes[0 if forward else 1]
             self.sides[key] = [
-                _posted(offset + rank, _transfers(side, offset, self.itemsize), forward=forward)
+                _posted(
+                    offset + rank, _transfers(side, routes[rank], offset, self.sent_size),
+                    forward=forward,
+                )
                 for offset in self.offsets
                 for rank, side in direction.sides[turn].items()
-            ]
+            ]  # fmt: skip
         return self.sides[key]
 
     def count_gradients(self, s: int, ids: dict[int, int], chunk: int) -> None:
@@ -461,7 +472,7 @@ class _Emitter:
                 for rank in (offset + r for r in bucket.ranks):
                     needs = [ids[rank], *self.lent[s][rank]]
                     if len(group) > 1:
-                        size = self.padded(bucket, len(group)) * self.itemsize
+                        size = self.padded(bucket, len(group)) * self.reduced_size
                         kind = REDUCE_SCATTER if self.sharded else ALL_REDUCE
                         needs = [self.post(rank, kind, s, chunk, group, size, sorted(needs))]
                     reduced.append((rank, needs))
@@ -498,9 +509,9 @@ class _Emitter:
             sharded = self.sharded and len(group) > 1
             padded = self.padded(bucket, len(group))
             values = padded // len(group) if sharded else bucket.parameters
-            done = self.compute(rank, STEP, s, chunk, 0, sorted(needs), values * self.itemsize)
+            done = self.compute(rank, STEP, s, chunk, 0, sorted(needs), values * self.held_size)
             if sharded:
-                gathers.append((rank, done, group, padded * self.itemsize))
+                gathers.append((rank, done, group, padded * self.held_size))
         for rank, done, group, size in gathers:
             gathered = self.post(rank, ALL_GATHER, s, chunk, group, size, [done])
             self.weights[s, rank].append(gathered)
@@ -579,9 +590,9 @@ def _posted(rank: int, transfers: Transfers, *, forward: bool) -> _Posted:
     return _Posted(rank, kind, transfers, others_of(transfers), size_of(transfers))
 
 
-def _transfers(side: Side, offset: int, itemsize: int) -> Transfers:
+def _transfers(side: Side, route: Route, offset: int, itemsize: int) -> Transfers:
     """In the replica whose ranks begin at ``offset``, in bytes."""
-    route = Route(*[tuple([offset + rank for rank in ranks]) for ranks in side.route])
+    route = Route(*[tuple([offset + rank for rank in ranks]) for ranks in route])
     sends, receives = (
         tuple([(offset + peer, message.values * itemsize) for peer, message in entries])
         for entries in (side.sends, side.receives)

@@ -18,8 +18,8 @@ from orchestrator.models.box import Box, is_empty
 from orchestrator.models.layer import Cut, Layer, Statistics
 from orchestrator.models.ranges import Ranges, normalise, shift
 from orchestrator.models.sized import SizedLayer
-from orchestrator.plan import Axis, Entry, Plan, Shares
-from orchestrator.plan.problem import listed
+from orchestrator.plan import AXES, Entry, Plan, Shares
+from orchestrator.plan.problem import listed, nearest
 
 
 class Part(NamedTuple):
@@ -47,24 +47,34 @@ class Cutter:
         first: the first of these layers, for messages.
         chunk: examples at once.
         pieces: equal runs of examples of which every rank has its share.
+        known: axes that can be meant: of a plan, and of any layer of the model.
     """
 
-    def __init__(self, plan: Plan, number: int, first: SizedLayer, chunk: int, pieces: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        number: int,
+        first: SizedLayer,
+        chunk: int,
+        pieces: int,
+        known: frozenset[str],
+    ) -> None:
         self.plan, self.number, self.chunk = plan, number, chunk
         self.entry: Entry = plan.placement[number]
-        self.axes = self.entry.grid.axes
+        self.grid = self.entry.grid
+        self.axes = self.grid.axes
         self.replicates = not self.axes and len(self.entry.ranks) > 1
         self.inner = [axis for axis, _ in self.axes if axis != "batch"]
         self.places = [self._coordinates(position) for position in range(len(self.entry.ranks))]
         # by rank, its place along the axes other than the batch
         self.along = [tuple([at[axis] for axis in self.inner]) for at in self.places]
-        self.pieces = pieces
+        self.pieces, self.known = pieces, known
         self.batches = [self._batch(at, first, chunk) for at in self.places]
         self._found: dict[tuple[object, ...], dict[int, Part]] = {}
 
     def is_partial(self, sized: SizedLayer) -> bool:
         """Whether the ranks' outputs are partial sums."""
-        return dict(self.axes).get("input", 1) > 1 and _sums(sized)
+        return self.grid.parts("input") > 1 and _sums(sized)
 
     def parts(self, sized: SizedLayer) -> dict[int, Part]:
         """By rank, ascending; ranks that get no example are left out.
@@ -77,14 +87,15 @@ class Cutter:
                 boxes[place] = self._boxes(sized, at)
         layer = sized.layer
         rows = layer if layer.has_rows else None
-        key = (layer.is_loss, rows, *boxes.values())
+        own = tuple(_positions(sized, self.inner)) if layer.is_loss else None
+        key = (own, rows, *boxes.values())
         if key not in self._found:
-            self._found[key] = self._parts(boxes, rows, loss=layer.is_loss)
+            self._found[key] = self._parts(boxes, rows, own)
         return self._found[key]
 
     def statistics(self, sized: SizedLayer) -> Statistics | None:
         """The two halves of a layer that the cut takes apart."""
-        counts: dict[str, int] = {axis: count for axis, count in self.axes if count > 1}
+        counts = {axis: count for axis, count in self.axes if count > 1}
         plan = self.plan
         each = plan.global_batch_size // plan.replicas
         cut = Cut(counts, tuple(self.batches), self.chunk, each, plan.global_batch_size)
@@ -98,7 +109,9 @@ class Cutter:
         self, sized: SizedLayer, statistics: Statistics
     ) -> tuple[SizedLayer, dict[int, Part]]:
         """The half that says of each part what is needed of it, and its parts."""
-        gather = SizedLayer.of(statistics.gather, *sized.inputs, sources=sized.sources)
+        gather = SizedLayer.of(
+            statistics.gather, *sized.inputs, sources=sized.sources, half_of=sized.name
+        )
         value, width = sized.inputs[0], statistics.width
         found = {}
         for rank, at, batch in zip(self.entry.ranks, self.places, self.batches, strict=True):
@@ -111,8 +124,8 @@ class Cutter:
                     reads[position] = normalise(self._share(sized, cut, total, at, strict=False))
             number = 0
             for counted in statistics.axes:
-                index = next((at[axis] for axis in at if axis == counted), 0)
-                number = number * dict[str, int](self.axes).get(counted, 1) + index
+                index = at.get(counted, 0)
+                number = number * self.grid.parts(counted) + index
             positions = ((width * number, width * (number + 1)),)
             out = gather.layer.gathered(gather, tuple(reads), positions)
             if batch and not is_empty(tuple(reads)):
@@ -135,14 +148,18 @@ class Cutter:
         self,
         boxes: dict[tuple[int, ...], tuple[Box, tuple[Box, ...]]],
         rows: Layer | None,
-        *,
-        loss: bool,
+        own: tuple[str, ...] | None,
     ) -> dict[int, Part]:
+        """By rank, ascending.
+
+        Args:
+            own: of the loss, the axes along which each rank has scores of its own; else None.
+        """
         found = {}
         ranks = zip(self.entry.ranks, self.places, self.along, self.batches, strict=True)
         for rank, at, place, batch in ranks:
             out, reads = boxes[place]
-            examples = self._loss_batch(rank, batch, at) if loss else batch
+            examples = batch if own is None else self._loss_batch(rank, batch, at, own)
             if examples and not is_empty(out):
                 found[rank] = Part(examples, out, reads)
                 if rows is not None:
@@ -150,21 +167,22 @@ class Cutter:
                     found[rank] = Part(examples, out, reads, rows.rows(examples), batches)
         return dict(sorted(found.items()))
 
-    def _coordinates(self, position: int) -> dict[Axis, int]:
+    def _coordinates(self, position: int) -> dict[str, int]:
         """Row-major place of the position-th rank in the grid."""
-        found: dict[Axis, int] = {}
+        found: dict[str, int] = {}
         for axis, count in reversed(self.axes):
             position, found[axis] = divmod(position, count)
         return found
 
-    def _boxes(self, sized: SizedLayer, at: dict[Axis, int]) -> tuple[Box, tuple[Box, ...]]:
+    def _boxes(self, sized: SizedLayer, at: dict[str, int]) -> tuple[Box, tuple[Box, ...]]:
         """The box of the output that a rank computes, and what it needs for it."""
         value = sized.output
         out = list(value.whole)
         if sized.layer.is_loss:
-            if "token" in at and "token" in value.axes:
-                tokens = self._share(sized, "token", value.size("token"), at, strict=False)
-                out[0] = normalise(tokens)
+            for axis in _positions(sized, self.inner):
+                position = value.axes.index(axis)
+                share = self._share(sized, axis, value.shape[position], at, strict=False)
+                out[position] = normalise(share)
             return tuple(out), sized.reads(tuple(out))
         sums = "input" in at and _sums(sized)
         for axis in self.inner:
@@ -207,14 +225,16 @@ class Cutter:
         reason = f"its output has no {axis}" if axis not in axes else sized.uncut(axis)
         if reason:
             suits = ["batch", *(x for x in axes if not sized.uncut(x))]
-            suits = [x for x in suits if x != "width"]
+            near = "" if axis in self.known else nearest(axis, sorted(self.known))
+            remedy = f"place {sized.name} in an entry of its own, with split: "
+            remedy += f"{'channel' if 'channel' in suits else suits[-1]} or none"
             raise InputError(
                 f"{sized.name} cannot be split by {axis}: {reason}; allowed: {listed(suits)}",
                 self.plan.location(("placement", self.number, "split")),
-                f"place {sized.name} in an entry of its own, with split: {suits[-1]} or none",
+                f"did you mean {near}?" if near else remedy,
             )
 
-    def _batch(self, at: dict[Axis, int], first: SizedLayer, chunk: int) -> Ranges:
+    def _batch(self, at: dict[str, int], first: SizedLayer, chunk: int) -> Ranges:
         """A rank's examples, in equal runs where an exchange goes by scatter."""
         if "batch" not in at:
             return ((0, chunk),)
@@ -222,11 +242,13 @@ class Cutter:
         share = self._share(first, "batch", run, at, strict=True)
         return normalise(r for p in range(self.pieces) for r in shift(share, p * run))
 
-    def _loss_batch(self, rank: int, batch: Ranges, at: dict[Axis, int]) -> Ranges:
+    def _loss_batch(
+        self, rank: int, batch: Ranges, at: dict[str, int], own: tuple[str, ...]
+    ) -> Ranges:
         """The loss of each example is computed once: ranks that share a batch share it out."""
         count, index = 1, 0
         for axis, n in self.axes:
-            if axis not in ("batch", "token"):
+            if axis not in ("batch", *own):
                 count, index = count * n, index * n + at[axis]
         if self.replicates:
             count, index = len(self.entry.ranks), self.entry.ranks.index(rank)
@@ -237,12 +259,12 @@ class Cutter:
         return normalise([(bounds[index], bounds[index + 1])])
 
     def _share(
-        self, sized: SizedLayer, axis: Axis, total: int, at: dict[Axis, int], *, strict: bool
+        self, sized: SizedLayer, axis: str, total: int, at: dict[str, int], *, strict: bool
     ) -> Ranges:
         """What a rank has of ``total`` things; with ``strict`` they must divide exactly."""
         shares = self.entry.shares_of(axis)
         if shares is None:  # equal ones, maybe very many
-            count, place = dict(self.axes)[axis], at[axis]
+            count, place = self.grid.parts(axis), at[axis]
             if strict and total % count:
                 self._refuse(sized, axis, total, (1,) * count)
             return ((total * place // count, total * (place + 1) // count),)
@@ -252,10 +274,9 @@ class Cutter:
         return (_in_shares(total, shares)[at[axis]],)
 
     def _refuse(
-        self, sized: SizedLayer, axis: Axis, total: int, shares: tuple[int, ...]
+        self, sized: SizedLayer, axis: str, total: int, shares: tuple[int, ...]
     ) -> NoReturn:
         count = len(shares)
-        what = {"batch": "examples", "channel": "output channels", "input": "input channels"}[axis]
         low = total // count
         even = [low + (i < total % count) for i in range(count)]
         unequal = self.entry.shares_of(axis) is not None
@@ -271,7 +292,7 @@ class Cutter:
         elif total < count:
             remedy = f"at most {total} rank{'s' * (total > 1)} in an entry of its own"
         raise InputError(
-            f"{sized.name}: {total} {what} do not divide over {count} ranks"
+            f"{sized.name}: {total} {AXES[axis]} do not divide over {count} ranks"
             + (f" in shares {list(shares)}" if unequal else ""),
             self.plan.location(("placement", self.number, *key)),
             remedy,
@@ -286,6 +307,11 @@ def _in_shares(total: int, shares: tuple[int, ...]) -> Ranges:
         taken += share
         bounds.append(total * taken // whole)
     return tuple(pairwise(bounds))
+
+
+def _positions(sized: SizedLayer, axes: list[str]) -> list[str]:
+    """Those of some axes along which an example has several losses, one for each position."""
+    return [axis for axis in axes if axis != "channel" and axis in sized.output.axes]
 
 
 def _sums(sized: SizedLayer) -> bool:

@@ -135,7 +135,7 @@ def _sent(program: Program, replicas: int) -> Iterator[tuple[Edge, str, int]]:
     Args:
         replicas: copies of the listed ranks to tell of; folded ones do the same further on.
     """
-    c, item = program.columns, program.itemsize
+    c = program.columns
     # Groups and lists of messages may be long, so they are told apart by identity.
     transfers = {id(t): t for t in c.transfers}
     groups = {id(peers): peers for peers in c.peers}
@@ -158,6 +158,7 @@ def _sent(program: Program, replicas: int) -> Iterator[tuple[Edge, str, int]]:
             count, first = len(peers), places.of(rank, peers)
             for here in range(first, first + replicas * (step := count // replicas), step):
                 edge = Edge(peers[here], peers[(here + 1) % count], readers[segment], GRADIENT)
+                item = program.precision.item_of(gathered=kind == ALL_GATHER)
                 yield edge, kind, ring_bytes(kind, size // item, count, here) * item * times
 
 
@@ -208,7 +209,7 @@ def sent(program: Program) -> Sent:
     Where a buffer does not divide, the ranks of a ring send a little more or less than each other,
     so the first replica's bytes times the replicas would be off; a ring as a whole is exact.
     """
-    columns, item = program.columns, program.itemsize
+    columns = program.columns
     by_rank = [0] * len(program.order)
     messages = rings = 0
     places = _Places()
@@ -220,6 +221,7 @@ def sent(program: Program) -> Sent:
                 by_rank[rank] += size
                 messages += size
         elif LANE_OF[kind] == REDUCE:
+            item = program.precision.item_of(gathered=kind == ALL_GATHER)
             values, count = size // item, len(peers)
             by_rank[rank] += ring_bytes(kind, values, count, places.of(rank, peers)) * item
             if rank == peers[0]:

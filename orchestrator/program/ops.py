@@ -1,26 +1,19 @@
-"""Ops, and the program: one list of ops per rank, with everything that orders them.
-
-One line of text per op, which parses back:
-
-    7 1EXCHANGE_F0 route=0-1>0-1 to=1:2768896 from=1:2768896 needs=5
-
-is op 7: the exchange before what segment 1 reads, forward, chunk 0; this rank sends 2,768,896 bytes
-to rank 1 and receives as many from it, after op 5. The line stands under its rank, in the order in
-which that rank posts its ops.
+"""Ops, and the program: one list of ops per rank, with everything that orders them; and one rank's
+part of it, which is all that its worker is given.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
-from orchestrator.errors import InputError
 from orchestrator.models.model import Model
+from orchestrator.optimizers import Optimizer
 from orchestrator.program.boundary import Boundary, Route
+from orchestrator.program.precision import Precision
 from orchestrator.program.segments import Bucket, Segment, leaving
 
 F, B, I, W, STEP = "F", "B", "I", "W", "STEP"  # noqa: E741 - I is the field's letter
@@ -64,6 +57,16 @@ class Transfers(NamedTuple):
         if self.sends:
             return SEND_F if forward else SEND_B
         return RECV_F if forward else RECV_B
+
+
+def others_of(transfers: Transfers) -> tuple[int, ...]:
+    """The other ranks of an exchange, ascending."""
+    return tuple(sorted({peer for peer, _ in transfers.sides}))
+
+
+def size_of(transfers: Transfers) -> int:
+    """Bytes sent; where nothing is, those received."""
+    return sum([size for _, size in transfers.sends or transfers.receives])
 
 
 class Op(NamedTuple):
@@ -134,47 +137,115 @@ class Columns:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Program:
-    """What every rank does in one training step.
+@dataclass(frozen=True, kw_only=True)
+class Static:
+    """What a program and one rank's part of it have in common.
 
     Args:
-        name: of the plan.
         model: what is computed.
-        dtype, itemsize: of activations, weights and gradients; bytes per value.
+        precision: number formats of activations, weights, gradients and messages.
+        optimizer: how a STEP changes the weights.
         global_batch: examples of a step.
-        replicas: copies of the placement; with ``folded`` only the first one's ops are listed.
+        replicas: copies of the placement.
         ranks_per_replica: ranks of one copy; rank = replica * ranks_per_replica + rank within.
         segments, boundaries, buckets: the static half (see :mod:`orchestrator.program.segments`).
-        stages: ranks of every pipeline stage, within one replica.
         recompute: microbatches, the first ones, whose backward runs the forward again.
         sharded: the optimizer's state is sharded over each bucket's group (ZeRO stage 1).
-        columns: the ops.
-        order: by rank, ids in the order in which the rank posts them.
     """
 
-    name: str
     model: Model
-    dtype: str
-    itemsize: int
+    precision: Precision
+    optimizer: Optimizer
     global_batch: int
     n_microbatches: int
     replicas: int
-    folded: bool
     ranks_per_replica: int
-    stages: tuple[tuple[int, ...], ...]
     segments: tuple[Segment, ...]
     boundaries: tuple[Boundary, ...]
     buckets: tuple[tuple[Bucket, ...], ...]
     recompute: int
     sharded: bool
-    columns: Columns
-    order: tuple[tuple[int, ...], ...]
+
+    @property
+    def dtype(self) -> str:
+        """Format of the computation."""
+        return self.precision.compute
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return self.precision.itemsize
 
     @property
     def world_size(self) -> int:
-        """Ranks in all, folded replicas included."""
+        """Ranks in all, of all replicas."""
         return self.replicas * self.ranks_per_replica
+
+    def recomputes(self, segment: int, chunk: int) -> bool:
+        """Whether this chunk's backward runs the forward again instead of keeping its inside."""
+        microbatch = self.segments[segment].microbatch_of(chunk, self.n_microbatches)
+        return microbatch < self.recompute
+
+    @cached_property
+    def leaving(self) -> tuple[tuple[Boundary, ...], ...]:
+        """By segment, the boundaries over which its outputs leave it."""
+        return leaving(self.segments, self.boundaries)
+
+    def reader_of(self, op: Op) -> str:
+        """The layer that names an op: of an exchange the one that reads, else the segment's
+        first."""
+        if op.lane == EXCHANGE:
+            return self.boundaries[op.segment].reader
+        return self.segments[op.segment].reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProgram(Static):
+    """One rank's part of a program.
+
+    Segments have the part of this rank alone, or none; boundaries the messages that it sends,
+    receives or keeps; buckets those that it is in.
+
+    Args:
+        ops: in the order in which it posts them, with the ids that they have in the program.
+        routes, groups: of all ranks, ascending: communicators are made by all in the same order.
+        digest: of the whole program.
+    """
+
+    rank: int
+    ops: tuple[Op, ...]
+    routes: tuple[Route, ...]
+    groups: tuple[tuple[int, ...], ...]
+    digest: str
+
+    @property
+    def replica(self) -> int:
+        """Which copy of the placement it is in."""
+        return self.rank // self.ranks_per_replica
+
+    @property
+    def local_rank(self) -> int:
+        """Its number within that."""
+        return self.rank % self.ranks_per_replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program(Static):
+    """What every rank does in one training step.
+
+    Args:
+        name: of the plan.
+        folded: only the first replica's ops are listed; the others do the same at other ranks.
+        stages: ranks of every pipeline stage, within one replica.
+        columns: the ops.
+        order: by rank, ids in the order in which the rank posts them.
+    """
+
+    name: str
+    folded: bool
+    stages: tuple[tuple[int, ...], ...]
+    columns: Columns
+    order: tuple[tuple[int, ...], ...]
 
     @property
     def ranks(self) -> range:
@@ -193,16 +264,6 @@ class Program:
         """One rank's ops in the order in which it posts them."""
         return [self.columns.op(i) for i in self.order[rank]]
 
-    def recomputes(self, segment: int, chunk: int) -> bool:
-        """Whether this chunk's backward runs the forward again instead of keeping its inside."""
-        microbatch = self.segments[segment].microbatch_of(chunk, self.n_microbatches)
-        return microbatch < self.recompute
-
-    @cached_property
-    def leaving(self) -> tuple[tuple[Boundary, ...], ...]:
-        """By segment, the boundaries over which its outputs leave it."""
-        return leaving(self.segments, self.boundaries)
-
     def is_interstage(self, op: Op) -> bool:
         """Whether an exchange crosses pipeline stages."""
         if op.lane != EXCHANGE:
@@ -219,142 +280,55 @@ class Program:
         return self.segments[number]
 
     def reader(self, i: int) -> str:
-        """The layer that names op ``i``: of an exchange the one that reads, else the segment's
-        first."""
+        """The layer that names op ``i``, as :meth:`reader_of` does."""
         number = self.columns.segment[i]
         if LANE_OF[self.columns.kind[i]] == EXCHANGE:
             return self.boundaries[number].reader
         return self.segments[number].reader
 
-    def digest(self) -> str:
-        """Short hash of the text, equal on every rank that compiled the same plan."""
-        return sha256(text(self.columns, self.order).encode()).hexdigest()[:16]
+    # -- one rank's part ----------------------------------------------------------------------
 
-
-_PAIRS = r"[\d:,]+"
-_LINE = re.compile(
-    rf"(?P<id>\d+) (?P<segment>\d+)(?P<kind>{'|'.join(sorted(KINDS, key=len, reverse=True))})"
-    r"(?P<microbatch>\d+)(?: route=(?P<senders>[\d,-]+)>(?P<receivers>[\d,-]+))?"
-    rf"(?: to=(?P<to>{_PAIRS}))?(?: from=(?P<from>{_PAIRS}))?"
-    r"(?: peers=(?P<peers>[\d,-]+))?(?: bytes=(?P<bytes>\d+))?"
-    r"(?: flops=(?P<flops>\d+))?(?: needs=(?P<needs>[\d,]+))?"
-)
-
-
-def line(op: Op) -> str:
-    """One op as text. A route that is of one rank to one other is not told twice."""
-    fields = [str(op.id), str(op)]
-    if op.transfers is not None:
-        route, sends, receives = op.transfers
-        if len(route.senders) > 1 or len(route.receivers) > 1:
-            fields.append(f"route={_runs(route.senders)}>{_runs(route.receivers)}")
-        for name, pairs in (("to", sends), ("from", receives)):
-            if pairs:
-                fields.append(f"{name}=" + ",".join([f"{peer}:{size}" for peer, size in pairs]))
-    else:
-        if op.peers:
-            fields.append("peers=" + _runs(op.peers))
-        if op.bytes:
-            fields.append(f"bytes={op.bytes}")
-    if op.flops:
-        fields.append(f"flops={op.flops}")
-    if op.needs:
-        fields.append("needs=" + ",".join(map(str, op.needs)))
-    return " ".join(fields)
-
-
-def text(columns: Columns, order: Sequence[Sequence[int]]) -> str:
-    """The ops of every rank, one a line."""
-    lines = []
-    for rank, ids in enumerate(order):
-        lines.append(f"rank {rank}")
-        lines += [line(columns.op(i)) for i in ids]
-    return "\n".join(lines) + "\n"
-
-
-def parse(source: str) -> tuple[Columns, tuple[tuple[int, ...], ...]]:
-    """The inverse of :func:`text`.
-
-    Raises:
-        InputError: a line that is no op, an id twice or left out.
-    """
-    found: dict[int, Op] = {}
-    order: list[list[int]] = []
-    for number, raw in enumerate(source.splitlines(), 1):
-        if raw.startswith("rank "):
-            order.append([])
-            continue
-        match = _LINE.fullmatch(raw)
-        if not match or not order or int(match["id"]) in found:
-            raise InputError(f"not an op, or an op twice: {raw!r}", f"line {number}")
-        kind, rank, transfers = match["kind"], len(order) - 1, None
-        peers, size = _ranks(match["peers"]), int(match["bytes"] or 0)
-        if LANE_OF[kind] == EXCHANGE:
-            sends, receives = _pairs(match["to"]), _pairs(match["from"])
-            if match["senders"]:
-                route = Route(_ranks(match["senders"]), _ranks(match["receivers"]))
-            else:
-                others = tuple([peer for peer, _ in sends + receives])
-                route = Route((rank,), others) if sends else Route(others, (rank,))
-            transfers = Transfers(route, sends, receives)
-            peers, size = others_of(transfers), size_of(transfers)
-        op = Op(
-            int(match["id"]), rank, LANE_OF[kind], kind, int(match["segment"]),
-            int(match["microbatch"]), peers, size, int(match["flops"] or 0),
-            _numbers(match["needs"]), transfers,
+    def for_rank(self, rank: int) -> RankProgram:
+        """What one rank needs of it; of a folded program, any rank of the first replica."""
+        local_rank = rank % self.ranks_per_replica
+        shared = {field.name: getattr(self, field.name) for field in fields(Static)}
+        shared["segments"] = tuple(
+            [
+                replace(s, parts={local_rank: s.parts[local_rank]} if local_rank in s.parts else {})
+                for s in self.segments
+            ]
+        )
+        shared["boundaries"] = tuple([b.for_rank(local_rank) for b in self.boundaries])
+        shared["buckets"] = tuple(
+            [tuple([b for b in buckets if local_rank in b.ranks]) for buckets in self.buckets]
+        )
+        return RankProgram(
+            **shared, rank=rank, ops=tuple(self.rank_ops(rank)), routes=self._routes,
+            groups=self._groups, digest=self.digest(),
         )  # fmt: skip
-        found[op.id] = op
-        order[-1].append(op.id)
-    if sorted(found) != list(range(len(found))):
-        raise InputError("op ids are not 0, 1, 2, ... without a gap")
-    columns = Columns()
-    for i in range(len(found)):
-        op = found[i]
-        columns.rank.append(op.rank)
-        columns.kind.append(op.kind)
-        columns.segment.append(op.segment)
-        columns.microbatch.append(op.microbatch)
-        columns.peers.append(op.peers)
-        columns.bytes.append(op.bytes)
-        columns.flops.append(op.flops)
-        columns.needs.append(op.needs)
-        columns.transfers.append(op.transfers)
-    return columns, tuple(map(tuple, order))
 
+    @cached_property
+    def _routes(self) -> tuple[Route, ...]:
+        unique = {id(t): t for t in self.columns.transfers if t is not None}
+        return tuple(sorted({t.route for t in unique.values()}))
 
-def others_of(transfers: Transfers) -> tuple[int, ...]:
-    """The other ranks of an exchange, ascending."""
-    return tuple(sorted({peer for peer, _ in transfers.sides}))
+    @cached_property
+    def _groups(self) -> tuple[tuple[int, ...], ...]:
+        unique = {
+            id(peers): peers
+            for kind, peers in zip(self.columns.kind, self.columns.peers, strict=True)
+            if LANE_OF[kind] == REDUCE
+        }
+        return tuple(sorted(set(unique.values())))
 
+    def digest(self) -> str:
+        """Short hash of what every rank does and holds; equal wherever the same is compiled."""
+        return self._digest
 
-def size_of(transfers: Transfers) -> int:
-    """Bytes sent; where nothing is, those received."""
-    return sum([size for _, size in transfers.sends or transfers.receives])
+    @cached_property
+    def _digest(self) -> str:
+        from orchestrator.program.text import static_text, text
 
-
-def _runs(ranks: Sequence[int]) -> str:
-    """Rising numbers as text: ``0-3,8``."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    return ",".join([f"{a}-{b}" if a < b else str(a) for a, b in runs])
-
-
-def _ranks(found: str | None) -> tuple[int, ...]:
-    ranks: list[int] = []
-    for run in found.split(",") if found else ():
-        first, _, last = run.partition("-")
-        ranks += range(int(first), int(last or first) + 1)
-    return tuple(ranks)
-
-
-def _pairs(found: str | None) -> tuple[tuple[int, int], ...]:
-    pairs = [pair.partition(":") for pair in found.split(",")] if found else []
-    return tuple([(int(peer), int(size)) for peer, _, size in pairs])
-
-
-def _numbers(found: str | None) -> tuple[int, ...]:
-    return tuple(map(int, found.split(","))) if found else ()
+        found = sha256(static_text(self).encode())
+        found.update(text(self.columns, self.order).encode())
+        return found.hexdigest()[:16]

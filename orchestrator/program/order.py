@@ -13,60 +13,66 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from orchestrator.program.boundary import Route
-from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Program
+from orchestrator.program.ops import COMPUTE, LANE_OF, REDUCE, Program, Transfers
 
 
-def before(program: Program) -> Iterator[tuple[int, int]]:
-    """Pairs of ops of one rank of which the first must end before the second begins: ``needs``, and
-    whatever of the order does not follow from them."""
+def before(program: Program) -> Iterator[tuple[int, Sequence[int]]]:
+    """Of every op, those of its rank that must end before it begins: its ``needs``, and whatever of
+    the order does not follow from them."""
     columns = program.columns
+    all_needs, all_transfers = columns.needs, columns.transfers
     lanes = [LANE_OF[kind] for kind in columns.kind]
     for ids in program.order:
         newest = -1  # computation
-        last: dict[str | Route, int] = {}  # by channel, transfers
+        last: dict[int | str, int] = {}  # by channel, transfers
+        numbers = _Numbers()
         since: set[int] = set()  # transfers that need not have ended before it
         waited: set[int] = set()  # transfers that a transfer listed behind it needs
         for i in ids:
-            needs = columns.needs[i]
-            for need in needs:
-                yield need, i
-            if newest >= 0 and newest not in needs:
-                yield newest, i
-            for need in waited.difference(needs):
-                yield need, i
+            needs = all_needs[i]
+            further = [newest] if newest >= 0 and newest not in needs else []
+            if waited:
+                further += waited.difference(needs)
             if lanes[i] == COMPUTE:
-                since.difference_update(needs, waited)
-                waited.clear()
+                if since:
+                    since.difference_update(needs, waited)
+                    waited.clear()
                 newest = i
-                continue
-            transfers = columns.transfers[i]
-            channel = transfers.route if transfers is not None else lanes[i]
-            previous = last.get(channel, -1)
-            if previous in since and previous not in needs and previous not in waited:
-                yield previous, i
-            waited.update([need for need in needs if lanes[need] != COMPUTE])
-            since.add(i)
-            last[channel] = i
+            else:
+                transfers = all_transfers[i]
+                channel = numbers.of(transfers.route) if transfers is not None else lanes[i]
+                previous = last.get(channel, -1)
+                if previous in since and previous not in needs and previous not in waited:
+                    further.append(previous)
+                waited.update([need for need in needs if lanes[need] != COMPUTE])
+                since.add(i)
+                last[channel] = i
+            yield i, ([*needs, *further] if further else needs)
 
 
-class Message(NamedTuple):
-    """The two sides of a message.
+class _Numbers:
+    """Numbers for routes, which may be long: each object is hashed once."""
 
-    Args:
-        send, receive: the ops.
-        sent: its place among what the one sends.
-        received: its place among what the other receives.
-    """
+    def __init__(self) -> None:
+        self._by_id: dict[int, int] = {}
+        self._by_route: dict[Route, int] = {}
 
-    send: int
-    sent: int
-    receive: int
-    received: int
+    def of(self, route: Route) -> int:
+        """Equal for equal routes."""
+        found = self._by_id.get(id(route))
+        if found is None:
+            found = self._by_route.setdefault(route, len(self._by_route))
+            self._by_id[id(route)] = found
+        return found
+
+
+Message = tuple[int, int, int, int]
+"""The op that sends it, its place among what that sends; the op that receives it, its place among
+what that receives."""
 
 
 class Meetings(NamedTuple):
@@ -100,45 +106,63 @@ def meetings(program: Program) -> Meetings:
     Raises:
         Mismatch: something meets nothing, or something else.
     """
-    sends: defaultdict[tuple[Route, int, int], list[tuple[int, int]]] = defaultdict(list)
-    receives: defaultdict[tuple[Route, int, int], list[tuple[int, int]]] = defaultdict(list)
+    # by route, sender and receiver: (op, place) of what is sent, and of what is received
+    pairs: dict[tuple[Route, int, int], tuple[_Sides, _Sides]] = {}
     groups: dict[tuple[int, ...], dict[int, list[int]]] = {}
     known: dict[int, dict[int, list[int]]] = {}  # groups may be large: each object compared once
     columns = program.columns
     for rank, ids in enumerate(program.order):
+        queues_of: dict[int, list[tuple[_Sides, int]]] = {}  # by side of an exchange, which recur
         for i in ids:
             transfers = columns.transfers[i]
             if transfers is not None:
-                for place, (peer, _) in enumerate(transfers.sends):
-                    sends[transfers.route, rank, peer].append((i, place))
-                for place, (peer, _) in enumerate(transfers.receives):
-                    receives[transfers.route, peer, rank].append((i, place))
+                queues = queues_of.get(id(transfers))
+                if queues is None:
+                    queues = queues_of[id(transfers)] = _queues(pairs, rank, transfers)
+                for queue, place in queues:
+                    queue.append((i, place))
             elif LANE_OF[columns.kind[i]] == REDUCE:
                 peers = columns.peers[i]
                 if id(peers) not in known:
                     known[id(peers)] = groups.setdefault(peers, defaultdict(list))
                 known[id(peers)][rank].append(i)
-    return Meetings(_messages(program, sends, receives), _collectives(program, groups))
+    return Meetings(_messages(program, pairs), _collectives(program, groups))
 
 
-_Sides = dict[tuple[Route, int, int], list[tuple[int, int]]]
+_Sides = list[tuple[int, int]]
 
 
-def _messages(program: Program, sends: _Sides, receives: _Sides) -> list[Message]:
-    transfers = program.columns.transfers
+def _queues(
+    pairs: dict[tuple[Route, int, int], tuple[_Sides, _Sides]], rank: int, transfers: Transfers
+) -> list[tuple[_Sides, int]]:
+    """Where each side of an exchange's messages waits for the other, and its place."""
+    route, sends, receives = transfers
     found = []
-    for key in sends.keys() | receives.keys():
-        for a, b in zip_longest(sends.get(key, ()), receives.get(key, ())):
-            what = f"a transfer from rank {key[1]} to rank {key[2]} meets"
-            if a is None or b is None:
-                raise Mismatch(f"{what} no partner", (a or b)[0])
-            sender, receiver = transfers[a[0]], transfers[b[0]]
-            assert sender is not None
-            assert receiver is not None
-            if sender.sends[a[1]][1] != receiver.receives[b[1]][1]:
-                raise Mismatch(f"{what} a partner of another size", a[0], b[0])
-            found.append(Message(*a, *b))
-    found.sort()
+    for place, (peer, _) in enumerate(sends):
+        found.append((pairs.setdefault((route, rank, peer), ([], []))[0], place))
+    for place, (peer, _) in enumerate(receives):
+        found.append((pairs.setdefault((route, peer, rank), ([], []))[1], place))
+    return found
+
+
+def _messages(
+    program: Program, pairs: dict[tuple[Route, int, int], tuple[_Sides, _Sides]]
+) -> list[Message]:
+    transfers = program.columns.transfers
+    found: list[Message] = []
+    for (_, source, target), (mine, theirs) in pairs.items():
+        if len(mine) != len(theirs):
+            longer, count = max(mine, theirs, key=len), min(len(mine), len(theirs))
+            raise Mismatch(
+                f"a transfer from rank {source} to rank {target} meets no partner", longer[count][0]
+            )
+        for (a, sent), (b, received) in zip(mine, theirs, strict=True):
+            if transfers[a].sends[sent][1] != transfers[b].receives[received][1]:  # type: ignore[union-attr]
+                raise Mismatch(
+                    f"a transfer from rank {source} to rank {target} meets a partner of another "
+                    "size", a, b,
+                )  # fmt: skip
+            found.append((a, sent, b, received))
     return found
 
 

@@ -19,7 +19,7 @@ from orchestrator.models.combine import Sum
 from orchestrator.models.model import Model
 from orchestrator.models.sized import SizedLayer
 from orchestrator.models.value import INPUT, LABELS
-from orchestrator.plan import Plan
+from orchestrator.plan import AXES, Plan
 from orchestrator.program.cutting import Cutter, Part
 from orchestrator.program.selection import entry_layers, layers_text, selected
 from orchestrator.schedules import SCHEDULES
@@ -81,6 +81,7 @@ def place(plan: Plan, model: Model) -> Placement:
     microbatch = plan.microbatch_size
     chunks = _chunks(plan, model, entry_of, order, updates, stage_of)
     strided = any(entry.exchange == "scatter" for entry in plan.placement)
+    known = frozenset(AXES).union(*[layer.output.axes for layer in model.layers])
     placed: list[PlacedLayer] = []
     where = {INPUT: FROM_INPUT, LABELS: FROM_LABELS}
     cutters: dict[tuple[int, int], Cutter] = {}
@@ -89,7 +90,7 @@ def place(plan: Plan, model: Model) -> Placement:
         number = entry_of[i]
         if (number, chunk) not in cutters:
             pieces = chunk // chunks[-1] if strided else 1
-            cutters[number, chunk] = Cutter(plan, number, sized, chunk, pieces)
+            cutters[number, chunk] = Cutter(plan, number, sized, chunk, pieces, known)
         cutter = cutters[number, chunk]
         # the loss goes with the layer that gives the scores
         update = updates.get(model.layers[min(i, len(model.layers) - 2)].name, 0)
@@ -97,6 +98,7 @@ def place(plan: Plan, model: Model) -> Placement:
         statistics = cutter.statistics(sized)
         if statistics:
             gather, parts = cutter.gathering(sized, statistics)
+            _check_half(plan, model, number, gather)
             sources = tuple([where[source] for source in gather.sources])
             where[gather.name] = len(placed)
             placed.append(PlacedLayer(gather, sources, *common, False, False, parts))
@@ -110,8 +112,10 @@ def place(plan: Plan, model: Model) -> Placement:
         placed.append(PlacedLayer(sized, sources, *common, partial, replicated, parts))
         if partial:
             total = SizedLayer(
-                Sum(name=f"{sized.name}.sum"), (sized.output,), sized.output, (sized.name,)
-            )
+                Sum(name=f"{sized.name}.sum"), (sized.output,), sized.output, (sized.name,),
+                half_of=sized.name,
+            )  # fmt: skip
+            _check_half(plan, model, number, total)
             sources, where[sized.name] = (where[sized.name],), len(placed)
             parts = cutter.parts(total)
             placed.append(PlacedLayer(total, sources, *common, False, False, parts))
@@ -161,6 +165,17 @@ def _check_busy(plan: Plan, placed: list[PlacedLayer]) -> None:
                 f"fewer ranks, such as {len(entry.ranks) - len(idle)}"
                 + (", or shares that are less unequal" if entry.shares else ""),
             )
+
+
+def _check_half(plan: Plan, model: Model, number: int, half: SizedLayer) -> None:
+    """No layer of the model has the name of a half that the compiler places."""
+    if half.name in model.index:
+        raise InputError(
+            f"the split of {half.half_of} takes it in two halves, of which one is called "
+            f"{half.name}; model {model.name} has a layer of this name",
+            plan.location(("placement", number, "split")),
+            f"another name for the layer {half.name}",
+        )
 
 
 def _refuse_twice(
@@ -323,7 +338,7 @@ def _chunks(
         entry = plan.placement[number]
         starts = position == 0 or entry_of[order[position - 1]] != number
         if starts and entry.exchange != "gather" and number:
-            turns = dict(plan.placement[number - 1].grid.axes).get("batch", 1)
+            turns = plan.placement[number - 1].grid.parts("batch")
             chunk = _finer(chunk, microbatch // turns, microbatch % turns, plan, number, "turns")
         if name in updates:
             size = updates[name]

@@ -66,7 +66,7 @@ class SegmentPart(NamedTuple):
         imports: the box of each import.
         batch: examples within the chunk.
         examples: of each chunk.
-        parameters: values held and updated.
+        parameters: values held and updated, those that are not trained included.
         borrowed: values of parameters that are another layer's.
         macs_per_example: multiply-adds for one example, forward.
         import_rows, rows: of each import and each layer's output; None where all have one row for
@@ -84,6 +84,11 @@ class SegmentPart(NamedTuple):
     macs_per_example: int
     import_rows: tuple[Ranges, ...] | None = None
     rows: tuple[Ranges, ...] | None = None
+
+    @property
+    def trained(self) -> int:
+        """Of the values held and updated, those that are trained."""
+        return self.parameters - sum(layer.running_values for layer in self.layers)
 
     def import_box(self, number: int) -> Box:
         """Rows and box of an import."""

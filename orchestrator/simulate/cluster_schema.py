@@ -5,11 +5,13 @@ Units end the keys here and end here: :mod:`orchestrator.simulate.cluster` has s
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
+from orchestrator.models import kind_names
 from orchestrator.plan.problem import Problem, found, nearest, refusal
 from orchestrator.simulate.calibration_schema import CalibrationFile, Name
 from orchestrator.simulate.figure import (
@@ -124,11 +126,12 @@ class EfficiencyFile(Block):
 
     @model_validator(mode="after")
     def _check(self) -> EfficiencyFile:
-        known = ("conv", "linear", "memory")
+        known = ("memory", *kind_names())
         for kind in self.model_extra or {}:
-            near = nearest(kind, known, cutoff=0.87) if kind.isalpha() else ""
-            if near:  # conv2 and bilinear are further off, and may well be kinds
-                message = f"unknown key '{kind}'; allowed: {', '.join(known)} or a kind of layer"
+            near = nearest(kind, known, cutoff=0.87) if kind not in known else ""
+            # conv2, prelu and elu may well be kinds
+            if near and not (re.search(r"\d", kind) or kind.endswith(near) or near.endswith(kind)):
+                message = f"unknown key '{kind}'; allowed: conv, linear, memory or a kind of layer"
                 raise refusal([Problem((kind,), message, f"did you mean {near}?")])
         return self
 

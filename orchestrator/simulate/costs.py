@@ -15,18 +15,25 @@ from math import prod
 
 from orchestrator import __version__
 from orchestrator.errors import InputError
+from orchestrator.models import kind_names
 from orchestrator.models.layer_costs import Pass
 from orchestrator.models.sized import LayerPart
 from orchestrator.plan import shipped_names
+from orchestrator.plan.problem import nearest
 from orchestrator.program.ops import STEP, B, F, I, Program, W
+from orchestrator.program.precision import ITEMSIZE
 from orchestrator.program.segments import SegmentPart
+from orchestrator.simulate.algorithms import Phase, ring
 from orchestrator.simulate.calibration import BytesTime, LayerTime, shape_key
 from orchestrator.simulate.cluster import Cluster, Device
-from orchestrator.simulate.collectives import Collectives, Phase
+from orchestrator.simulate.collectives import Collectives
 from orchestrator.simulate.network import Topology
 from orchestrator.simulate.processors import Sharing, Work
 
 Point = tuple[float, float]
+ACCESSES = (
+    5  # of a weight in an update with momentum: gradient; weight and momentum, there and back
+)
 Pieces = defaultdict[int, list[int]]
 
 
@@ -295,11 +302,15 @@ class CostModel:
         if kind in named or kind in ("conv", "linear"):
             return named.get(kind, 1.0)
         lowest = min((named[x] for x in ("conv", "linear") if x in named), default=1.0)
-        self.notes[f"{kind}: no efficiency is given, {lowest:g} of the peak is assumed"] = None
+        near = nearest(kind, [x for x in named if x not in kind_names()])
+        meant = f" (is {near} meant for it?)" if near else ""
+        note = f"{kind}: no efficiency is given{meant}, {lowest:g} of the peak is assumed"
+        self.notes[note] = None
         return lowest
 
     def _update(self, device: Device, part: SegmentPart, bytes_: int) -> Work:
-        """Reads weights, gradients and velocities, writes weights and velocities."""
+        """Reads weights, gradients and the optimizer's state, writes weights and state."""
+        bytes_ = update_bytes(self.program, bytes_)
         if self.calibration is not None and self.calibration.optimizer:
             rows = [(row.bytes, row) for row in self.calibration.optimizer]
             return self._measured(rows, bytes_, "optimizer")
@@ -346,15 +357,13 @@ class CostModel:
             )
             found = None
             if points:
-                (ring,) = next(
-                    c.phases
-                    for c in self.collectives.candidates(kind, size, group)
-                    if c.algorithm == "ring"
-                )
+                (ring_phase,) = ring(self.collectives.links, kind, size, group)
                 capacity = self.topology.capacity
                 whole = self._interpolate(points, size, f"{kind} over {len(group)} ranks")
-                speed = min(capacity[x] / w for x, w in ring.load)
-                found = (Phase(*_divided(whole, ring.size, speed, points[0][1]), ring.load),)
+                speed = min(capacity[x] / w for x, w in ring_phase.load)
+                found = (
+                    Phase(*_divided(whole, ring_phase.size, speed, points[0][1]), ring_phase.load),
+                )
             self._phases[key] = found
         return self._phases[key]
 
@@ -421,6 +430,22 @@ class CostModel:
         (x1, y1) = points[1]
         line = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
         return max(line, y0 * at / x0)
+
+
+def update_bytes(program: Program, bytes_: int) -> int:
+    """Bytes of float32 weights that the 2012 paper's update, fused, reads and writes as much for:
+    what the update of a device is measured or given for.
+
+    Args:
+        bytes_: of the parameters that a STEP updates.
+    """
+    precision, optimizer = program.precision, program.optimizer
+    held, wide = ITEMSIZE[precision.parameters], ITEMSIZE[precision.updated]
+    state = sum(2 * wide for tensor in optimizer.state if not tensor.scalar)
+    again = optimizer.reads_again * (wide + ITEMSIZE[precision.reduce])
+    rounded = held if precision.master else 0
+    moved = ITEMSIZE[precision.reduce] + 2 * wide + state + again + rounded
+    return bytes_ // held * moved // ACCESSES
 
 
 def _divided(seconds: float, size: float, speed: float, least: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, Protocol
@@ -18,7 +18,8 @@ from typing import NamedTuple, Protocol
 from orchestrator.observe.timeline import StepTimes, from_activities
 from orchestrator.program.ops import COMPUTE, EXCHANGE, LANE_OF, Program
 from orchestrator.program.order import before, meetings
-from orchestrator.simulate.collectives import Collectives, Phase
+from orchestrator.simulate.algorithms import Phase
+from orchestrator.simulate.collectives import Collectives
 from orchestrator.simulate.network import Load, Network, Topology, bundles
 from orchestrator.simulate.processors import Cover, Processors, Sharing, Work, drawn
 
@@ -103,38 +104,67 @@ def build_graph(program: Program) -> Graph:
         sizes.append(there.receives[received][1])
     for i, activities in sides.items():
         of[i] = tuple(activities)
-    ranks = [tuple([columns.rank[i] for i in ids]) for ids in ops]
-    lane_of = [lanes[first] for first, *_ in ops]
-    after: list[list[int]] = [[] for _ in ops]
-    missing = [0] * len(ops)
+    rank_of = columns.rank
+    ranks = [tuple([rank_of[i] for i in ids]) for ids in ops]
+    graph = Graph(of, ops, ranks, [lanes[first] for first, *_ in ops], sizes, [], [])
+    _link(program, graph)
+    return graph
 
-    def link(first: int, second: int) -> None:
-        after[first].append(second)
-        missing[second] += 1
 
-    def gate(i: int) -> int:
-        ops.append((i,))
-        ranks.append((columns.rank[i],))
-        lane_of.append(GATE)
-        sizes.append(0)
-        after.append([])
-        missing.append(0)
-        return len(ops) - 1
+def _link(program: Program, graph: Graph) -> None:
+    """The edges. An exchange of many messages begins, or ends, through a gate where several ops are
+    before it, or behind it: else each would be before each."""
+    of, after, missing = graph.of, graph.after, graph.missing
+    after += [[] for _ in graph.ops]
+    missing += [0] * len(graph.ops)
+    entries, exits = of, of
+    order: Iterable[tuple[int, Sequence[int]]] = before(program)
+    if any(len(activities) > 2 for activities in of):
+        order = listed = list(order)
+        entries, exits = _gates(program, graph, listed)
+    for i, firsts in order:
+        entry, count = entries[i], 0
+        for first in firsts:
+            leaving = exits[first]
+            count += len(leaving)
+            for activity in leaving:
+                after[activity] += entry
+        for activity in entry:
+            missing[activity] += count
 
-    # an exchange of many messages begins and ends through a gate: else each would be before each
+
+def _gates(
+    program: Program, graph: Graph, order: Sequence[tuple[int, Sequence[int]]]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Put gates in; by op, what it begins with and what it ends with."""
+    of, after, missing = graph.of, graph.after, graph.missing
+    behind = [0] * len(of)
+    for i, firsts in order:
+        for first in firsts:
+            behind[first] += 2 if len(of[i]) > 2 else 1  # a large one counts as several
+
+    def gate(i: int, first: Sequence[int], then: Sequence[int]) -> int:
+        made = len(graph.ops)
+        graph.ops.append((i,))
+        graph.ranks.append((program.columns.rank[i],))
+        graph.lanes.append(GATE)
+        graph.sizes.append(0)
+        after.append(list(then))
+        missing.append(len(first))
+        for activity in first:
+            after[activity].append(made)
+        for activity in then:
+            missing[activity] += 1
+        return made
+
     entries, exits = list(of), list(of)
-    for i, activities in sides.items():
-        if len(activities) > 2:
-            entry, leave = gate(i), gate(i)
-            entries[i], exits[i] = (entry,), (leave,)
-            for activity in activities:
-                link(entry, activity)
-                link(activity, leave)
-    for a, b in before(program):
-        for first in exits[a]:
-            for second in entries[b]:
-                link(first, second)
-    return Graph(of, ops, ranks, lane_of, sizes, after, missing)
+    for i, firsts in order:
+        if len(of[i]) > 2:
+            if len(firsts) > 1:
+                entries[i] = (gate(i, (), of[i]),)
+            if behind[i] > 1:
+                exits[i] = (gate(i, of[i], ()),)
+    return entries, exits
 
 
 def _posts(program: Program, graph: Graph) -> list[list[tuple[int, int]]]:

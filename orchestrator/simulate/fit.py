@@ -11,6 +11,7 @@ from orchestrator.models.model import Model
 from orchestrator.plan import Plan, read_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ops import Op
+from orchestrator.program.precision import precision_of
 from orchestrator.schedules import SCHEDULES
 from orchestrator.simulate.cluster import Cluster
 from orchestrator.simulate.memory import RankMemory, peak_memory
@@ -148,14 +149,14 @@ def _try(
     plan: Plan, model: Model, cluster: Cluster, candidates: Sequence[tuple[str, ...]]
 ) -> Iterator[Remedy]:
     """Those of the changes that make a legal plan, with what they need."""
-    text, dtype = plan.to_yaml(), plan.training.precision or "float32"
+    text, precision = plan.to_yaml(), precision_of(plan)
     enough: list[set[str]] = []
     for settings in candidates:
         if any(small <= set(settings) for small in enough):
             continue
         try:
             changed = read_plan(text, plan.name, plan.folder, settings)
-            program = compile_plan(changed, model, dtype=dtype, fold=True)
+            program = compile_plan(changed, model, dtype=precision, fold=True)
         except InputError:
             continue  # it does not divide, or the schedule does not fit the stages
         remedy = Remedy(settings, tightest(cluster, program))

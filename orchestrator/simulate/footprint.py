@@ -5,11 +5,14 @@ the layers of a segment, in the order in which they are computed and walked back
 
     a value    is alive from the layer that makes it to the last one that reads it, or for as long
                as a graph holds it
-    a gradient of a value is alive from the first of its readers to the layer that made it
+    a gradient of a value is alive from the first of its readers to the layer that made it; two
+               values may share one, as the inputs of a sum do
+
+autograd adds a second gradient of a value to the first in place, unless somebody else holds that:
+another value, or whoever handed it in from outside.
 
 Copies that a convolution library makes for itself are counted on processors, where they were
-measured (:meth:`Layer.processor_copies`): nothing at the peak of AlexNet, whose norms need more,
-and a tenth to a third of that of plain chains of 3 x 3 convolutions. Those of GPUs are not.
+measured (:meth:`Layer.processor_copies`). Those of GPUs are not.
 
 A tensor that two layers keep is counted once. The segment's imports and exports are counted by the
 walk over the program (:mod:`orchestrator.simulate.memory`), since they outlive it.
@@ -25,13 +28,28 @@ from orchestrator.models.layer_costs import Copies
 from orchestrator.program.segments import Segment, SegmentPart
 
 
+class ImportGradient(NamedTuple):
+    """Where an import's gradient lies: in its own tensor, or as a view in one that others share.
+
+    Args:
+        size: its bytes.
+        tensor: which; below 0 the gradient of an output, -1 - its place among the outputs.
+        held: bytes of the tensor; 0 of an output's, which is there before.
+    """
+
+    size: int
+    tensor: int
+    held: int
+
+
 class Footprint(NamedTuple):
     """Bytes of one segment part for one chunk; "most" is above what was alive before.
 
     Args:
         imports: of each import's tensor; 0 for labels.
-        import_gradients: 0 for those computed from nothing that is trained.
+        import_gradients: None for those computed from nothing that is trained.
         outputs: by export; 0 for one that is an import itself.
+        owed: by export, whether W needs its gradient, too.
         weights: parameters, and so a set of gradients.
         forward_most: in F, outputs included; keeping the graph.
         saved: after F, besides imports and outputs.
@@ -42,8 +60,9 @@ class Footprint(NamedTuple):
     """
 
     imports: tuple[int, ...]
-    import_gradients: tuple[int, ...]
+    import_gradients: tuple[ImportGradient | None, ...]
     outputs: tuple[int, ...]
+    owed: tuple[bool, ...]
     weights: int
     forward_most: int
     saved: int
@@ -74,6 +93,10 @@ class _Graph:
             self.of[i] = self.of[segment.sources[i][0]] if layer.same else i
         self.sources = [
             () if layer.same else tuple(dict.fromkeys(self.of[s] for s in sources))
+            for layer, sources in zip(self.layers, segment.sources, strict=True)
+        ]
+        self.saved_inputs = [
+            {self.of[s] for n, s in enumerate(sources) if layer.holds(n)}
             for layer, sources in zip(self.layers, segment.sources, strict=True)
         ]
         self.exports = [self.of[n] for n in segment.exports] or [self.of[len(self.layers) - 1]]
@@ -117,27 +140,23 @@ def footprint(
     freed = [0] * len(graph.layers)
     forward_most, alive = _forward(graph, freed, keep=True)
     bare_most, _ = _forward(graph, [0] * len(graph.layers), keep=False)
-    backward_most, left = _backward(graph, freed)
+    backward = _Backward(graph, freed)
+    backward_most, left = backward.walk()
     outputs = tuple(0 if n < 0 else graph.bytes[n] for n in graph.exports)
     own = sum(graph.bytes[n] for n in set(graph.exports) if n >= 0)
     weights = sum(layer.weights for layer in graph.layers)
     return Footprint(
         imports=tuple(graph.bytes[-1 - n] for n in range(len(segment.imports))),
-        import_gradients=tuple(
-            graph.bytes[-1 - n] if found.trained else 0 for n, found in enumerate(segment.imports)
-        ),
+        import_gradients=backward.import_gradients(),
         outputs=outputs,
+        owed=tuple(backward.given[n] in backward.owed for n in graph.exports),
         weights=weights,
         forward_most=forward_most,
         saved=alive - own,
         bare_forward_most=bare_most,
         backward_most=backward_most,
         kept_after_input=left,
-        weight_most=weights
-        + max(
-            x.backward_extra + copies.weights_only if x.weights else 0
-            for x, copies in zip(graph.layers, graph.copies, strict=True)
-        ),
+        weight_most=_weights(graph),
     )
 
 
@@ -161,10 +180,9 @@ def _forward(graph: _Graph, freed: list[int], *, keep: bool) -> tuple[int, int]:
         if keep:
             alive += layer.saved
             freed[i] += layer.saved
-            for s in sources:
-                if layer.saves_input and s not in held:
-                    held.add(s)
-                    freed[i] += graph.bytes[s]
+            for s in graph.saved_inputs[i] - held:
+                held.add(s)
+                freed[i] += graph.bytes[s]
         for s in sources:
             unread[s] -= 1
             if not unread[s] and s not in held and s not in given:
@@ -176,48 +194,120 @@ def _forward(graph: _Graph, freed: list[int], *, keep: bool) -> tuple[int, int]:
     return most, alive
 
 
-def _backward(graph: _Graph, freed: list[int]) -> tuple[int, int]:
-    """B, or where it is split I: bytes at most above what is alive before it, and what the graph
-    has left."""
-    segment, layers = graph.segment, graph.layers
-    now = most = owed = 0
-    left = sum(freed) + sum(graph.bytes[n] for n in graph.leaving() - set(graph.exports))
-    gradients: dict[int, int] = {}  # by value, those that are nobody else's
-    outside = set(graph.exports)
-    wanted = _wanted(graph)
-    for run in reversed(graph.runs):
-        deferred = graph.split and bool(layers[run[0]].weights)
-        for i in reversed(run):
-            layer = layers[i]
-            if layer.same:
-                continue
-            mine = gradients.pop(i, 0)
-            if deferred:
-                owed += mine
-                mine = 0  # it stays alive for W
-            made = [s for s in graph.sources[i] if wanted[i] and _has_gradient(segment, graph, s)]
-            new = 0 if layer.passes_gradient else sum(graph.bytes[s] for s in made)
-            found = 0 if deferred else layer.weights
-            extra = 0
-            if new or found:
-                copies = graph.copies[i]
-                extra = layer.backward_extra + (copies.backward if new else copies.weights_only)
-            most = max(most, now + new + found + extra)
-            now += found
-            if layer.passes_gradient and made:
-                for s in made:
-                    gradients.setdefault(s, 0)
-                gradients[made[0]] += mine  # it lives on under another name
-                mine = 0
-            now -= mine
-            for s in made if new else ():
-                if not gradients.get(s) and s not in outside:
-                    gradients[s] = graph.bytes[s]
-                    now += graph.bytes[s]
-            if not deferred:
-                now -= freed[i]
-                left -= freed[i]
-    return most, left + owed
+class Gradient:
+    """A tensor, and how many hold it: values whose gradient it is, and whoever needs it later."""
+
+    def __init__(self, size: int, references: int = 1) -> None:
+        self.size, self.references = size, references
+
+
+class _Backward:
+    """B, or where it is split I, in bytes above what is alive before it.
+
+    Args:
+        freed: by layer, what its node frees when the backward has walked it.
+    """
+
+    def __init__(self, graph: _Graph, freed: list[int]) -> None:
+        self.graph, self.freed = graph, freed
+        self.now = self.most = 0
+        self.wanted = _wanted(graph)
+        # of outputs: held by the caller, who counts them
+        self.given = {n: Gradient(0, 2) for n in graph.exports}
+        self.gradients = dict(self.given)
+        self.between = graph.leaving()  # graphs: what they return is added up in new tensors
+        self.owed: set[Gradient] = set()
+
+    def walk(self) -> tuple[int, int]:
+        """Bytes at most, and what the graph has left."""
+        graph = self.graph
+        left = sum(self.freed) + sum(graph.bytes[n] for n in self.between - set(graph.exports))
+        for run in reversed(graph.runs):
+            deferred = graph.split and bool(graph.layers[run[0]].weights)
+            for i in reversed(run):
+                if not graph.layers[i].same:
+                    self._layer(i, deferred=deferred)
+                    left -= 0 if deferred else self.freed[i]
+        return self.most, left + sum(gradient.size for gradient in self.owed)
+
+    def import_gradients(self) -> tuple[ImportGradient | None, ...]:
+        """Where the walk has left them."""
+        tensors = {self.given[n]: -1 - k for k, n in reversed([*enumerate(self.graph.exports)])}
+        found: list[ImportGradient | None] = []
+        for n, read in enumerate(self.graph.segment.imports):
+            size = self.graph.bytes[-1 - n]
+            gradient = self.gradients.get(-1 - n) or Gradient(size)
+            tensor = tensors.setdefault(gradient, n)
+            found.append(ImportGradient(size, tensor, gradient.size) if read.trained else None)
+        return tuple(found)
+
+    def _layer(self, i: int, *, deferred: bool) -> None:
+        """Gradients of what a layer reads, and unless they are deferred of its weights."""
+        graph, layer = self.graph, self.graph.layers[i]
+        made = [s for s in graph.sources[i] if self.wanted[i] and self._has_gradient(s)]
+        mine = self.gradients.pop(i, None)
+        weights = 0 if deferred else layer.weights
+        if layer.passes_gradient:
+            passed = mine or Gradient(0, 0)
+            passed.references += len(made)
+            given = [passed] * len(made)
+        else:
+            given = [Gradient(graph.bytes[s]) for s in made]
+            self.now += sum(gradient.size for gradient in given)
+        self.now += weights
+        if weights or (made and not layer.passes_gradient):
+            extra = layer.backward_extra + (layer.input_extra if made else 0)
+            self._note(extra + self._copies(i, bool(made), bool(weights)))
+        if deferred and mine is not None:
+            self.owed.add(mine)
+        elif mine is not None:
+            self._release(mine)
+        if not deferred:
+            self.now -= self.freed[i]
+        for s, gradient in zip(made, given, strict=True):
+            self._accumulate(s, gradient)
+
+    def _copies(self, i: int, of_input: bool, of_weights: bool) -> int:
+        copies = self.graph.copies[i]
+        if of_input and of_weights:
+            return copies.backward
+        return copies.input_only if of_input else copies.weights_only
+
+    def _has_gradient(self, value: int) -> bool:
+        """Whether a value wants one: integers and what nothing trained has made do not."""
+        return value >= 0 or self.graph.segment.imports[-1 - value].trained
+
+    def _accumulate(self, value: int, gradient: Gradient) -> None:
+        before = self.gradients.get(value)
+        if before is None:
+            self.gradients[value] = gradient
+            return
+        if before.references > 1 or value in self.between:
+            total = Gradient(self.graph.bytes[value])
+            self.now += total.size
+            self._note(0)
+            self._release(before)
+            self.gradients[value] = total
+        self._release(gradient)
+
+    def _release(self, gradient: Gradient) -> None:
+        gradient.references -= 1
+        if not gradient.references:
+            self.now -= gradient.size
+
+    def _note(self, extra: int) -> None:
+        self.most = max(self.most, self.now + extra)
+
+
+def _weights(graph: _Graph) -> int:
+    """W: gradients of the weights, from the last layer to the first; bytes at most."""
+    now = most = 0
+    for layer, copies in zip(reversed(graph.layers), reversed(graph.copies), strict=True):
+        if layer.weights:
+            now += layer.weights
+            most = max(most, now + layer.backward_extra + copies.weights_only)
+            now -= layer.saved
+    return most
 
 
 def _wanted(graph: _Graph) -> list[bool]:
@@ -227,10 +317,3 @@ def _wanted(graph: _Graph) -> list[bool]:
     # every graph but the first is given inputs that want a gradient
     first = len(graph.runs[0])
     return [needed or i >= first for i, needed in enumerate(graph.segment.needs_input_grad)]
-
-
-def _has_gradient(segment: Segment, graph: _Graph, value: int) -> bool:
-    """Whether a value wants a gradient: integers and what nothing trained has made do not."""
-    if value < 0:
-        return segment.imports[-1 - value].trained
-    return True

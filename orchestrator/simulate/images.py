@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from orchestrator.program.ops import Program
-from orchestrator.simulate.collectives import Phase
+from orchestrator.simulate.algorithms import Phase
 from orchestrator.simulate.network import Topology
 
 

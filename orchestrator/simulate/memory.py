@@ -3,7 +3,8 @@
 What is alive, by name of the part it is counted under:
 
     parameters      weights and biases; one flat buffer a segment where the optimizer is sharded
-    velocity        the momentum of all of them, or of this rank's shard
+    optimizer_state what the optimizer keeps for all of them, or for this rank's shard, and the
+                    float32 masters of parameters with fewer bits
     gradients       a flat buffer from the start where they are summed over ranks; else tensor by
                     tensor, from a segment's first backward to its step
     inputs          what a segment reads, from its forward to its backward; nothing where it is a
@@ -17,9 +18,9 @@ What is alive, by name of the part it is counted under:
     workspace       needed for a moment inside the op at the peak
 
 Approximations: the copies of an exchange in which a rank only sends are counted until its next
-computation has ended, since they travel under it; a framework's context and its allocator's holes
-are the cluster's ``reserved_GiB``. Images and labels before they reach the device, and weights
-while they are drawn, are the host's.
+computation has ended, since they travel under it, and to its begin where it waits for messages of
+the same peers; a framework's context and its allocator's holes are the cluster's ``reserved_GiB``.
+Images and labels before they reach the device, and weights while they are drawn, are the host's.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import prod
 from operator import itemgetter
+from typing import NamedTuple
 
 from orchestrator.models.box import Box, Shape, volume
-from orchestrator.program.boundary import Message, Side
+from orchestrator.program.boundary import Message
 from orchestrator.program.ops import (
     ALL_GATHER,
     COMPUTE,
@@ -47,14 +49,16 @@ from orchestrator.program.ops import (
     Program,
     W,
 )
-from orchestrator.simulate.footprint import Footprint, footprint
+from orchestrator.program.precision import ITEMSIZE
+from orchestrator.program.segments import SegmentPart
+from orchestrator.simulate.footprint import Footprint, Gradient, footprint
 
 PARTS = (
-    "parameters", "velocity", "gradients", "inputs", "activations", "outputs", "received", "sent",
-    "output_gradients", "workspace",
+    "parameters", "optimizer_state", "gradients", "inputs", "activations", "outputs", "received",
+    "sent", "output_gradients", "workspace",
 )  # fmt: skip
 (
-    _PARAMETERS, _VELOCITY, _GRADIENTS, _INPUTS, _ACTIVATIONS, _OUTPUTS, _RECEIVED, _SENT,
+    _PARAMETERS, _STATE, _GRADIENTS, _INPUTS, _ACTIVATIONS, _OUTPUTS, _RECEIVED, _SENT,
     _OUTPUT_GRADIENTS, _WORKSPACE,
 ) = range(len(PARTS))  # fmt: skip
 
@@ -89,7 +93,8 @@ def peak_memory(
     Args:
         ranks: only these.
         series: keep the bytes of every op, for pictures.
-        processor: the ranks are on processors, whose library copies what convolutions read.
+        processor: the ranks are on processors, whose library copies what convolutions read, and
+            where a part of an image is a view of it.
     """
     pieces = _Exchanges(program, onednn=processor and program.dtype in ("float32", "tfloat32"))
     wanted = program.ranks if ranks is None else ranks
@@ -114,6 +119,20 @@ def _of_rank(memory: RankMemory, program: Program, rank: int) -> RankMemory:
     return replace(memory, rank=rank, peak_op=peak_op, series=series)
 
 
+class _Held(NamedTuple):
+    """Bytes that a rank holds for an exchange.
+
+    Args:
+        received: buffers.
+        copied: of what it sends, the copies of what does not lie together.
+        all_copied: nothing is sent as it lies.
+    """
+
+    received: int
+    copied: int
+    all_copied: bool
+
+
 class _Exchanges:
     """What is asked of boundaries again and again, answered once for all ranks and chunks."""
 
@@ -122,6 +141,7 @@ class _Exchanges:
         self.borrowed = [b for b in program.boundaries if b.parameter]
         self._arriving: dict[tuple[int, int, str], dict[int, list[Message]]] = {}
         self._leaving: dict[int, dict[int, list[Message]]] = {}
+        self._held: dict[tuple[int, int, int, bool], _Held] = {}
         self._footprints: dict[object, Footprint] = {}
 
     def signature(self, rank: int) -> tuple[object, ...]:
@@ -188,10 +208,31 @@ class _Exchanges:
             self._leaving[boundary] = by_source
         return self._leaving[boundary].get(rank, [])
 
-    def side(self, boundary: int, turn: int, rank: int, *, forward: bool) -> Side:
-        """What a rank sends and receives, forward or of gradients."""
-        found = self.program.boundaries[boundary]
-        return (found.forward if forward else found.backward).sides[turn][rank]
+    def held(self, boundary: int, turn: int, rank: int, *, forward: bool) -> _Held:
+        """What a rank holds for an exchange, forward or of gradients."""
+        key = (boundary, turn, rank, forward)
+        found = self._held.get(key)
+        if found is None:
+            found = self._held[key] = self._hold(boundary, turn, rank, forward=forward)
+        return found
+
+    def _hold(self, index: int, turn: int, rank: int, *, forward: bool) -> _Held:
+        program, item = self.program, ITEMSIZE[self.program.precision.send]
+        boundary = program.boundaries[index]
+        side = (boundary.forward if forward else boundary.backward).sides[turn][rank]
+        received = sum(message.values for _, message in side.receives) * item
+        if not side.sends or boundary.parameter:  # that is rows of a table, as they lie
+            return _Held(received, 0, all_copied=False)
+        if forward:
+            shape = program.segments[boundary.producer].parts[rank].output_shape(boundary.layer)
+            boxes = {m.taken: m.values for _, m in side.sends}
+        else:
+            shape = program.segments[boundary.consumer].parts[rank].import_shape(boundary.number)
+            boxes = {m.given: m.values for _, m in side.sends}
+        precision = program.precision
+        converted = ITEMSIZE[precision.send] != ITEMSIZE[precision.compute]
+        copied = [n for box, n in boxes.items() if converted or not _is_view(box, shape)]
+        return _Held(received, sum(copied) * item, all_copied=len(copied) == len(boxes))
 
     def footprint(self, segment: int, rank: int, *, split: bool) -> Footprint:
         """Of one rank's part of a segment; parts alike in every size share one."""
@@ -222,11 +263,12 @@ class _Walk:
         self.inputs: dict[tuple[int, int], int] = {}
         self.saved: dict[tuple[int, int], int] = {}
         self.outputs: dict[tuple[int, int], int] = {}
-        self.owed: dict[tuple[int, int], int] = {}
+        self.owed: dict[tuple[int, int], list[Gradient]] = {}
         # by boundary and chunk of the reader
-        self.input_gradients: dict[tuple[int, int], int] = {}
+        self.input_gradients: dict[tuple[int, int], list[Gradient]] = {}
         self.gradients: dict[int, int] = {}
-        self.sent: list[int] = []  # posted since the last computation
+        # since the last computation, where this rank only sends: to whom, and bytes
+        self.sent: list[tuple[tuple[int, ...], int]] = []
         self.exchanged: dict[int, int] = {}  # by exchange in which this rank receives, too
         # by boundary and chunk: gradients that are here until they are sent
         self.unsent: dict[tuple[int, int], int] = {}
@@ -245,9 +287,10 @@ class _Walk:
                 self._exchange(i, kind, segment, chunk)
             else:
                 self._take_back(segment)
-                shard = columns.bytes[i] // len(columns.peers[i])
                 if kind in (REDUCE_SCATTER, ALL_GATHER):
-                    self._send(shard)
+                    shard = columns.bytes[i] // len(columns.peers[i])
+                    self._add(_SENT, shard)
+                    self.sent.append(((), shard))
                 self._note(i, 0)
         peak_op = self.program.op(max(self.peak_op, 0))
         parts = {name: n for name, n in zip(PARTS, self.at_peak, strict=True) if n}
@@ -257,7 +300,10 @@ class _Walk:
 
     def _hold_parameters(self) -> None:
         program = self.program
-        item = program.itemsize
+        precision = program.precision
+        held, reduced = ITEMSIZE[precision.parameters], ITEMSIZE[precision.reduce]
+        kept = [t for t in program.optimizer.state if not t.scalar]
+        wide = ITEMSIZE[precision.updated]
         split = W in map(program.columns.kind.__getitem__, program.order[self.rank])
         for segment, buckets in zip(program.segments, program.buckets, strict=True):
             part = segment.parts.get(self.local_rank)
@@ -267,23 +313,23 @@ class _Walk:
                 )
                 bucket = next((b for b in buckets if self.local_rank in b.ranks), None)
                 group = (len(bucket.ranks) if bucket else 1) * program.replicas
-                values, shard = part.parameters, part.parameters
+                values, mastered, trained = part.parameters, part.parameters, part.trained
                 if program.sharded and group > 1:
-                    shard = -(-values // group)
-                    values = shard * group
-                self._add(_PARAMETERS, (values + part.borrowed) * item)
-                self._add(_VELOCITY, shard * item)
+                    mastered = trained = -(-values // group)
+                    values = mastered * group
+                self._add(_PARAMETERS, (values + part.borrowed) * held)
+                self._add(_STATE, (len(kept) * trained + bool(precision.master) * mastered) * wide)
                 if group > 1:
                     self.reduced.add(segment.index)
-                    self._add(_GRADIENTS, values * item)
+                    self._add(_GRADIENTS, values * reduced)
 
     # -- computation --------------------------------------------------------------------------
 
     def _compute(self, i: int, kind: str, segment: int, chunk: int) -> None:
         for need in self.program.columns.needs[i]:
             self._add(_SENT, -self.exchanged.pop(need, 0))
-        travelling = self.sent
-        self.sent = []
+        self._end_sends(i)
+        travelling, self.sent = self.sent, []
         if kind == STEP:
             self._take_back(segment)
             self._note(i, 0)
@@ -294,7 +340,19 @@ class _Walk:
             self._weights(i, segment, chunk)
         else:
             self._backward(i, kind, segment, chunk)
-        self._add(_SENT, -sum(travelling))
+        self._add(_SENT, -sum(size for _, size in travelling))
+
+    def _end_sends(self, i: int) -> None:
+        """Of two ranks that exchange something, both have it when one has."""
+        columns, heard = self.program.columns, set[int]()
+        for need in columns.needs[i] if self.sent else ():
+            transfers = columns.transfers[need]
+            heard |= {peer for peer, _ in transfers.receives} if transfers is not None else set()
+        ended = [bool(peers) and heard.issuperset(peers) for peers, _ in self.sent]
+        if any(ended):
+            done = sum(size for (_, size), over in zip(self.sent, ended, strict=True) if over)
+            self._add(_SENT, -done)
+            self.sent = [x for x, over in zip(self.sent, ended, strict=True) if not over]
 
     def _forward(self, i: int, segment: int, chunk: int) -> None:
         mine = self.footprints[segment]
@@ -321,6 +379,7 @@ class _Walk:
         found = self.footprints[segment].imports[number]
         index = self.program.segments[segment].imports[number].boundary
         if index < 0:
+            found = max(found, self._data(segment, number))
             self._add(_INPUTS, found)
             return found
         boundary = self.program.boundaries[index]
@@ -339,6 +398,15 @@ class _Walk:
         self._add(_RECEIVED, -buffers)
         return found
 
+    def _data(self, segment: int, number: int) -> int:
+        """Bytes of whole images, of which a processor's part is a view: 0 where it is a copy."""
+        read = self.program.segments[segment].imports[number]
+        part = self.program.segments[segment].parts[self.local_rank]
+        one_run = all(len(ranges) == 1 for ranges in part.imports[number])
+        if read.value.integer or not (self.exchanges.onednn and one_run):
+            return 0
+        return part.examples * prod(read.value.shape) * self.program.itemsize
+
     def _backward(self, i: int, kind: str, segment: int, chunk: int) -> None:
         mine, key = self.footprints[segment], (segment, chunk)
         recomputed = self.program.recomputes(segment, chunk)
@@ -346,10 +414,10 @@ class _Walk:
         if recomputed:  # the output of the first forward was kept for its sending only
             self._add(_OUTPUTS, -output)
             output = 0
-        gradient = sum(
+        gradients = [
             self._take_output_gradient(i, layer, segment, chunk)
             for layer in self.program.segments[segment].exports
-        )
+        ]
         if recomputed:
             self._note(i, mine.forward_most)
             output = sum(mine.outputs)
@@ -357,18 +425,26 @@ class _Walk:
             self.saved[key] = mine.saved
             self._add(_ACTIVATIONS, mine.saved)
         self._note(i, mine.backward_most)
-        for number, size_ in enumerate(mine.import_gradients):
-            if size_:
+        made: dict[int, Gradient] = {}
+        for number, found in enumerate(mine.import_gradients):
+            if found is not None:
+                own = made.setdefault(found.tensor, Gradient(found.held, 0))
+                tensors = gradients[-1 - found.tensor] if found.tensor < 0 else [own]
                 index = self.program.segments[segment].imports[number].boundary
-                self._keep_input_gradient(index, chunk, size_)
-        if kind == I:  # W still needs inputs, outputs and the gradients of outputs
+                self._keep_input_gradient(index, chunk, found.size, tensors)
+        if kind == I:  # W still needs inputs, outputs and some gradients of outputs
             left = mine.kept_after_input
             self._add(_ACTIVATIONS, left - self.saved[key])
             self.saved[key] = left
-            self.outputs[key], self.owed[key] = output, gradient
+            self.outputs[key], self.owed[key] = output, []
+            for tensors, owed in zip(gradients, mine.owed, strict=False):
+                if owed:
+                    self.owed[key] += tensors
+                else:
+                    self._release(tensors)
             return
-        self._forget(key, output, gradient)
-        self._accumulate(segment, mine)
+        self._forget(key, output, [tensor for tensors in gradients for tensor in tensors])
+        self._accumulate(i, segment)
 
     def _take_back(self, segment: int) -> None:
         """Gradients that those who borrow a segment's parameters have sent are added to its own."""
@@ -377,46 +453,71 @@ class _Walk:
                 for key in [key for key in self.received if key[:2] == (B, tie.index)]:
                     self._add(_RECEIVED, -self.received.pop(key))
 
-    def _keep_input_gradient(self, index: int, chunk: int, size_: int) -> None:
+    def _keep_input_gradient(
+        self, index: int, chunk: int, size_: int, tensors: list[Gradient]
+    ) -> None:
         """Until the backward that reads it here; where all of it is sent away, until it is sent."""
         turn = chunk % self.program.boundaries[index].turns
         messages = self.exchanges.returned(index, turn, self.local_rank)
         if any(message.source == self.local_rank for message in messages):
-            self.input_gradients[index, chunk] = size_
-            self._add(_OUTPUT_GRADIENTS, size_)
+            self.input_gradients[index, chunk] = tensors
+            for tensor in tensors:
+                if not tensor.references:
+                    self._add(_OUTPUT_GRADIENTS, tensor.size)
+                tensor.references += 1
         else:
             self.unsent[index, chunk] = size_
             self._add(_SENT, size_)
 
+    def _release(self, tensors: list[Gradient]) -> None:
+        for tensor in tensors:
+            tensor.references -= 1
+            if not tensor.references:
+                self._add(_OUTPUT_GRADIENTS, -tensor.size)
+
     def _weights(self, i: int, segment: int, chunk: int) -> None:
         mine, key = self.footprints[segment], (segment, chunk)
         self._note(i, mine.weight_most)
-        self._forget(key, self.outputs.pop(key, 0), self.owed.pop(key, 0))
-        self._accumulate(segment, mine)
+        self._forget(key, self.outputs.pop(key, 0), self.owed.pop(key, []))
+        self._accumulate(i, segment)
 
-    def _forget(self, key: tuple[int, int], output: int, gradient: int) -> None:
+    def _forget(self, key: tuple[int, int], output: int, gradients: list[Gradient]) -> None:
         self._add(_OUTPUTS, -output)
-        self._add(_OUTPUT_GRADIENTS, -gradient)
+        self._release(gradients)
         self._add(_ACTIVATIONS, -self.saved.pop(key))
         self._add(_INPUTS, -self.inputs.pop(key))
 
-    def _accumulate(self, segment: int, mine: Footprint) -> None:
+    def _accumulate(self, i: int, segment: int) -> None:
         """Gradients that are not in a reduction's buffer, from the first backward to the step."""
+        part = self.program.segments[segment].parts[self.local_rank]
+        precision = self.program.precision
+        held, summed = ITEMSIZE[precision.compute], ITEMSIZE[precision.reduce]
+        own = 0 if segment in self.reduced else part.parameters
+        if held != summed:
+            self._convert(i, part, held, summed if own and segment not in self.gradients else 0)
         if segment not in self.gradients:
-            part = self.program.segments[segment].parts[self.local_rank]
-            borrowed = part.borrowed * self.program.itemsize
-            self.gradients[segment] = borrowed if segment in self.reduced else mine.weights
+            self.gradients[segment] = (own + part.borrowed) * summed
             self._add(_GRADIENTS, self.gradients[segment])
 
-    def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> int:
-        """Put the gradient of one output together; its bytes."""
-        buffers = local = 0
+    def _convert(self, i: int, part: SegmentPart, held: int, summed: int) -> None:
+        """Gradients leave the format of the computation one after another."""
+        sizes = [volume(tile.box) for layer in part.layers for tile in layer.tiles]
+        now = most = sum(sizes) * held
+        for size_ in sizes:
+            most = max(most, now + size_ * summed)
+            now += size_ * (summed - held)
+        self._note(i, most)
+
+    def _take_output_gradient(self, i: int, layer: int, segment: int, chunk: int) -> list[Gradient]:
+        """Put the gradient of one output together; the tensors that it lies in."""
+        buffers = 0
+        local: list[Gradient] = []
         pieces: list[Message] = []
         for boundary in self.program.leaving[segment]:
             if boundary.layer == layer:
                 for reader in range(chunk * boundary.turns, (chunk + 1) * boundary.turns):
                     buffers += self.received.pop((B, boundary.index, reader), 0)
-                    local += self.input_gradients.pop((boundary.index, reader), 0)
+                    local += self.input_gradients.pop((boundary.index, reader), [])
                 pieces += self.exchanges.leaving(boundary.index, self.local_rank)
         values = prod(self.program.segments[segment].parts[self.local_rank].output_shape(layer))
         whole = values * self.program.itemsize
@@ -424,55 +525,35 @@ class _Walk:
             # A view: of the buffer, or of the input gradient that it was cut from.
             self._add(_RECEIVED, -buffers)
             self._add(_OUTPUT_GRADIENTS, buffers)
-            return buffers + local
+            return [*local, Gradient(buffers)]
         self._add(_OUTPUT_GRADIENTS, whole)
         self._note(i, 0)
         self._add(_RECEIVED, -buffers)
-        self._add(_OUTPUT_GRADIENTS, -local)
-        return whole
+        self._release(local)
+        return [Gradient(whole)]
 
     # -- communication ------------------------------------------------------------------------
 
     def _exchange(self, i: int, kind: str, index: int, chunk: int) -> None:
         """Buffers for what is received; copies of what is sent and does not lie together."""
-        program, forward = self.program, kind in FORWARD
-        boundary, item = program.boundaries[index], program.itemsize
-        side = self.exchanges.side(
-            index, chunk % boundary.turns, self.local_rank, forward=forward
-        )  # fmt: skip
-        received = sum(message.values for _, message in side.receives) * item
-        if received:
-            self.received[F if forward else B, index, chunk] += received
-            self._add(_RECEIVED, received)
-        boxes: dict[Box, int] = {}
-        if side.sends and not boundary.parameter:  # that is rows of a table, as they lie
-            if forward:
-                part = program.segments[boundary.producer].parts[self.local_rank]
-                shape = part.output_shape(boundary.layer)
-                boxes = {m.taken: m.values for _, m in side.sends}
-            else:
-                part = program.segments[boundary.consumer].parts[self.local_rank]
-                shape = part.import_shape(boundary.number)
-                boxes = {m.given: m.values for _, m in side.sends}
-            copied = {box: n for box, n in boxes.items() if not _is_view(box, shape)}
-        else:
-            copied = {}
-        sent = sum(copied.values()) * item
-        self._add(_SENT, sent)
+        forward = kind in FORWARD
+        turn = chunk % self.program.boundaries[index].turns
+        held = self.exchanges.held(index, turn, self.local_rank, forward=forward)
+        if held.received:
+            self.received[F if forward else B, index, chunk] += held.received
+            self._add(_RECEIVED, held.received)
+        self._add(_SENT, held.copied)
         self._note(i, 0)
+        sent = held.copied
         gradient = 0 if forward else self.unsent.pop((index, chunk), 0)
-        if copied and len(copied) == len(boxes):  # nothing of it is sent as it lies
+        if held.all_copied:
             self._add(_SENT, -gradient)
-            gradient = 0
-        if side.receives:
-            self.exchanged[i] = sent + gradient
-        elif sent + gradient:
-            self.sent.append(sent + gradient)
-
-    def _send(self, size_: int) -> None:
-        """So many bytes travel under the next computation."""
-        self._add(_SENT, size_)
-        self.sent.append(size_)
+        else:
+            sent += gradient
+        if held.received:
+            self.exchanged[i] = sent
+        elif sent:
+            self.sent.append((self.program.columns.peers[i], sent))
 
     # -- bookkeeping --------------------------------------------------------------------------
 

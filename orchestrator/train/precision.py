@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from orchestrator.errors import InputError
+from orchestrator.models.model import Recipe
 from orchestrator.plan import Plan
+from orchestrator.program.precision import precision_of
 
-TRAINED = ("float32", "float64")
 
+def check_trained(plan: Plan, recipe: Recipe, *, processor: bool) -> None:
+    """Refuse a format that the ranks' devices do not have, or that a run cannot follow.
 
-def check_trained(plan: Plan) -> None:
-    """Refuse a format in which weights do not learn.
-
-    Weights held in bfloat16 have 8 significant bits: an update below 1/512 of its weight rounds
-    to nothing. Training in it needs a float32 master copy of every weight, which a run does not
-    keep. On top of that torch's fused SGD leaves out whole vectors of bfloat16 weights on a
-    processor (pytorch issue 191763).
+    Args:
+        processor: the ranks compute on processors, which have no tfloat32.
 
     Raises:
-        InputError: the plan asks for another format.
+        InputError: the plan asks for tfloat32 on processors, or for a dynamic loss scale where
+            ranks would have to agree on it.
     """
-    dtype = plan.training.precision
-    if dtype is None or dtype in TRAINED:
-        return
-    raise InputError(
-        f"a run does not train in {dtype}: it keeps no float32 master weights, and without them "
-        f"most updates round to nothing; allowed: {', '.join(TRAINED)}",
-        plan.location(("training", "precision")),
-        "training.precision: float32, or --set training.precision=float32; simulate and show take "
-        f"{dtype}",
-    )
+    if processor and precision_of(plan).compute == "tfloat32":
+        raise InputError(
+            "a processor has no products in tfloat32; allowed: float32, bfloat16, float16, float64",
+            plan.location(("training", "precision")),
+            "training.precision: float32, or --set training.precision=float32; simulate and show "
+            "take tfloat32",
+        )
+    if recipe.loss_scale == "dynamic" and (plan.world_size > 1 or plan.training.layer_batch):
+        what = "layer_batch" if plan.world_size == 1 else f"{plan.world_size} ranks"
+        raise InputError(
+            f"a dynamic loss scale with {what}: whether an update is left out is decided on one "
+            "rank, from all gradients of a step; allowed: one rank, or a loss scale that stays",
+            plan.location(("training", "loss_scale")),
+            "training.loss_scale: 1024, or training.precision: bfloat16, which needs none",
+        )

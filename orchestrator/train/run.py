@@ -18,12 +18,10 @@ from orchestrator.errors import InputError
 from orchestrator.execute.finite import Diverged, Divergence, bad_parameters, earliest
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.local import LocalExecutor
-from orchestrator.execute.parameters import TORCH_DTYPE
-from orchestrator.models.model import Model, Recipe
 from orchestrator.observe import timeline, trace
 from orchestrator.observe.accounting import Account, Accountant, summarise
 from orchestrator.observe.metrics import Info
-from orchestrator.observe.metrics_parts import Part
+from orchestrator.observe.metrics_parts import Part, Parts
 from orchestrator.observe.metrics_run import RunMetrics
 from orchestrator.plan import Plan
 from orchestrator.program import Program, find_deadlock, grid
@@ -31,7 +29,16 @@ from orchestrator.program.ledger import Buffer, Edge, differences
 from orchestrator.train import checkpoint
 from orchestrator.train.divergence import DIVERGED, EXAMINED, Examine, Inquiry
 from orchestrator.train.run_folder import SCHEMA_VERSION, RunFolder
-from orchestrator.train.worker import Job, LateFeed, StepReport, data_feed, ended, report, train
+from orchestrator.train.worker import (
+    Job,
+    LateFeed,
+    StepReport,
+    data_feed,
+    ended,
+    job_of_rank,
+    report,
+    train,
+)
 
 KEPT_TIMELINES = 50  # the last steps whose every op is written down
 TRACED = 3  # of them, in the trace
@@ -68,7 +75,7 @@ class Outcome:
 class Collector:
     """Puts the ranks' reports together, step by step."""
 
-    job: Job
+    job: Job[Program]
     folder: RunFolder
     observer: Observer
     accountant: Accountant
@@ -179,14 +186,13 @@ class Collector:
             for part in parts:
                 self.tell(part.rank, part)
 
-    def _checkpoint(self, step: int, piece: checkpoint.Piece | None) -> None:
+    def _checkpoint(self, step: int, piece: checkpoint.Piece | checkpoint.Scale | None) -> None:
         program = self.job.program
         if step not in self.states:
             self.writing[step] = time.perf_counter()
-            dtype = TORCH_DTYPE[program.dtype]
             recipe = self.job.recipe
             self.states[step] = checkpoint.State.empty(
-                program.model, step, recipe.seed, dtype, recipe.lr
+                program.model, step, recipe.seed, program.precision, recipe.updates, recipe.lr
             )
         if piece is not None:
             self.states[step].put(piece)
@@ -234,6 +240,8 @@ class Collector:
             "data": self.job.data,
             "launcher": launcher,
             "dtype": program.dtype,
+            "precision": program.precision.formats,
+            "optimizer": program.optimizer.name,
             "program": program.digest(),
             "first_step": self.job.start,
             "steps": len(losses),
@@ -252,21 +260,10 @@ class Collector:
         }
 
 
-def recipe_of(plan: Plan, model: Model) -> Recipe:
-    """The model's recipe with the plan's overrides."""
-    own, given = model.recipe, plan.training
-    return Recipe(
-        lr=own.lr if given.lr is None else given.lr,
-        momentum=own.momentum if given.momentum is None else given.momentum,
-        weight_decay=own.weight_decay if given.weight_decay is None else given.weight_decay,
-        seed=own.seed if given.seed is None else given.seed,
-    )
-
-
 def run(
     plan: Plan,
     program: Program,
-    job: Job,
+    job: Job[Program],
     folder: RunFolder,
     observer: Observer,
     *,
@@ -319,31 +316,35 @@ def run(
 
 def _launcher(
     name: str, program: Program, timeout_s: float, threads: int | None, use_gpu: bool | None
-) -> Callable[[Job, Collector], None]:
+) -> Callable[[Job[Program], Collector], None]:
     if name == "local":
         return _run_locally
 
-    def on_ray(job: Job, collector: Collector) -> None:
+    def on_ray(job: Job[Program], collector: Collector) -> None:
         collector.observer.status("importing Ray")
         from orchestrator.execute.ray_launch import launch
 
+        parts = Parts(program) if job.metrics is not None else None
         launch(
-            train, job, world_size=program.world_size, on_event=collector.event,
+            train,
+            lambda rank: job_of_rank(job, rank, parts),
+            world_size=program.world_size,
+            on_event=collector.event,
             timeout_s=timeout_s,
             threads_per_worker=threads,
             use_gpu=use_gpu,
-        )  # fmt: skip
+        )
 
     return on_ray
 
 
-def _run_locally(job: Job, collector: Collector) -> None:
+def _run_locally(job: Job[Program], collector: Collector) -> None:
     """Every rank in this process, in lockstep."""
     keep_freed_memory()
     feed = LateFeed()
     executor = LocalExecutor(job.program, feed, job.recipe)
     if job.resume is not None:
-        state = checkpoint.load(job.resume, job.program.model)
+        state = checkpoint.load(job.resume, job.program.model, job.recipe.updates)
         for rank in executor.ranks:
             checkpoint.restore(rank, state)
     emit = collector.event

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.errors import InputError
-from orchestrator.execute.device import Cpu, Cuda
+from orchestrator.execute.cuda_environment import check_cuda_environment
+from orchestrator.execute.device import Cpu, Cuda, Device
 from orchestrator.execute.distributed import clock_offsets, connect
 from orchestrator.execute.host_memory import keep_freed_memory
 from orchestrator.execute.interpreter import LossNotFinite, RankInterpreter, Unread
 from orchestrator.execute.memory_meter import MemoryMeter
 from orchestrator.execute.parameters import Slot, initial_value
+from orchestrator.execute.warm_up import warm_up
 from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.model import Recipe
 from orchestrator.models.value import INPUT, LABELS
@@ -29,15 +33,17 @@ from orchestrator.observe.metrics_parts import Part, Parts
 from orchestrator.observe.metrics_server import METRICS, PageServer, application
 from orchestrator.observe.timeline import RankTimes
 from orchestrator.program.ledger import Buffer, Edge
-from orchestrator.program.ops import Program
+from orchestrator.program.ops import Program, RankProgram, Static
 from orchestrator.train import checkpoint, divergence
 from orchestrator.train.data import SampleOrder, open_for
 from orchestrator.train.feed import DataFeed
 
+P = TypeVar("P", bound=Static)
+
 
 @dataclass(frozen=True)
-class Job:
-    """What a run's workers are told.
+class Job(Generic[P]):
+    """What a run does; or, with one rank's part of the program, what that rank's worker is told.
 
     Args:
         data: as ``--data``.
@@ -47,9 +53,10 @@ class Job:
         timed: record every op's times.
         metrics: what the workers' metrics are labelled with, None for none.
         metrics_host: address at which the driver serves its own.
+        series: of one rank, its pipeline stages and its metrics' series at zero.
     """
 
-    program: Program
+    program: P
     recipe: Recipe
     data: str
     start: int
@@ -59,6 +66,7 @@ class Job:
     timed: bool = True
     metrics: RunLabels | None = None
     metrics_host: str = LOOPBACK
+    series: tuple[str, Part] | None = None
 
     def checkpoint_after(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""
@@ -66,6 +74,17 @@ class Job:
         return done == self.stop or (
             self.checkpoint_every > 0 and done % self.checkpoint_every == 0
         )
+
+
+def job_of_rank(job: Job[Program], rank: int, parts: Parts | None = None) -> Job[RankProgram]:
+    """One rank's part of a job.
+
+    Args:
+        parts: of the program, where the run has metrics.
+    """
+    series = (stage_of(job.program, rank), parts.zero(rank)) if parts is not None else None
+    shared = {field.name: getattr(job, field.name) for field in fields(job)}
+    return Job(**{**shared, "program": job.program.for_rank(rank), "series": series})
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,7 @@ class StepReport:
     handed: Counter[Buffer]
 
 
-def train(context: WorkerContext, job: Job) -> None:
+def train(context: WorkerContext, job: Job[RankProgram]) -> None:
     """Run one rank of a job.
 
     Emits ``offsets`` (rank 0), ``device``, ``metrics``, ``step``, ``checkpoint`` and ``end``; and
@@ -92,17 +111,27 @@ def train(context: WorkerContext, job: Job) -> None:
 
     Raises:
         Diverged: so it is, and nobody else ends this rank.
+        InputError: CUDA is set up in a way that a run refuses.
     """
     program, recipe = job.program, job.recipe
-    device = Cuda(torch.device(context.device).index) if context.device != "cpu" else None
-    if device is None:
+    device, tf32 = None, program.precision.compute == "tfloat32"
+    if context.device != "cpu":
+        check_cuda_environment(os.environ)
+        device = Cuda(torch.device(context.device).index, tf32=tf32)
+    elif tf32:
+        raise InputError(
+            f"rank {context.rank} computes on a processor, which has no products in tfloat32",
+            "training.precision",
+            "training.precision: float32",
+        )
+    else:
         keep_freed_memory()
-    transport = connect(program, context.rank, device, context.timeout_s)
+    transport = connect(program, device, context.timeout_s)
     offsets = clock_offsets(context.rank, context.world_size, context.timeout_s)
     if offsets:
         context.emit("offsets", offsets)
     meter = MemoryMeter(device)
-    name = torch.cuda.get_device_name(device.torch) if device else "cpu"
+    name = device.name if device else "cpu"
     context.emit("device", (dist.get_backend(), name))
     wholes: dict[str, Tensor] = {}
 
@@ -111,22 +140,25 @@ def train(context: WorkerContext, job: Job) -> None:
 
     feed = LateFeed()
     with serving_metrics(context, job, meter):
-        interpreter = RankInterpreter(
-            program, context.rank, transport, feed, recipe, device or Cpu(), value
-        )
+        interpreter = RankInterpreter(program, transport, feed, recipe, device or Cpu(), value)
         wholes.clear()
         if job.resume is not None:
-            checkpoint.restore(interpreter, checkpoint.load(job.resume, program.model))
+            state = checkpoint.load(job.resume, program.model, recipe.updates)
+            checkpoint.restore(interpreter, state)
         divergence.answer(context, interpreter)
         gc.collect()
-        with data_feed(job, [interpreter]) as feed.real:
+        with data_feed(job, [interpreter], device) as feed.real:
+            if device is not None and job.start < job.stop:
+                feed.real.begin(job.start)  # which may make its pinned memory now, not later
+                warm_up(interpreter, job.start)
+                meter.restart()
             context.emit("ready", None)
             train_steps(context, job, interpreter, meter)
     context.emit("end", meter.peak_bytes())
 
 
 def train_steps(
-    context: WorkerContext, job: Job, interpreter: RankInterpreter, meter: MemoryMeter
+    context: WorkerContext, job: Job[RankProgram], interpreter: RankInterpreter, meter: MemoryMeter
 ) -> None:
     """Train and report, step after step."""
     unread: Ended | None = None
@@ -158,16 +190,17 @@ def train_steps(
 
 
 @contextmanager
-def serving_metrics(context: WorkerContext, job: Job, meter: MemoryMeter) -> Iterator[None]:
+def serving_metrics(
+    context: WorkerContext, job: Job[RankProgram], meter: MemoryMeter
+) -> Iterator[None]:
     """Serve this rank's metrics. The driver tells them, so a step does nothing for it.
 
     Where they cannot be served, or not be read from where the driver's are, the driver is asked to.
     """
-    if job.metrics is None:
+    if job.metrics is None or job.series is None:
         yield
         return
-    zero = Parts(job.program).zero(context.rank)
-    totals = RankTotals(stage_of(job.program, context.rank), zero, meter.peak_bytes)
+    totals = RankTotals(*job.series, meter.peak_bytes)
     page = application(Page(job.metrics, [totals]))
     known_as = None if is_loopback(context.node) else context.node
     host = worker_host(job.metrics_host, context.node, context.driver_node)
@@ -229,7 +262,9 @@ class LateFeed:
         return self.real.labels(step, samples)
 
 
-def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
+def data_feed(
+    job: Job[P], interpreters: list[RankInterpreter], device: Device | None = None
+) -> DataFeed:
     """The job's data, as far as these ranks need it."""
     program = job.program
     dataset = open_for(program.model, job.data, job.recipe.seed)
@@ -240,4 +275,5 @@ def data_feed(job: Job, interpreters: list[RankInterpreter]) -> DataFeed:
         label_samples=torch.cat([i.samples_of(LABELS) for i in interpreters]),
         start=job.start,
         stop=job.stop,
+        device=device,
     )

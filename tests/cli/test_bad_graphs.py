@@ -149,8 +149,9 @@ PLACEMENTS: dict[str, tuple[str, tuple[str, ...], str, str, str, str]] = {
     "an axis of other networks, in a grid": (
         f"{CHAIN}, {END}", ("layers: all, ranks: 0..3, split: {batch: 2, token: 2}",), "",
         "own.yaml:6, placement[0].split: ",
-        "c1 cannot be split by token: its output has no token; allowed: batch, channel or height",
-        "with split: height or none",
+        "c1 cannot be split by token: its output has no token; allowed: batch, channel, height or "
+        "width",
+        "with split: channel or none",
     ),
     "a group of batch norm in two microbatches": (
         NORM, ALL, "n_microbatches: 2\n", "own.yaml:6, placement[0]: ",
@@ -265,31 +266,44 @@ def test_a_rank_may_hold_no_weights(tmp_path: Path) -> None:
 
 KINDS = {
     "an output that is none": (
-        "    def output(self, *inputs):\n        return (4, 8, 8)\n", "its output gives (4, 8, 8)"
+        "    def output(self, *inputs):\n        return (4, 8, 8)\n", "its output gives (4, 8, 8)",
+        "return Value((4, 8, 8), ('channel', 'height', 'width'))",
     ),
     "a size of nothing": (
         "    def output(self, *inputs):\n        return Value((0, 8, 8), inputs[0].axes)\n",
-        "output of (4, 8, 8): found (0, 8, 8)",
+        "output of (4, 8, 8): found (0, 8, 8)", "a larger input, or an output",
     ),
-    "a wrong shape": ("", "2, 8, 8) in torch.float64; allowed: ("),
+    "a wrong shape": (
+        "", "2, 8, 8) in torch.float64; allowed: (",
+        "the sizes of part.output_shape, or an output and reads that say these",
+    ),
     "a box outside of its input": (
         "    def reads(self, sized, out):\n        channels, height, width = out\n"
         "        return ((channels, ((0, 9),), width),)\n",
         "reads gives ((((0, 4),), ((0, 9),), ((0, 8),)),); allowed: for each input (4x8x8) a box",
+        "return (out,) where it needs the same places",
     ),
     "boxes of two inputs": (
-        "    def reads(self, sized, out):\n        return (out, out)\n", "reads gives ((((0, 4),)"
+        "    def reads(self, sized, out):\n        return (out, out)\n", "reads gives ((((0, 4),)",
+        "return (out,) where it needs the same places",
+    ),
+    "a memory that is a number": (
+        "    def output(self, *inputs):\n        return Value((2, 8, 8), inputs[0].axes)\n"
+        "    def reads(self, sized, out):\n        return (sized.inputs[0].whole,)\n"
+        "    def memory(self, part, examples, itemsize):\n        return 3\n",
+        "its memory gives 3; allowed: LayerMemory", "give that, or leave memory out of Own",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", KINDS)
 def test_a_kind_that_says_what_cannot_be(case: str, tmp_path: Path) -> None:
-    method, message = KINDS[case]
+    method, message, remedy = KINDS[case]
     compute = "\n    def compute(self, part, inputs, parameters, draw):\n        "
     own = f"{method}{compute}return inputs[0][:, :2]\n"
     file = plan(tmp_path, f'{CHAIN}, Own(name="mine"), {END}', own=own)
     told = refused("verify", file)
     assert "layer mine" in told
     assert message in " ".join(told.split())
+    assert remedy in " ".join(told.split("remedy: ")[1].split())
     assert told.count("error: ") == 1

@@ -79,10 +79,9 @@ PLANS: dict[str, tuple[tuple[str, ...], str]] = {
     "no such model": (with_set("model.name=alexnet"), "there is no model 'alexnet'"),
     "an option of another model": (with_set("model.name=lenet5", "model.norm=x"), "norm"),
     "an unknown key": (with_set("batch=8"), "unknown key 'batch'"),
-    "a format that does not learn": (
-        with_set("training.precision=bfloat16"),
-        "--set training.precision=bfloat16: a run does not train in bfloat16: it keeps no float32 "
-        "master weights",
+    "a format that a processor lacks": (
+        with_set("training.precision=tfloat32"),
+        "--set training.precision=tfloat32: a processor has no products in tfloat32",
     ),
     "a batch of no images": (with_set("global_batch_size=0"), "global_batch_size=0"),
     "a batch that does not divide": (

@@ -86,6 +86,9 @@ def test_simulate_and_compare(tmp_path: Path) -> None:
     told = command("simulate", "--plan", file, "--cluster", "gtx580x2").out
     assert "scale: no efficiency is given, 0.35 of the peak is assumed" in told
     assert "squash" not in told  # moves memory only
+    nearly = ("--set", "cluster.device.efficiency.scal=0.5")
+    told = command("simulate", "--plan", file, "--cluster", "gtx580x2", *nearly).out
+    assert "scale: no efficiency is given (is scal meant for it?), 0.35 of the peak" in told
     given = ("--set", "cluster.device.efficiency.scale=0.0001")
     ended = command("simulate", "--plan", file, "--cluster", "gtx580x2", *given, "--json")
     assert ended.code == 0, ended.err

@@ -14,8 +14,8 @@ import pytest
 from orchestrator.cli import show
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import compile_plan
-from orchestrator.program.ops import parse
 from orchestrator.program.resolve import model_of
+from orchestrator.program.text import parse
 from tests.cli.command import command, refused
 
 KEYS = {

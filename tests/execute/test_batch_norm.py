@@ -26,6 +26,8 @@ PLANS = {
     "batch": ("layers: all, ranks: [0, 1], split: batch",),
     "unequal batch": ("layers: all, ranks: 0..2, split: batch, shares: [2, 3, 1]",),
     "channel": ("layers: all, ranks: [0, 1], split: channel",),
+    "width": ("layers: conv1..relu2, ranks: [0, 1], split: width", REST),
+    "height x width": ("layers: conv1..relu2, ranks: 0..3, split: {width: 2, height: 2}", REST),
     "height": ("layers: conv1..relu2, ranks: [0, 1], split: height", REST),
     "batch x height": ("layers: conv1..relu2, ranks: 0..3, split: {batch: 2, height: 2}", REST),
     "batch x channel": ("layers: conv1..relu2, ranks: 0..3, split: {batch: 2, channel: 2}", REST),

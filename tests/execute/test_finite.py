@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from orchestrator.execute.finite import (
 )
 from orchestrator.execute.local import LocalExecutor
 from orchestrator.execute.verify import RandomFeed
+from orchestrator.models import Linear, Model, RMSNorm, SizedLayer
+from orchestrator.models.layer import Cut, Statistics
 from orchestrator.models.model import Recipe
 from orchestrator.program import Program
 from tests.program.small import LENET, small_program
@@ -116,6 +119,41 @@ def test_a_layer_whose_output_leaves_float32_is_named(name: str) -> None:
     assert (found.layer, found.where) == ("conv2", Where.OUTPUT)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Named(RMSNorm):
+    """Its moments have a name of their own, of which its own is no part."""
+
+    def statistics(self, sized: SizedLayer, cut: Cut) -> Statistics | None:
+        found = super().statistics(sized, cut)
+        if found is None:
+            return None
+        gather = replace(found.gather, name="means.of-channels")
+        apply = replace(found.apply, inputs=(*sized.sources, gather.name))
+        return found._replace(gather=gather, apply=apply)
+
+
+def test_a_half_is_told_as_the_layer_that_it_is_of() -> None:
+    """The layer's name was once what stood before the last dot of the half's."""
+    layers = [Linear(name="a", features=4), Named(name="norm"), Linear(name="c", features=3)]
+    model = Model("halved", (6,), layers)
+    program = small_program(
+        model,
+        "layers: a..norm, ranks: [0, 1], split: channel",
+        "layers: c, ranks: [0, 1], split: batch",
+    )
+    executor = LocalExecutor(program, RandomFeed(model, program.global_batch), RECIPE)
+    for rank in executor.ranks:
+        for parameters in rank.parameters.values():
+            for slot, weight in zip(parameters.slots, parameters.weights, strict=True):
+                if slot.layer.name == "a":  # the sum of two such values leaves float32
+                    weight.detach().fill_(0.0 if slot.decays else 3e38)
+    with pytest.raises(Diverged) as caught:
+        executor.step(0)
+    found = caught.value.divergence.found
+    assert found is not None
+    assert found.layer == "norm"
+
+
 def test_images_that_are_no_numbers_are_told_as_such() -> None:
     class Broken(RandomFeed):
         def images(self, step: int, samples: Tensor) -> Tensor:
@@ -136,7 +174,7 @@ def test_velocities_count_as_parameters() -> None:
         executor.step(0)
         rank = executor.ranks[1]
         last = list(rank.parameters.values())[-1]
-        last.velocities[-1].flatten()[-2 if last.sharded else -1] = float("inf")
+        last.state["momentum"][-1].view(-1)[-1] = float("inf")
         found = bad_parameters(rank)
         assert found is not None
         assert (found.layer, found.rank) == ("fc5", 1)

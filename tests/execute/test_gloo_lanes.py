@@ -89,7 +89,7 @@ def gloo(monkeypatch: pytest.MonkeyPatch) -> Dist:
 def transport(gloo: Dist) -> GlooTransport:
     plan = load_plan("data-parallel", ["model.width=0.0625", "model.image_size=64"])
     program = compile_plan(plan, model_of(plan))
-    return GlooTransport(program, rank=0, timeout_s=60.0, routes=[ROUTE, BACK, EVERYONE])
+    return GlooTransport(program.for_rank(0), timeout_s=60.0, routes=[ROUTE, BACK, EVERYONE])
 
 
 def test_collectives_are_posted_at_once_and_carried_out_one_after_another(

@@ -28,7 +28,7 @@ from orchestrator.program.ops import F
 from orchestrator.train import worker
 from orchestrator.train.data import Indices
 from orchestrator.train.data.synthetic import Synthetic
-from orchestrator.train.worker import Job
+from orchestrator.train.worker import Job, job_of_rank
 from tests.program.small import LENET, small_program
 
 DELAY_S = 0.4
@@ -161,7 +161,8 @@ def test_a_worker_waits_for_what_is_not_loaded_ahead_in_time(
         emit=lambda kind, payload: emitted.append((kind, payload)),
         stop_requested=lambda: False, listen=lambda kind, hear: None, timeout_s=60, driven=True,
     )  # fmt: skip
-    worker.train(context, Job(program, Recipe(), "slow", start=0, stop=4))
+    job = Job(program, Recipe(), "slow", start=0, stop=4)
+    worker.train(context, job_of_rank(job, 0))
     accountant = Accountant(program)
     records = [payload.times for kind, payload in emitted if kind == "step"]
     assert len(records) == len(ENDED) == 4

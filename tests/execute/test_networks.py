@@ -203,6 +203,14 @@ IMAGES: list[tuple[Callable[[], Model], str, tuple[str, ...]]] = [
             entry(f"stem..{last}", "0..3", "{height: 2, channel: 2}"),
             entry("REST", "0..3", "batch"),
         ),
+        "width": (
+            entry(f"stem..{last}", "[0, 1]", "width"),
+            entry("REST", "[0, 1]", "batch"),
+        ),
+        "height x width in uneven shares": (
+            entry(f"stem..{last}", "0..3", "{height: 2, width: 2}", ", shares: {width: [2, 1]}"),
+            entry("REST", "0..3", "batch"),
+        ),
         "batch x height x channel": (
             entry(f"stem..{last}", "0..7", "{batch: 2, height: 2, channel: 2}"),
             entry("REST", "0..3", "batch"),

@@ -22,7 +22,8 @@ from orchestrator.execute.distributed import GlooTransport
 from orchestrator.execute.transport import Handle, LocalWorld, Transport
 from orchestrator.program import Program
 from orchestrator.program.check import find_deadlock
-from orchestrator.program.ops import Op, parse
+from orchestrator.program.ops import Op
+from orchestrator.program.text import parse
 from orchestrator.simulate.cluster import load_cluster
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
@@ -128,7 +129,7 @@ class Message:
         self.met = met
 
     def wait(self) -> None:
-        self.met.wait(60)
+        self.met.wait()  # of a program that hangs, to the end of the tests
 
 
 def ends_over_gloo(program: Program, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -143,7 +144,7 @@ def ends_over_gloo(program: Program, monkeypatch: pytest.MonkeyPatch) -> bool:
             return
         ended.append(True)
 
-    transports = [GlooTransport(program, rank, timeout_s=60) for rank in (0, 1)]
+    transports = [GlooTransport(program.for_rank(rank), timeout_s=60) for rank in (0, 1)]
     for rank, transport in enumerate(transports):
         threading.Thread(target=work, args=(rank, transport), daemon=True).start()
     until = time.monotonic() + HANGS_S

@@ -48,9 +48,10 @@ from orchestrator.models.model import Recipe
 from orchestrator.plan import Plan, read_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.placement import update_examples
-from orchestrator.schedules import SCHEDULES
+from orchestrator.schedules import SCHEDULES, Schedule
+from tests.schedules.test_own_schedule import one_at_a_time, weights_last
 
-DRAWN, ACCEPTED = 700, 320
+DRAWN, ACCEPTED = 800, 400
 GRAPHS, ACCEPTED_GRAPHS = 700, 400
 # Large steps: after two of them most of each weight's change depends on every gradient.
 RECIPE = Recipe(lr=0.1, momentum=0.8, weight_decay=0.05, seed=3)
@@ -58,19 +59,26 @@ COLUMN_READS = ((0, 1, 2), (0, 1, 3), (2, 3, 0), (2, 3, 1))
 
 
 def _conv(
-    name: str, channels: int, kernel: int, padding: int = 0, groups: int = 1, of: str = ""
+    name: str,
+    channels: int,
+    kernel: int,
+    padding: int = 0,
+    groups: int = 1,
+    of: str = "",
+    tied: str = "",
 ) -> Conv:
     return Conv(
         name=name, inputs=(of,) if of else (), channels=channels, kernel=kernel, padding=padding,
-        groups=groups, weight_std=0.3, bias=0.1,
+        groups=groups, weight_std=0.3, bias=0.1, tied=tied,
     )  # fmt: skip
 
 
-def _linear(name: str, features: int, groups: int = 1, of: str = "") -> Linear:
+def _linear(name: str, features: int, groups: int = 1, of: str = "", tied: str = "") -> Linear:
     inputs = (of,) if of else ()
     return Linear(
-        name=name, inputs=inputs, features=features, groups=groups, weight_std=0.2, bias=0.1
-    )
+        name=name, inputs=inputs, features=features, groups=groups, weight_std=0.2, bias=0.1,
+        tied=tied,
+    )  # fmt: skip
 
 
 def _norm(columns: int) -> ResponseNorm:
@@ -117,6 +125,14 @@ CHAINS: dict[str, tuple[tuple[int, ...], list[Layer]]] = {
             AveragePool(name="shrink", kernel=2), Flatten(name="flat"), _linear("fc", 12),
         ],
     ),
+    "tied": (
+        (6, 2, 1),
+        [
+            _linear("fc1", 12), ReLU(name="relu1"), _linear("fc2", 12, tied="fc1.weight"),
+            Dropout(name="drop2"), _linear("fc3", 12, tied="fc1.weight"), ReLU(name="relu3"),
+            _linear("fc4", 4),
+        ],
+    ),
     "linear": (
         (12,),
         [
@@ -131,7 +147,7 @@ MODELS["lenet5"] = Model("lenet5", LENET.input_shape, LENET.declared, RECIPE)
 
 SPLITS = {
     1: ["none", "none", "none", "{batch: 1}"],
-    2: ["batch", "channel", "input", "{batch: 1, channel: 2}", "height", "height", "none"],
+    2: ["batch", "channel", "input", "{batch: 1, channel: 2}", "height", "none"],
     3: ["batch", "channel", "input", "none"],
     4: ["{batch: 2, channel: 2}", "{channel: 2, batch: 2}", "{batch: 2, input: 2}", "batch",
         "channel", "input"],
@@ -139,7 +155,18 @@ SPLITS = {
 SHARES = {2: ["[2, 1]", "[1, 2]", "[3, 1]", "[1, 5]"], 3: ["[1, 2, 1]", "[2, 1, 1]"],
           4: ["[3, 1, 1, 1]", "[1, 2, 2, 1]"]}  # fmt: skip
 # Rounds of two groups; at least as many as stages.
+# A user's schedules: as the package has none, and one whose backward falls in two.
+OWN = (
+    Schedule("Naive", "a test, 2026", one_at_a_time),
+    Schedule("Late", "a test, 2026", weights_last),
+)
 MICROBATCHES = {"Interleaved1F1B": [2, 4], "InterleavedZeroBubble": [2, 4], "DualPipeV": [4, 5]}
+
+
+@pytest.fixture
+def own_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    for schedule in OWN:
+        monkeypatch.setitem(SCHEDULES, schedule.name, schedule)
 
 
 @st.composite
@@ -189,7 +216,9 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
     entries: list[str] = []
     before = ""
     for ranks, (first, stop) in zip(rows, spans, strict=True):
-        split = draw(st.sampled_from(SPLITS[len(ranks)]))
+        suits = _suit(MODELS[name].layers[first:stop]) if len(ranks) > 1 else []
+        along = [axis for axis in suits if axis in ("height", "width")]
+        split = draw(st.sampled_from([*SPLITS[len(ranks)], *along, *along]))
         split = ("channel" if entries else "batch") if tricky and len(ranks) > 1 else split
         entry = f"layers: {layers[first]}..{layers[stop - 1]}, ranks: {ranks}, split: {split}"
         if split in ("batch", "channel", "input") and draw(st.integers(0, 3)) == 0:
@@ -220,6 +249,7 @@ def plan_texts(draw: DrawFn) -> tuple[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_schedules")
 def test_every_plan_that_compiles_equals_one_device() -> None:
     seen: Counter[str] = Counter()
 
@@ -240,7 +270,7 @@ def test_every_plan_that_compiles_equals_one_device() -> None:
         seen["accepted"] += 1
         for feature in (
             name, plan.schedule, "broadcast", "scatter", "shares", "input", "layer_batch",
-            "replicas: 2", "zero1", "except_last", "batch: 2", "always", "height",
+            "replicas: 2", "zero1", "except_last", "batch: 2", "always", "height", "width",
         ):  # fmt: skip
             seen[feature] += feature in text
         seen["replicated"] += any(
@@ -270,6 +300,11 @@ def images(draw: DrawFn) -> Model:
         layers.append(layer)
         return layer.name
 
+    def tie(name: str) -> str:
+        """Half of the time to the first layer of this name, whose weight has the same shape."""
+        owner = next((x.name for x in layers if x.name.rstrip("0123456789") == name), "")
+        return f"{owner}.weight" if owner and draw(st.booleans()) else ""
+
     for n in range(draw(st.integers(1, 4))):
         last = stream[-1]
         block = draw(
@@ -285,9 +320,9 @@ def images(draw: DrawFn) -> Model:
             }[norm]
             last = add(made)
         elif block == "skip":
-            add(_conv(f"conv{n}", WIDTH, 3, 1))
+            add(_conv(f"skipped{n}", WIDTH, 3, 1, tied=tie("skipped")))
             other = draw(st.sampled_from(stream))
-            last = add(Add(name=f"sum{n}", inputs=(f"conv{n}", other)))
+            last = add(Add(name=f"sum{n}", inputs=(f"skipped{n}", other)))
         elif block == "towers":
             towers = []
             for t in range(draw(st.integers(2, 3))):
@@ -304,7 +339,7 @@ def images(draw: DrawFn) -> Model:
             last = add(_conv(f"conv{n}", WIDTH, 1))
         elif block == "gate":
             add(GlobalAveragePool(name=f"mean{n}", inputs=(last,)))
-            add(_linear(f"squeeze{n}", WIDTH))
+            add(_linear(f"squeeze{n}", WIDTH, tied=tie("squeeze")))
             add(Sigmoid(name=f"gate{n}"))
             last = add(Multiply(name=f"gated{n}", inputs=(last, f"gate{n}")))
         elif block == "product":
@@ -335,6 +370,11 @@ def sequences(draw: DrawFn) -> Model:
         layers.append(layer)
         return layer.name
 
+    def tie(name: str) -> str:
+        """Half of the time to the first layer of this name, whose weight has the same shape."""
+        owner = next((x.name for x in layers if x.name.rstrip("0123456789") == name), "")
+        return f"{owner}.weight" if owner and draw(st.booleans()) else ""
+
     if draw(st.booleans()):
         stream.append(add(PositionEmbedding(name="position", weight_std=0.3)))
     for n in range(draw(st.integers(1, 3))):
@@ -355,11 +395,11 @@ def sequences(draw: DrawFn) -> Model:
                     kv_heads=2 * keys // WIDTH, causal=causal, rotary=rotary,
                 )
             )  # fmt: skip
-            last = add(_linear(f"project{n}", WIDTH))
+            last = add(_linear(f"project{n}", WIDTH, tied=tie("project")))
         elif block == "mlp":
-            add(_linear(f"up{n}", 2 * WIDTH, of=last))
+            add(_linear(f"up{n}", 2 * WIDTH, of=last, tied=tie("up")))
             add(GELU(name=f"gelu{n}"))
-            last = add(_linear(f"down{n}", WIDTH))
+            last = add(_linear(f"down{n}", WIDTH, tied=tie("down")))
         elif block == "gated":
             add(_linear(f"gate{n}", 2 * WIDTH, of=last))
             add(SiLU(name=f"silu{n}"))
@@ -379,7 +419,7 @@ def sequences(draw: DrawFn) -> Model:
 def _suit(span: tuple[SizedLayer, ...]) -> list[str]:
     """Axes on which every layer of a span can be cut."""
     return [
-        axis for axis in ("channel", "height", "token")
+        axis for axis in ("channel", "height", "width", "token")
         if all(axis in s.output.axes and not s.layer.uncut(s, axis) for s in span)
     ]  # fmt: skip
 
@@ -402,7 +442,7 @@ def plans_over_graphs(draw: DrawFn) -> tuple[str, Model]:
     for ranks, (first, stop) in zip(rows, pairwise([0, *sorted(cuts), len(layers)]), strict=True):
         suits = _suit(layers[first:stop])
         number = len(ranks)
-        splits = ["batch", "none", *suits, *suits, *(x for x in suits if x == "height")]
+        splits = ["batch", "none", *suits, *suits, *(x for x in suits if x in ("height", "width"))]
         splits += ["input"] if draw(st.booleans()) and "channel" in suits else []
         if number == 4:
             for a in suits:
@@ -412,7 +452,7 @@ def plans_over_graphs(draw: DrawFn) -> tuple[str, Model]:
         entry = (
             f"layers: {layers[first].name}..{layers[stop - 1].name}, ranks: {ranks}, split: {split}"
         )
-        if split in ("height", "token", "batch") and draw(st.integers(0, 3)) == 0:
+        if split in ("height", "width", "token", "batch") and draw(st.integers(0, 3)) == 0:
             entry += f", shares: {draw(st.sampled_from(SHARES[number]))}"
         entries.append(f"  - {{{entry}}}\n")
     microbatches = draw(st.sampled_from(MICROBATCHES.get(schedule, [1, 1, 2, 3])))
@@ -435,7 +475,9 @@ def _features(program: Program, plan: Plan, text: str) -> set[str]:
     """What a pair of a graph and a plan has of what seldom goes together."""
     model = program.model
     found = {layer.kind for layer in model.layers}
-    found |= {x for x in ("height", "token", "input", "zero1", "always", "shares") if x in text}
+    found |= {
+        x for x in ("height", "width", "token", "input", "zero1", "always", "shares") if x in text
+    }
     found |= {plan.schedule, f"{plan.replicas} replicas"}
     axes = [entry.grid.axes for entry in plan.placement]
     found |= {"grid of two" for grid in axes if len(grid) > 1}
@@ -452,7 +494,8 @@ def _features(program: Program, plan: Plan, text: str) -> set[str]:
         found |= {"tie over stages"} if owner.stage != borrower.stage else {"tie within a stage"}
         found |= {f"tie, {f}" for f in ("zero1", "ZB", "ZeroBubble", "replicas: 2") if f in text}
         found |= {"tie, microbatches"} if plan.n_microbatches > 1 else set()
-        cut = {"head": borrower, "embedding": owner}
+        of_text = tie.parameter == "embedding.weight"
+        cut = {"head": borrower, "embedding": owner} if of_text else {"weight": borrower}
         for what, segment in cut.items():
             boxes = {p.layers[0].tiles for p in segment.parts.values()}
             found |= {f"tie, {what} replicated"} if segment.replicated else set()
@@ -461,6 +504,7 @@ def _features(program: Program, plan: Plan, text: str) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_schedules")
 def test_every_graph_under_every_plan_equals_one_device() -> None:
     seen: Counter[str] = Counter()
 

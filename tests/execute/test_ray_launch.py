@@ -150,7 +150,7 @@ def test_every_event_arrives_before_launch_returns(cluster: None) -> None:
     from orchestrator.execute.ray_launch import launch
 
     events = Recorder()
-    launch(_add, 500, world_size=2, on_event=events, threads_per_worker=1)
+    launch(_add, lambda _: 500, world_size=2, on_event=events, threads_per_worker=1)
     for rank in (0, 1):
         assert events.of(rank, "sum") == [[3.0, 3.0]]
         assert events.of(rank, "n") == list(range(500))
@@ -169,7 +169,7 @@ def test_a_killed_worker_ends_the_run_in_seconds_and_is_named(cluster: None) -> 
 
     events = Recorder()
     with pytest.raises(WorkerFailed, match="rank 1 failed: its process") as caught:
-        launch(_die, None, world_size=2, on_event=events)
+        launch(_die, lambda _: None, world_size=2, on_event=events)
     (dies_at,) = events.of(1, "dies at")
     assert isinstance(dies_at, float)
     assert caught.value.rank == 1
@@ -184,7 +184,7 @@ def test_a_worker_exception_comes_back_as_one_message(cluster: None, kind: str) 
 
     expected = InputError if kind == "input" else WorkerFailed
     with pytest.raises(expected) as caught:
-        launch(_raise, kind, world_size=2, on_event=Recorder())
+        launch(_raise, lambda _: kind, world_size=2, on_event=Recorder())
     if isinstance(caught.value, WorkerFailed):
         assert str(caught.value) == "rank 1 failed: KeyError: 'fc6'"
         assert "_raise" in caught.value.traceback_text
@@ -197,10 +197,10 @@ def test_too_many_workers_are_refused_with_numbers(cluster: None) -> None:
     from orchestrator.execute.ray_launch import launch
 
     with pytest.raises(InputError, match=r"needs 99 workers .* holds \d+ in all") as caught:
-        launch(_add, 1, world_size=99, on_event=Recorder())
+        launch(_add, lambda _: 1, world_size=99, on_event=Recorder())
     assert "fewer ranks" in caught.value.remedy
     with pytest.raises(InputError, match="need 2 GPUs"):
-        launch(_add, 1, world_size=2, use_gpu=True, on_event=Recorder())
+        launch(_add, lambda _: 1, world_size=2, use_gpu=True, on_event=Recorder())
 
 
 @pytest.mark.ray
@@ -214,7 +214,7 @@ def test_a_busy_cluster_is_told_from_a_small_one(cluster: None) -> None:
     ray.get(holder.ready.remote())
     try:
         with pytest.raises(InputError, match="but has 1 free now") as caught:
-            launch(_add, 1, world_size=2, on_event=Recorder())
+            launch(_add, lambda _: 1, world_size=2, on_event=Recorder())
         assert "wait until other jobs end" in caught.value.remedy
     finally:
         ray.kill(holder)
@@ -270,7 +270,7 @@ def test_two_ranks_under_torchrun(tmp_path: Path) -> None:
         def show(rank, kind, payload):
             print(f"<{rank} {kind} {payload}>", flush=True)  # one write a line
 
-        run_under_torchrun(add, 10, 30.0, show)
+        run_under_torchrun(add, lambda rank: 10, 30.0, show)
         """)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -291,4 +291,4 @@ def test_outside_torchrun_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match="not started by torchrun: RANK"):
-        run_under_torchrun(lambda context, argument: None, None, 1.0, Recorder())
+        run_under_torchrun(lambda *_: None, lambda rank: None, 1.0, Recorder())

@@ -21,6 +21,8 @@ from orchestrator.models import (
     SpatialNorm,
 )
 from orchestrator.models.randomness import Draw
+from orchestrator.optimizers import Sgd2012
+from orchestrator.program import Precision
 from orchestrator.program.segments import Segment, SegmentPart
 from tests.program.small import small_program
 
@@ -62,8 +64,8 @@ def runner_of(
 ) -> SegmentRunner:
     wholes: dict[str, Tensor] = {}
     parameters = SegmentParameters(
-        part, dtype=torch.float64, device=torch.device("cpu"), group=1, group_rank=0, sharded=False,
-        value=lambda slot: initial_value(slot, 3, wholes),
+        part, optimizer=Sgd2012(), precision=Precision.of("float64"), device=torch.device("cpu"),
+        group=1, group_rank=0, sharded=False, value=lambda slot: initial_value(slot, 3, wholes),
     )  # fmt: skip
     first, *labels = segment.imports
     segment = replace(segment, imports=(first._replace(trained=wants_input), *labels))
@@ -89,7 +91,7 @@ def ran(
     last = len(part.layers) - 1
     y = torch.empty(0)
     for chunk in (0, 1):
-        draw = Draw(seed=1, step=2, samples=SAMPLES + 10 * chunk)
+        draw = Draw(seed=1, step=2, samples=SAMPLES + 10 * chunk, batch=30)
         imports = imports_of(segment, part, chunk)
         outputs = runner.forward(chunk, imports, draw, recompute="again" in how)
         assert list(outputs) == [last]
@@ -136,7 +138,7 @@ def test_chunks_may_end_in_any_order() -> None:
     part = next(iter(whole.parts.values()))
     runner = runner_of(whole, part, split=False, wants_input=True)
     inputs = [imports_of(whole, part, seed=chunk) for chunk in (0, 1)]
-    draw = Draw(1, 2, SAMPLES)
+    draw = Draw(1, 2, SAMPLES, 30)
     for chunk, imports in enumerate(inputs):
         runner.forward(chunk, imports, draw, recompute=False)
     (late, _), (early, _) = runner.backward(1, {}), runner.backward(0, {})

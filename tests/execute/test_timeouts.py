@@ -38,8 +38,8 @@ from orchestrator.execute.torchrun_launch import run_under_torchrun
 from orchestrator.plan import load_plan
 from orchestrator.program import compile_plan
 from orchestrator.program.resolve import model_of
-from orchestrator.train.run import recipe_of
-from orchestrator.train.worker import Job, train
+from orchestrator.program.resolve import recipe_of
+from orchestrator.train.worker import Job, job_of_rank, train
 
 cases, timeout_s, folder = json.loads(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 
@@ -64,7 +64,7 @@ def rank_of(number, plan, moment, stops, port):
     plan = load_plan(plan)
     model = model_of(plan)
     job = Job(compile_plan(plan, model), recipe_of(plan, model), "synthetic:64", 0, 10**6)
-    run_under_torchrun(train, job, timeout_s, event)
+    run_under_torchrun(train, lambda rank: job_of_rank(job, rank), timeout_s, event)
 
 children = {}
 for case, (name, moment, victim, _) in cases.items():

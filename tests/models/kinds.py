@@ -47,13 +47,11 @@ class Case:
 
     Args:
         steps: by axis, of what size the cuts are multiples, such as a head's channels.
-        whole: axes that are never cut.
     """
 
     layer: Layer
     inputs: tuple[Value, ...]
     steps: dict[str, int] = field(default_factory=dict)
-    whole: tuple[str, ...] = ("width",)
 
     @property
     def sized(self) -> SizedLayer:
@@ -63,8 +61,8 @@ class Case:
         return self.layer.name
 
 
-def case(layer: Layer, *inputs: Value, whole: tuple[str, ...] = ("width",), **steps: int) -> Case:
-    return Case(layer, inputs, steps, whole)
+def case(layer: Layer, *inputs: Value, **steps: int) -> Case:
+    return Case(layer, inputs, steps)
 
 
 def runs(size: int, step: int, most: int = 1) -> st.SearchStrategy[Ranges]:
@@ -81,10 +79,7 @@ def boxes(draw: st.DrawFn, case: Case) -> Box:
     value = case.sized.output
     found: list[Ranges] = []
     for axis, size in zip(value.axes, value.shape, strict=True):
-        if axis in case.whole:
-            found.append(((0, size),))
-        else:
-            found.append(draw(runs(size, case.steps.get(axis, 1), 2 if axis == "channel" else 1)))
+        found.append(draw(runs(size, case.steps.get(axis, 1), 2 if axis == "channel" else 1)))
     return tuple(found)
 
 
@@ -176,6 +171,11 @@ def held(case: Case, out: Box, dtype: torch.dtype) -> tuple[int, int]:
         cut_out(named[tile.parameter], tile.box).detach().clone().requires_grad_()
         for tile in part.tiles
     ]
+    return held_by(part, inputs, tiles)
+
+
+def held_by(part: LayerPart, inputs: Sequence[Tensor], tiles: Sequence[Tensor]) -> tuple[int, int]:
+    """The same, of given tensors."""
     weights = {tile.untyped_storage().data_ptr() for tile in tiles}
     storages: dict[int, int] = {}
     alive = []  # so that no address is used twice
@@ -188,8 +188,10 @@ def held(case: Case, out: Box, dtype: torch.dtype) -> tuple[int, int]:
         return x
 
     with saved_tensors_hooks(pack, lambda x: x):
-        y = sized.layer.compute(part, inputs, tiles, None)
+        y = part.sized.layer.compute(part, inputs, tiles, None)
     alive.append(y)
-    told = sized.layer.memory(part, EXAMPLES, dtype.itemsize)
-    predicted = told.saved + told.saves_input * told.before + told.saves_output * told.after
+    told = part.sized.layer.memory(part, len(inputs[0]), inputs[0].element_size())
+    each = [x.nbytes if x.is_floating_point() else 0 for x in inputs]
+    saved_inputs = sum(size for n, size in enumerate(each) if told.holds(n))
+    predicted = told.saved + saved_inputs + told.saves_output * told.after
     return predicted, sum(storages.values())

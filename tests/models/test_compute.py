@@ -295,7 +295,7 @@ def mask(
 ) -> Tensor:
     like = torch.empty(len(samples), size(out), 3, 3)
     box = of_channels(IMAGES.output, out)
-    draw = Draw(seed, step, torch.tensor(samples))
+    draw = Draw(seed, step, torch.tensor(samples), 16)
     return keep_mask(name, IMAGES.output_shape, box, 0.3, draw, like)
 
 
@@ -337,7 +337,7 @@ def test_masks_of_neighbours_are_independent() -> None:
 
 def test_dropout_masks_in_training_and_scales_at_test_time() -> None:
     x = noise(4, 8, 3, 3)
-    draw = Draw(0, 5, torch.arange(4))
+    draw = Draw(0, 5, torch.arange(4), 4)
     everything = IMAGES.output.whole
     keep = keep_mask("drop", (8, 3, 3), everything, 0.3, draw, x)
 

@@ -352,7 +352,6 @@ WRONG_CHAINS = [
     ((4,), 3, "layers: found a int; allowed: a tuple or a list"),
     ((4,), [ReLU(name="r")], "no layer has weights, so there is nothing to train"),
     ((4,), [FC, ReLU(name="fc.sum"), FC], "layer name used twice"),
-    ((4,), [ReLU(name="fc.sum"), FC], "fc.sum is what the sum of fc's parts is called"),
     ((4,), [FC, FC], "layer name used twice: fc"),
     ((4,), [], "it has no layers"),
     ((), [FC], "input_shape is empty"),
@@ -521,6 +520,8 @@ def test_what_a_kind_of_ones_own_says_of_its_costs_is_checked() -> None:
         of(3).memory(2, 4)
     with pytest.raises(InputError, match="its memory gives LayerMemory.*2.5.*; allowed: LayerM"):
         of(LayerMemory(2.5, 4)).memory(2, 4)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="its memory gives LayerMemory.*saved_inputs=1.*; allowed"):
+        of(LayerMemory(2, 4, saved_inputs=1)).memory(2, 4)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="layer s: its kernels gives 3; allowed: a tuple of Kern"):
         of(3).kernels(2, "forward", 4)
     with pytest.raises(InputError, match="layer s: its signature gives 3; allowed: text"):

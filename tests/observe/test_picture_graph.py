@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.models import Add, Concat, Conv, Embedding, Layer, Linear, Model, RMSNorm
+from orchestrator.models import Add, Concat, Conv, Embedding, Layer, Linear, Model, ReLU, RMSNorm
 from orchestrator.observe.picture import draw_program
 from orchestrator.observe.picture.layout import Band, Picture, Reading, lay_out
 from orchestrator.observe.picture.places import gap_labels, place
@@ -54,6 +54,7 @@ MEGATRON = (
     "layers: blocks.0.down, ranks: 0..1, split: input",
     "layers: blocks.0.drop2..head, ranks: 0..1, split: none",
 )
+QUARTERS = Model("quarters", (3, 10, 8), [conv("stem", 4, 3), ReLU(name="relu"), linear("fc", 5)])
 PLANS = {
     "towers on two ranks": (inception(), TOWERS),
     "towers by channel": (
@@ -84,6 +85,13 @@ PLANS = {
         (
             "layers: stem..relu4, ranks: 0..2, split: height",
             "layers: mean..fc, ranks: [0], split: none",
+        ),
+    ),
+    "quarters": (
+        QUARTERS,
+        (
+            "layers: stem..relu, ranks: 0..3, split: {height: 2, width: 2}",
+            "layers: fc, ranks: [0], split: none",
         ),
     ),
     "tokens": (gpt(), ("layers: all, ranks: 0..1, split: token",)),
@@ -297,15 +305,36 @@ def test_joins_are_signs_and_norms_and_activations_are_not_drawn() -> None:
 def test_rows_of_an_image_are_a_band_of_the_whole() -> None:
     picture = laid_out("three by height")
     stem = [b for b in picture.blocks if b.column == column(picture, "stem")]
-    assert [b.band for b in stem] == [Band("rows", 0, 1, 5), Band("rows", 1, 3, 5),
-                                      Band("rows", 3, 5, 5)]  # fmt: skip
+    assert [b.bands for b in stem] == [
+        (Band("height", 0, 1, 5),), (Band("height", 1, 3, 5),), (Band("height", 3, 5, 5),)
+    ]  # fmt: skip
     places = place(picture)
     for block in stem:
         at = (block.rows[0], block.column)
         whole, part = places.wholes[at], places.boxes[at]
-        assert block.band is not None
-        assert part.y == pytest.approx(whole.y + whole.height * block.band.start / 5)
+        assert part.y == pytest.approx(whole.y + whole.height * block.bands[0].start / 5)
         assert part.height == pytest.approx(whole.height * block.shape[1] / 5)
+
+
+def test_rows_and_columns_are_bands_of_one_whole() -> None:
+    """Columns go into the page: the right half starts half of the oblique side to the right."""
+    picture = laid_out("quarters")
+    stem = [b for b in picture.blocks if b.column == column(picture, "stem")]
+    assert [b.bands for b in stem] == [
+        (Band("height", y, y + 5, 10), Band("width", x, x + 4, 8)) for y in (0, 5) for x in (0, 4)
+    ]
+    places = place(picture)
+    for block in stem:
+        at = (block.rows[0], block.column)
+        whole, part = places.wholes[at], places.boxes[at]
+        rows, columns = block.bands
+        assert (part.height, part.width) == pytest.approx((whole.height / 2, whole.width / 2))
+        right, up = (side * columns.start / 8 for side in whole.oblique)
+        assert part.x == pytest.approx(whole.x + right)
+        assert part.y == pytest.approx(whole.y + whole.height * rows.start / 10 - up)
+    shown = [text.text for text in compose(picture).texts]
+    assert "5×4×4\nrows 0:5\ncolumns 4:8" in shown
+    assert any("some columns or rows of the whole" in text for text in shown)
 
 
 def test_neighbours_exchange_halos() -> None:
@@ -321,8 +350,8 @@ def test_neighbours_exchange_halos() -> None:
 def test_tokens_are_bands_and_causal_attention_sends_to_later_ones_only() -> None:
     picture = laid_out("tokens")
     assert picture.columns[0].layer == "tokens"
-    bands = {b.rows: b.band for b in picture.blocks if b.column == column(picture, "head")}
-    assert bands == {(0,): Band("tokens", 0, 3, 6), (1,): Band("tokens", 3, 6, 6)}
+    bands = {b.rows: b.bands for b in picture.blocks if b.column == column(picture, "head")}
+    assert bands == {(0,): (Band("token", 0, 3, 6),), (1,): (Band("token", 3, 6, 6),)}
     arrows = {(a.source, a.target) for x in picture.exchanges for a in x.arrows}
     assert arrows == {(0, 1)}
 

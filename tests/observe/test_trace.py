@@ -151,7 +151,7 @@ def test_perfetto_draws_an_arrow_from_every_send_to_its_receive(both: Both) -> N
         (rows[flow["slice_out"]], rows[flow["slice_in"]])
         for flow in perfetto.query("select slice_out, slice_in from flow")
     ]
-    transfers = [(m.send, m.receive) for m in meetings(program).messages]
+    transfers = [(send, receive) for send, _, receive, _ in meetings(program).messages]
     assert {row["source"] for ends in arrows for row in ends} <= {"measured", "simulated"}
     assert all(a["source"] == b["source"] and a["step"] == b["step"] for a, b in arrows)
     found = {(a["source"], a["step"], a["op"], b["op"]) for a, b in arrows}

@@ -50,7 +50,7 @@ WRONG = [
     ("GPipe", "gpipe", "x.yaml:7, schedule", "found 'gpipe'; allowed: GPipe, 1F1B", "mean GPipe?"),
     ("n_microbatches", "microbatches", "x.yaml:6, microbatches", "unknown key", "n_microbatches?"),
     ("replicas: 1", "lr: 1", "x.yaml:11, lr", "unknown key 'lr'", "under training"),
-    ("{}", "{lrr: 1}", "x.yaml:12, training.lrr", "allowed: lr, momentum", "did you mean lr?"),
+    ("{}", "{lrr: 1}", "x.yaml:12, training.lrr", "allowed: optimizer, lr", "did you mean lr?"),
     ("{}", "{dtype: floot32}", "x.yaml:12, training.dtype", "float64 or bfloat16", "float32?"),
     ("{}", "", "x.yaml:12, training", "found nothing", "training: {}"),
     ("{}", "{seed: -1}", "x.yaml:12, training.seed", "allowed: 0 or more", "seed: 0"),

@@ -72,7 +72,8 @@ REFUSED = [
     (GRID, "{height: [1.5, 1]}", "shares.height[0]", "found 1.5; allowed: a whole", "[2, 1]"),
     (GRID, "{height: 2}", "shares.height", "found 2; allowed: a list of whole numbers, one for "
      "each part", "write it like height: [2, 1]"),
-    (GRID, "{hight: [2, 1]}", "shares.hight", "found the key 'hight'; allowed: batch, channel",
+    (GRID, "{hight: [2, 1]}", "shares.hight", "found shares along hight, which the split does "
+     "not cut; allowed: height or batch",
      "did you mean height?"),
     (GRID, "{}", "shares", "found an empty mapping", "{height: [2, 1]}"),
     (GRID, "[2, 1]", "shares", "one list of shares beside a grid; allowed: a list for each axis",

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.models import build_model
 from orchestrator.plan import load_plan, shipped_names
 from orchestrator.program import Deadlock, Program, compile_plan, find_deadlock, grid
-from orchestrator.program.ops import parse, text
+from orchestrator.program.text import parse, text
 from tests.program.small import LENET, LINEAR, small_program
 
 PIPELINE = (

@@ -28,12 +28,10 @@ from orchestrator.program.ops import (
     LANE_OF,
     Op,
     Transfers,
-    line,
     others_of,
-    parse,
     size_of,
-    text,
 )
+from orchestrator.program.text import line, parse, text
 from tests.program.small import LENET, small_program
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -215,3 +215,13 @@ def test_rows_of_padding_only_are_not_split_off() -> None:
     entries = ("layers: c, ranks: [0, 1], split: height", "layers: fc, ranks: [0], split: none")
     with pytest.raises(InputError, match="c cannot be split by height: its padding of 1 gives"):
         compile_plan(small_plan(*entries), model)
+
+
+def test_a_layer_with_the_name_of_a_half_that_the_split_makes() -> None:
+    layers = [Linear(name="fc", features=4), ReLU(name="fc.sum"), Linear(name="c", features=2)]
+    model = Model("named", (6,), layers)
+    compile_plan(small_plan("layers: all, ranks: [0, 1], split: channel"), model)
+    with pytest.raises(InputError, match="model named has a layer of this name") as caught:
+        compile_plan(small_plan("layers: all, ranks: [0, 1], split: input"), model)
+    assert caught.value.location == "t.yaml:6, placement[0].split"
+    assert caught.value.remedy == "another name for the layer fc.sum"

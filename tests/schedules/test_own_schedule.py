@@ -38,6 +38,21 @@ def one_at_a_time(groups: int, stages: int, microbatches: int) -> Timetable:
     ]
 
 
+def weights_last(groups: int, stages: int, microbatches: int) -> Timetable:
+    """As above, but gradients of parameters, W, come behind all that another stage waits for.
+
+    group 0  0F0  .   .  0I0 0F1  .   .  0I1 0W0 0W1
+    group 1   .  1F0 1I0  .   .  1F1 1I1 1W0 1W1
+    """
+    return [
+        [
+            *(Action("I", a.stage, a.microbatch) if a.kind == "B" else a for a in actions),
+            *(Action("W", a.stage, a.microbatch) for a in actions if a.kind == "B"),
+        ]
+        for actions in one_at_a_time(groups, stages, microbatches)
+    ]
+
+
 def even(stages: Stages, microbatches: int) -> Misfit | None:
     return Misfit("wants pairs", microbatches + 1) if microbatches % 2 else None
 

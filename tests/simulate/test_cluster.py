@@ -78,6 +78,9 @@ WRONG = [
     ("conv: 0.40", "conv: 40", "device.efficiency.conv", "found 40", "plain number"),
     ("conv: 0.40", "convs: 0.4", "device.efficiency.convs", "unknown key", "mean conv"),
     ("conv: 0.40", "Linear: 0.4", "device.efficiency.Linear", "unknown key", "mean linear"),
+    ("conv: 0.40", "attenton: 0.4", "device.efficiency.attenton", "unknown key", "mean attention"),
+    ("conv: 0.40", "layernorm: 0.4", "device.efficiency.layernorm", "or a kind of", "layer_norm"),
+    ("conv: 0.40", "embeddings: 0.4", "device.efficiency.embeddings", "unknown", "mean embedding"),
     ("conv: 0.40", "scale: 40", "device.efficiency.scale", "found 40", "plain number"),
     ("schema_version: 1", "schema_version: 2", "schema_version", "version 1 only", "newer"),
     ("reliability", "slow: [{rank: 2, factor: 2}]\nreliability", "slow[0].rank", "0 to 1", "below"),
@@ -119,7 +122,9 @@ def test_devices_that_differ() -> None:
         read_cluster(text + device)
 
 
-@pytest.mark.parametrize("kind", ["scale", "attention", "prelu", "conv2d", "bilinear"])
+@pytest.mark.parametrize(
+    "kind", ["scale", "attention", "prelu", "elu", "conv2d", "conv2", "bilinear", "group_norm"]
+)
 def test_any_kind_of_layer_may_have_an_efficiency(kind: str) -> None:
     """The note of a prediction asked for kinds that the file then refused."""
     figure = f"{kind}: {{value: 0.5, assumed: true}}"

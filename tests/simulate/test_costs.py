@@ -8,9 +8,13 @@ import pytest
 
 from orchestrator.models import Linear, Model
 from orchestrator.plan.load import read_plan
-from orchestrator.program.ops import B, F
+from orchestrator.program import compile_plan
+from orchestrator.program.ops import STEP, B, F
+from orchestrator.program.precision import precision_of
 from orchestrator.simulate.cluster import Cluster, Device, load_cluster
+from orchestrator.simulate.costs import update_bytes
 from orchestrator.simulate.predict import simulate
+from tests.program.small import LINEAR, small_plan
 
 DEVICE = Device("thirteen", 2**30, 1e15, {"float32": 1e12}, multiprocessors=13, tile_values=8192)
 
@@ -60,3 +64,28 @@ def _passes(cluster: Cluster, plan: object, model: Model) -> tuple[float, float]
         for kind in (F, B)
     ]
     return both[0], both[1]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "accesses"),
+    [
+        ("sgd2012", "float32", 4 * 5),  # gradient; weight and momentum, there and back
+        ("{name: sgd, momentum: 0}", "float32", 4 * 3),
+        ("adamw", "float32", 4 * 7),
+        ("lars", "float32", 4 * 7),  # weight and gradient once more, for their norms
+        ("adamw", "float64", 8 * 7),
+        ("sgd2012", "bfloat16", 4 * 5 + 2),  # and the weights, rounded from their masters
+        ("sgd2012", "{compute: bfloat16, reduce: bfloat16}", 2 + 4 * 4 + 2),
+    ],
+)
+def test_an_update_moves_what_its_optimizer_keeps(
+    optimizer: str, precision: str, accesses: int
+) -> None:
+    """Bytes a weight; a device is measured, or given, with the first one's 20."""
+    training = f"training: {{optimizer: {optimizer}, precision: {precision}}}\n"
+    plan = small_plan("layers: all, ranks: [0], split: none", more=training)
+    program = compile_plan(plan, LINEAR, dtype=precision_of(plan))
+    (step,) = (op for op in program.ops() if op.kind == STEP)
+    held = {"bfloat16": 2, "float32": 4, "float64": 8}[program.precision.parameters]
+    assert step.bytes == LINEAR.parameters * held
+    assert update_bytes(program, step.bytes) == LINEAR.parameters * accesses // 5

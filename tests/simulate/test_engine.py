@@ -15,8 +15,8 @@ from orchestrator.program import Program, compile_plan
 from orchestrator.program.ledger import edges
 from orchestrator.program.ops import STEP, F, I, W
 from orchestrator.program.resolve import model_of
+from orchestrator.simulate.algorithms import Phase
 from orchestrator.simulate.cluster import load_cluster
-from orchestrator.simulate.collectives import Phase
 from orchestrator.simulate.costs import CostModel
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.network import Route, Topology

@@ -32,7 +32,10 @@ def test_products_in_tfloat32_are_of_float32_values(cluster: str) -> None:
     assert float16["compute_time_s"] < tfloat32["compute_time_s"] < float32["compute_time_s"] / 2
     for name in ("bytes_sent", "peak_memory_bytes"):
         assert tfloat32[name] == float32[name]
-    assert float16["bytes_sent"] == float32["bytes_sent"] / 2
+    # all that is sent is gradients, which are summed in float32
+    assert float16["bytes_sent"] == float32["bytes_sent"]
+    half = predicted(cluster, "training.precision={compute: float16, reduce: float16}")
+    assert half["bytes_sent"] == float32["bytes_sent"] / 2
 
 
 def test_the_older_name_says_the_same() -> None:
@@ -60,7 +63,8 @@ def test_what_would_fit_is_of_the_plans_format() -> None:
         first = what_would_fit(plan, model_of(plan), cluster)[0]
         peaks.append((first.settings, first.tightest.peak_bytes))
     assert peaks[0][0] == peaks[1][0]
-    assert peaks[1][1] < 0.6 * peaks[0][1]
+    # activations are half as large; of a weight 14 bytes are kept, with its master, in place of 12
+    assert 0.6 * peaks[0][1] < peaks[1][1] < 0.8 * peaks[0][1]
 
 
 def test_calibrate_measures_float32_only(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from orchestrator.plan.load import read_plan
 from orchestrator.program import Program, compile_plan
 from orchestrator.program.ops import STEP, F
 from orchestrator.program.resolve import model_of
+from orchestrator.simulate.algorithms import Phase
 from orchestrator.simulate.cluster import Cluster, read_cluster
-from orchestrator.simulate.collectives import Phase
 from orchestrator.simulate.engine import Engine
 from orchestrator.simulate.network import Route
 from orchestrator.simulate.predict import simulate, simulate_program

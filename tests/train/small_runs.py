@@ -113,14 +113,16 @@ def summary(out: Path) -> dict[str, Any]:
 
 
 def checkpoint(out: Path, step: int) -> dict[str, Tensor]:
-    """Weights and velocities after so many steps, by ``weights.fc3.bias`` and the like."""
+    """What is kept after so many steps, by ``parameters.fc3.bias``, ``momentum.fc3.bias``..."""
     data = torch.load(out / "checkpoints" / f"step-{step:06d}.pt", weights_only=True)
-    assert (data["schema"], data["model"], data["step"], data["seed"]) == (1, "net", step, 3)
-    return {
+    assert (data["schema"], data["model"], data["step"], data["seed"]) == (2, "net", step, 3)
+    parameters = {f"parameters.{name}": tensor for name, tensor in data["parameters"].items()}
+    state = {
         f"{kind}.{name}": tensor
-        for kind in ("weights", "velocities")
-        for name, tensor in data[kind].items()
+        for name, tensors in data["state"].items()
+        for kind, tensor in tensors.items()
     }
+    return parameters | state
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

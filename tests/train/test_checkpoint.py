@@ -17,7 +17,8 @@ from orchestrator.execute.reference import Reference
 from orchestrator.execute.verify import RandomFeed
 from orchestrator.models import Model
 from orchestrator.models.model import Recipe
-from orchestrator.program import Program
+from orchestrator.optimizers import AdamW, Sgd2012
+from orchestrator.program import Precision, Program
 from orchestrator.train import checkpoint
 from tests.program.small import LENET, LINEAR, small_program
 
@@ -36,6 +37,7 @@ STAGES = (
     "layers: fc3..fc5, ranks: [1], split: none",
 )
 ZERO1 = "optimizer_sharding: zero1"
+ADAMW = "training: {optimizer: adamw}"
 PLANS: dict[str, tuple[tuple[str, ...], str]] = {
     "columns": (COLUMNS, ""),
     "uneven columns": (("layers: conv1..fc5, ranks: [0, 1], split: channel, shares: [1, 3]",), ""),
@@ -44,6 +46,10 @@ PLANS: dict[str, tuple[tuple[str, ...], str]] = {
     "sharded columns": (COLUMNS, f"replicas: 2\n{ZERO1}"),
     "input": (INPUT, ""),
     "stages": (STAGES, "replicas: 3"),
+    "adamw, columns": (COLUMNS, ADAMW),
+    "adamw, sharded columns": (COLUMNS, f"replicas: 2\n{ZERO1}\n{ADAMW}"),
+    "adamw, sharded data, bfloat16": (DATA, f"{ZERO1}\n{ADAMW}"),
+    "columns, bfloat16": (COLUMNS, ""),
 }
 
 
@@ -52,19 +58,22 @@ def program_of(name: str) -> Program:
     model = LENET
     if name == "uneven columns":  # four classes, so that fc5 divides too
         entries, model = ("layers: a..c, ranks: [0, 1], split: channel, shares: [1, 3]",), LINEAR
-    return small_program(model, *entries, batch=12, more=more)
+    dtype = "bfloat16" if "bfloat16" in name else "float32"
+    return small_program(model, *entries, batch=12, more=more, dtype=dtype)
 
 
 def executor_of(program: Program, seed: int = 1, steps: int = 0) -> LocalExecutor:
     feed = RandomFeed(program.model, program.global_batch)
-    executor = LocalExecutor(program, feed, Recipe(lr=0.1, seed=seed))
+    recipe = Recipe(lr=0.1, seed=seed, optimizer=program.optimizer)
+    executor = LocalExecutor(program, feed, recipe)
     for step in range(steps):
         executor.step(step)
     return executor
 
 
 def gathered(executor: LocalExecutor) -> checkpoint.State:
-    state = checkpoint.State.empty(executor.program.model, 2, 1, torch.float32)
+    program = executor.program
+    state = checkpoint.State.empty(program.model, 2, 1, program.precision, program.optimizer)
     for rank in executor.ranks:
         for piece in checkpoint.pieces(rank):
             state.put(piece)
@@ -75,10 +84,10 @@ def gathered(executor: LocalExecutor) -> checkpoint.State:
 def test_every_value_comes_from_one_rank(name: str, tmp_path: Path) -> None:
     """So the file is as large as the model, whatever the number of ranks; saving counts it."""
     state = gathered(executor_of(program_of(name), steps=1))
-    for kind, tensors in (("weights", state.weights), ("velocities", state.velocities)):
-        for key, tensor in tensors.items():
-            assert state.filled[kind, key] == tensor.numel(), (kind, key)
-            assert not tensor.isnan().any(), (kind, key)
+    for name, parameter in state.parameters.items():
+        for kind, tensor in ((checkpoint.PARAMETER, parameter), *state.state[name].items()):
+            assert state.filled[name, kind] == tensor.numel(), (kind, name)
+            assert not tensor.isnan().any(), (kind, name)
     state.save(tmp_path / "checkpoints" / "step-000002.pt")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002.pt"]
 
@@ -90,7 +99,7 @@ def test_what_is_saved_comes_back_to_every_rank(name: str, tmp_path: Path) -> No
     state = gathered(trained)
     file = tmp_path / "step-000002.pt"
     state.save(file)
-    loaded = checkpoint.load(file, program.model)
+    loaded = checkpoint.load(file, program.model, program.optimizer)
     assert (loaded.model, loaded.step, loaded.seed) == (program.model.name, 2, 1)
     for rank in other.ranks:
         checkpoint.restore(rank, loaded)
@@ -99,11 +108,17 @@ def test_what_is_saved_comes_back_to_every_rank(name: str, tmp_path: Path) -> No
             others = two.parameters[segment]
             pairs = [
                 *zip(parameters.weights, others.weights, strict=True),
-                *zip(parameters.velocities, others.velocities, strict=True),
+                *(
+                    (t.value, o.value)
+                    for t, o in zip(parameters.targets, others.targets, strict=True)
+                ),
             ]
+            for kept, other_kept in zip(
+                parameters.state.values(), others.state.values(), strict=True
+            ):
+                pairs += zip(kept, other_kept, strict=True)
             for expected, found in pairs:
-                whole = min(expected.numel(), parameters.total)  # a last shard ends in padding
-                assert torch.equal(expected.flatten()[:whole], found.flatten()[:whole])
+                assert torch.equal(expected, found)
     assert [trained.step(step) for step in (2, 3)] == [other.step(step) for step in (2, 3)]
 
 
@@ -111,12 +126,12 @@ def test_the_weights_are_those_of_the_whole_network() -> None:
     executor = executor_of(program_of("input"), steps=1)
     state = gathered(executor)
     for name, weight in executor.parameters().items():
-        assert torch.equal(state.weights[name].double(), weight), name
+        assert torch.equal(state.parameters[name].double(), weight), name
 
 
 def test_a_piece_left_out_is_never_saved(tmp_path: Path) -> None:
     executor = executor_of(program_of("columns"))
-    state = checkpoint.State.empty(LENET, 0, 1, torch.float32)
+    state = checkpoint.State.empty(LENET, 0, 1, Precision.of("float32"), Sgd2012())
     for piece in checkpoint.pieces(executor.ranks[0]):
         state.put(piece)
     with pytest.raises(AssertionError, match="values"):
@@ -156,8 +171,8 @@ def test_a_folder_without_checkpoints_is_refused(folder: str, tmp_path: Path) ->
 def whole() -> dict[str, Any]:
     state = gathered(executor_of(program_of("columns")))
     return {
-        "schema": 1, "model": "lenet5", "step": 2, "seed": 1,
-        "weights": state.weights, "velocities": state.velocities,
+        "schema": 2, "model": "lenet5", "step": 2, "seed": 1, "lr": 0.1, "optimizer": "sgd2012",
+        "parameters": state.parameters, "state": state.state,
     }  # fmt: skip
 
 
@@ -170,15 +185,23 @@ def wrong_shape(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
-    "another schema": ("schema", lambda _: 2, "checkpoint schema 2; this release reads 1"),
-    "no weights": ("weights", lambda _: {}, "conv1.weight is missing in the checkpoint's weights"),
-    "a weight left out": ("weights", without("fc4.weight"), "fc4.weight is missing"),
-    "a bias left out": ("weights", without("fc5.bias"), "fc5.bias is missing"),
-    "another weight": ("weights", wrong_shape("conv2.weight"), r"conv2.weight is \(3,\)"),
-    "another bias": ("weights", wrong_shape("conv2.bias"), r"conv2.bias is \(3,\)"),
-    "no velocities": ("velocities", lambda _: {}, "is missing in the checkpoint's velocities"),
-    "a velocity left out": (
-        "velocities", without("fc5.bias"), "fc5.bias is missing in the checkpoint's velocities"
+    "another schema": ("schema", lambda _: 3, "checkpoint schema 3; this release reads 1 and 2"),
+    "no weights": ("parameters", lambda _: {}, "conv1.weight is missing in the checkpoint "),
+    "a weight left out": ("parameters", without("fc4.weight"), "fc4.weight is missing"),
+    "a bias left out": ("parameters", without("fc5.bias"), "fc5.bias is missing"),
+    "another weight": ("parameters", wrong_shape("conv2.weight"), r"conv2.weight is \(3,\)"),
+    "another bias": ("parameters", wrong_shape("conv2.bias"), r"conv2.bias is \(3,\)"),
+    "no state": ("state", lambda _: {}, "of optimizer sgd2012, which keeps nothing; .* momentum i"),
+    "a momentum left out": (
+        "state", without("fc5.bias"), "momentum of fc5.bias is missing in the checkpoint"
+    ),
+    "another momentum": (
+        "state", lambda state: {**state, "fc5.bias": {"momentum": torch.zeros(3)}},
+        r"momentum of fc5.bias is \(3,\)",
+    ),
+    "another optimizer": (
+        "optimizer", lambda _: "sgd",
+        "is of optimizer sgd, which keeps momentum; this run's is sgd2012, whose momentum has",
     ),
 }  # fmt: skip
 
@@ -192,7 +215,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     file = tmp_path / "step-000002.pt"
     torch.save({**whole, key: damage(whole[key])}, file)
     with pytest.raises(InputError, match=says) as caught:
-        checkpoint.load(file, LENET)
+        checkpoint.load(file, LENET, Sgd2012())
     assert caught.value.location == str(file)
     assert caught.value.remedy
 
@@ -200,7 +223,23 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 def test_the_untouched_file_is_read(whole: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "step-000002.pt"
     torch.save(whole, file)
-    assert checkpoint.load(file, LENET).step == 2
+    assert checkpoint.load(file, LENET, Sgd2012()).step == 2
+
+
+def test_a_file_of_the_first_schema_is_read(whole: dict[str, Any], tmp_path: Path) -> None:
+    """It had weights and velocities, of the one optimizer that there was."""
+    file = tmp_path / "step-000002.pt"
+    older = {key: whole[key] for key in ("model", "step", "seed", "lr")}
+    velocities = {name: kept["momentum"] for name, kept in whole["state"].items()}
+    torch.save(
+        {**older, "schema": 1, "weights": whole["parameters"], "velocities": velocities}, file
+    )
+    state = checkpoint.load(file, LENET, Sgd2012())
+    assert (state.lr, state.optimizer) == (0.1, "sgd2012")
+    assert torch.equal(state.parameters["fc5.bias"], whole["parameters"]["fc5.bias"])
+    assert torch.equal(state.state["fc5.bias"]["momentum"], velocities["fc5.bias"])
+    with pytest.raises(InputError, match="this run's is adamw, and exp_avg, exp_avg_sq, step are"):
+        checkpoint.load(file, LENET, AdamW())
 
 
 def test_another_model_is_refused(whole: dict[str, Any], tmp_path: Path) -> None:
@@ -208,7 +247,7 @@ def test_another_model_is_refused(whole: dict[str, Any], tmp_path: Path) -> None
     torch.save(whole, file)
     wide = Model("wide", LINEAR.input_shape, LINEAR.declared)
     with pytest.raises(InputError, match="model lenet5") as caught:
-        checkpoint.load(file, wide)
+        checkpoint.load(file, wide, Sgd2012())
     assert "wide" in str(caught.value)
 
 
@@ -221,7 +260,7 @@ def empty(file: Path) -> None:
 
 
 def cut_short(file: Path) -> None:
-    torch.save({"schema": 1, "weights": torch.zeros(1000)}, file)
+    torch.save({"schema": 2, "parameters": torch.zeros(1000)}, file)
     file.write_bytes(file.read_bytes()[:-200])
 
 
@@ -235,7 +274,7 @@ def a_tensor(file: Path) -> None:
 
 def code(file: Path) -> None:
     """A pickle that would run a function when it is loaded."""
-    torch.save({"schema": 1, "step": print}, file)
+    torch.save({"schema": 2, "step": print}, file)
 
 
 @pytest.mark.parametrize("make", [junk, empty, cut_short, another_program, a_tensor, code])
@@ -246,14 +285,14 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_our_words(
     file = tmp_path / "step-000002.pt"
     make(file)
     with pytest.raises(InputError, match="not a checkpoint of this program") as caught:
-        checkpoint.load(file, LENET)
+        checkpoint.load(file, LENET, Sgd2012())
     assert "torch" not in str(caught.value)
     assert caught.value.remedy
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read it: No such file"):
-        checkpoint.load(tmp_path / "missing.pt", LENET)
+        checkpoint.load(tmp_path / "missing.pt", LENET, Sgd2012())
 
 
 def test_another_rate_rescales_the_velocity_and_not_the_step_it_stands_for() -> None:

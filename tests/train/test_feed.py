@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from threading import Event
 from typing import cast
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orchestrator.errors import InputError
+from orchestrator.execute.device import Device
 from orchestrator.train.data import Indices, SampleOrder
 from orchestrator.train.feed import DataFeed
 
@@ -113,3 +116,60 @@ def test_a_feed_ends_with_its_last_step_and_when_closed() -> None:
     feed.close()
     with pytest.raises(RuntimeError, match="closed"):
         feed.images(1, torch.tensor([0]))
+
+
+class Far:
+    """A device with memory of its own: counts the host tensors that are made for it, and reaches a
+    mark when it is told to."""
+
+    def __init__(self) -> None:
+        self.torch = torch.device("cpu")
+        self.made: list[Tensor] = []
+        self.marks: list[Event] = []
+
+    def mark(self, lane: str) -> Event:
+        self.marks.append(Event())
+        return self.marks[-1]
+
+    def wait(self, mark: Event) -> None:
+        assert mark.wait(60)
+
+    def staging(self, like: Tensor) -> Tensor:
+        self.made.append(torch.empty_like(like, memory_format=torch.contiguous_format))
+        return self.made[-1]
+
+
+def far_feed(device: Far, places: list[int], stop: int) -> DataFeed:
+    return DataFeed(
+        Numbers(), ORDER, image_samples=torch.tensor(places), label_samples=torch.tensor([0]),
+        start=0, stop=stop, device=cast(Device, device),
+    )  # fmt: skip
+
+
+def test_host_memory_for_a_gpu_is_made_once_and_read_where_it_lies() -> None:
+    device = Far()
+    with far_feed(device, [1, 3, 4], 8) as feed:
+        for step in range(8):
+            images = feed.images(step, torch.tensor([3, 4]))
+            assert images[:, 0, 0, 0].tolist() == ORDER.indices(step)[[3, 4]].tolist()
+            memory = {x.untyped_storage().data_ptr() for x in device.made}
+            assert images.untyped_storage().data_ptr() in memory
+            apart = feed.images(step, torch.tensor([4, 1]))  # these do not lie together
+            assert apart[:, 0, 0, 0].tolist() == ORDER.indices(step)[[4, 1]].tolist()
+            for mark in device.marks:
+                mark.set()
+    assert len(device.made) == 3 * 2
+
+
+def test_what_a_gpu_has_yet_to_read_is_not_overwritten() -> None:
+    """Three batches have memory; the fourth waits until the device has read the first."""
+    device = Far()
+    with far_feed(device, [0], 5) as feed:
+        batches = [feed.images(step, torch.tensor([0])) for step in range(3)]
+        assert len(device.marks) == 2
+        time.sleep(0.05)
+        for step, images in enumerate(batches):
+            assert images[0, 0, 0, 0].item() == ORDER.indices(step)[0]
+        device.marks[0].set()
+        assert feed.images(3, torch.tensor([0]))[0, 0, 0, 0].item() == ORDER.indices(3)[0]
+        assert batches[0].data_ptr() == feed.images(3, torch.tensor([0])).data_ptr()

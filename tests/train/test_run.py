@@ -94,7 +94,8 @@ def test_the_run_folder(name: str, tmp_path: Path) -> None:
     events = json.loads((out / "trace.json").read_text())["traceEvents"]
     slices = [event for event in events if event["ph"] == "X"]
     loading = [row["name"] for row in rows if "loading" in row]
-    assert sum(event["name"] != "loading" for event in slices) == len(rows)
+    messages = sum(len(row.get("messages", [0])) for row in rows)
+    assert sum(event["name"] != "loading" for event in slices) == messages
     assert 0 < sum(event["name"] == "loading" for event in slices) <= len(loading)
 
 

@@ -90,7 +90,7 @@ def test_a_run_taken_over_by_another_plan_in_place(tmp_path: Path) -> None:
 def test_a_sharded_optimizers_checkpoint_is_the_whole_one(
     name: str, other: str, tmp_path: Path
 ) -> None:
-    """Its velocities lie in pieces over the ranks; a checkpoint has them by layer all the same."""
+    """Its momenta lie in pieces over the ranks; a checkpoint has them by layer all the same."""
     plain = checkpoint(trained(tmp_path, name, 3), 3)
     sharded = checkpoint(trained(tmp_path, other, 3), 3)
     assert plain.keys() == sharded.keys()
@@ -98,7 +98,7 @@ def test_a_sharded_optimizers_checkpoint_is_the_whole_one(
         error = (sharded[key] - tensor).abs().max() / tensor.abs().max()
         assert error < 1e-5, key
     for layer in ("conv1", "fc2", "fc3"):
-        assert plain[f"velocities.{layer}.weight"].count_nonzero() > 0
+        assert plain[f"momentum.{layer}.weight"].count_nonzero() > 0
 
 
 def test_a_new_rate_leaves_the_velocity_as_it_was(tmp_path: Path) -> None:
@@ -142,5 +142,5 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     ended = run(plan, tmp_path / "new", 1, "--resume", str(out))
     assert ended.code == 2
-    assert "conv1.weight is (8, 1, 3, 3) in the checkpoint's weights (model net)" in ended.err
+    assert "conv1.weight is (8, 1, 3, 3) in the checkpoint (model net)" in ended.err
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -18,12 +18,14 @@ from orchestrator.execute.worker_context import WorkerContext
 from orchestrator.models.model import Recipe
 from orchestrator.observe.metrics import RunLabels
 from orchestrator.observe.metrics_options import MetricsOptions, is_loopback, worker_host
+from orchestrator.observe.metrics_parts import Parts
 from orchestrator.observe.metrics_run import RunMetrics
-from orchestrator.train.worker import Job, serving_metrics
+from orchestrator.train.worker import Job, job_of_rank, serving_metrics
 from tests.observe.timelines import PROGRAMS
 
 LABELS = RunLabels("night", "small", "measured")
-JOB = Job(PROGRAMS["stages"], Recipe(), "digits", 0, 1, metrics=LABELS)
+STAGES = PROGRAMS["stages"]
+JOB = job_of_rank(Job(STAGES, Recipe(), "digits", 0, 1, metrics=LABELS), 1, Parts(STAGES))
 # An address for documents only (RFC 5737), which no machine has; and another name for this one.
 NOWHERE, HERE = "192.0.2.7", "127.0.0.2"
 

@@ -7,6 +7,7 @@ from collections import Counter
 from orchestrator.models.value import SEQUENCE_AXES
 from orchestrator.observe.picture.layout import (
     Arrow,
+    Band,
     Block,
     Column,
     Exchange,
@@ -16,6 +17,7 @@ from orchestrator.observe.picture.layout import (
     Reduction,
     Row,
 )
+from orchestrator.plan import AXES
 
 POOLS = {
     "pool": "max\npooling",
@@ -46,13 +48,18 @@ def block_text(block: Block, column: Column, picture: Picture) -> str:
         in_order = block.axes == SEQUENCE_AXES
         channels, *sides = block.shape
         lines.append("×".join(map(str, block.shape if in_order else (*sides, channels))))
-    if block.band and not column.joins:
-        lines.append(f"{block.band.name} {block.band.start}:{block.band.stop}")
+    if not column.joins:
+        lines += [f"{band_name(band)} {band.start}:{band.stop}" for band in block.bands]
     if block.images:
         lines.append(f"{block.images} {picture.examples}")
     if block.says_whole:
         lines.append("whole on each")
     return "\n".join(lines)
+
+
+def band_name(band: Band) -> str:
+    """What a band is some of: rows, columns, tokens; of an axis of a user's own, its name."""
+    return AXES.get(band.axis, band.axis)
 
 
 def column_name(picture: Picture, column: int) -> str:

@@ -34,7 +34,6 @@ from orchestrator.program.ops import FORWARD, Program
 
 MOST_ROWS = 4  # so many ranks are drawn one by one, whether they do the same or not
 IMAGE, TOKENS = "image", "tokens"
-BANDS = {"height": "rows", "token": "tokens"}  # axes of which a part is drawn within the whole
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,9 @@ class LeftOut(NamedTuple):
 
 
 class Band(NamedTuple):
-    """What a rank holds of an axis that is drawn whole: ``start:stop`` of ``size`` rows, tokens."""
+    """What a rank holds of an axis that is drawn whole: ``start:stop`` of ``size`` positions."""
 
-    name: str
+    axis: str
     start: int
     stop: int
     size: int
@@ -133,7 +132,7 @@ class Block:
         shape: channels, height, width (fewer or more sides where the model has such); or features.
         images: in a step; 0 where it is as many as in the row's block before.
         axes: of the shape.
-        band: where it lies in the whole, where height or tokens are split.
+        bands: where it lies in the whole, of every axis that is split, channels apart.
         whole: several ranks compute all of it, each for itself.
         says_whole: the row's block before is not so.
     """
@@ -143,9 +142,15 @@ class Block:
     shape: tuple[int, ...]
     images: int
     axes: tuple[str, ...]
-    band: Band | None = None
+    bands: tuple[Band, ...] = ()
     whole: bool = False
     says_whole: bool = False
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """The shape, with all positions along the axes that are split."""
+        sizes = {band.axis: band.size for band in self.bands}
+        return tuple(sizes.get(axis, n) for axis, n in zip(self.axes, self.shape, strict=True))
 
 
 @dataclass(frozen=True)
@@ -257,16 +262,14 @@ class _Held:
 
     shape: tuple[int, ...]
     images: int
-    band: Band | None
+    bands: tuple[Band, ...]
     whole: bool
     sources: frozenset[int]
 
     @property
     def alike(self) -> _Held:
         """The same for ranks that differ only in which part of a band they hold."""
-        return (
-            self if self.band is None else replace(self, band=self.band._replace(start=0, stop=0))
-        )
+        return replace(self, bands=tuple(band._replace(start=0, stop=0) for band in self.bands))
 
 
 _Signature = tuple[_Held | None, ...]
@@ -344,7 +347,7 @@ def _held(program: Program, graph: Graph) -> dict[int, _Signature]:
                 )
                 images = part.examples * segment.chunks
                 parts[layer.sized.name][rank] = _Held(
-                    layer.output_shape, images, _band(layer), whole, sources
+                    layer.output_shape, images, _bands(layer), whole, sources
                 )
     return {
         rank: tuple(
@@ -354,14 +357,13 @@ def _held(program: Program, graph: Graph) -> dict[int, _Signature]:
     }
 
 
-def _band(layer: LayerPart) -> Band | None:
+def _bands(layer: LayerPart) -> tuple[Band, ...]:
     value = layer.sized.output
-    for axis, name in BANDS.items():
-        if axis in value.axes:
-            ranges, size = value.along(layer.out, axis), value.size(axis)
-            if ranges != ((0, size),):
-                return Band(name, ranges[0][0], ranges[-1][1], size)
-    return None
+    return tuple(
+        Band(axis, ranges[0][0], ranges[-1][1], size)
+        for axis, ranges, size in zip(value.axes, layer.out, value.shape, strict=True)
+        if axis != "channel" and ranges and ranges != ((0, size),)
+    )
 
 
 def _images(program: Program, column: Column, rows: tuple[Row, ...]) -> Iterable[Block]:
@@ -386,7 +388,7 @@ def _blocks(
             if shard is not None:
                 changed = shard.images if shard.images != before else 0
                 yield Block(
-                    (position,), i, shard.shape, changed, columns[i].axes, shard.band, shard.whole,
+                    (position,), i, shard.shape, changed, columns[i].axes, shard.bands, shard.whole,
                     shard.whole and not whole,
                 )  # fmt: skip
                 before, whole = shard.images, shard.whole

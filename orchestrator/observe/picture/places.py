@@ -37,7 +37,6 @@ from orchestrator.observe.picture.labels import (
 from orchestrator.observe.picture.layout import (
     MOST_ROWS,
     Arrow,
-    Band,
     Block,
     Exchange,
     Picture,
@@ -83,13 +82,19 @@ class Box:
         """Middle from left to right, the oblique side included."""
         return self.x + (self.channels + self.oblique[0]) / 2
 
-    def band(self, band: Band | None) -> Box:
-        """The part of a whole that a rank holds."""
-        if band is None:
-            return self
-        y = self.y + self.height * band.start / band.size
-        height = max(LEAST_BAND, self.height * (band.stop - band.start) / band.size)
-        return replace(self, y=y, height=height)
+    def part(self, block: Block) -> Box:
+        """What a rank holds of the whole."""
+        box = self
+        for band in block.bands:
+            start, share = band.start / band.size, (band.stop - band.start) / band.size
+            if band.axis == _upwards(block.axes):
+                y, height = box.y + box.height * start, max(LEAST_BAND, box.height * share)
+                box = replace(box, y=y, height=height)
+            else:  # into the page
+                right, up = box.oblique
+                width = max(LEAST_BAND, box.width * share)
+                box = replace(box, x=box.x + right * start, y=box.y - up * start, width=width)
+        return box
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Places:
 
     Args:
         columns: the level of each column.
-        wholes: by row and column, the block's place; of one split by height or tokens the whole's.
+        wholes: by row and column, the block's place; of a part the whole's.
         boxes: the same, of what the rank holds.
         arcs: by row and skip, the height of its arc.
         tracks: by exchange, arrow (None for all) and space between rows, the height at which
@@ -148,9 +153,9 @@ def place(picture: Picture) -> Places:
         x = columns[block.column].middle - (channels + width * OBLIQUE[0]) / 2
         box = Box(x, middle - height / 2, channels, height, width)
         wholes.update({(row, block.column): box for row in block.rows})
-    bands = {(row, b.column): b.band for b in picture.blocks for row in b.rows}
+    blocks = {(row, b.column): b for b in picture.blocks for row in b.rows}
     boxes = {
-        at: box if picture.columns[at[1]].joins else box.band(bands[at])
+        at: box if picture.columns[at[1]].joins else box.part(blocks[at])
         for at, box in wholes.items()
     }
     arcs = {
@@ -167,17 +172,20 @@ def lengths(block: Block) -> tuple[float, float, float]:
     A second side is drawn as height, and what comes after the third into the width. Tokens go
     upwards, too.
     """
-    shape = block.shape
+    shape = block.whole_shape
     if "token" in block.axes:
         token = block.axes.index("token")
         tokens, others = shape[token], shape[:token] + shape[token + 1 :]
-        tokens = block.band.size if block.band else tokens
         return max(4.0, 1.9 * prod(others) ** 0.5), 12.5 * tokens**0.4, 12.5
     if len(shape) == 1:
         return 7.0, min(110.0, max(14.0, 1.6 * shape[0] ** 0.5)), 18.0
     channels, height, width = shape[0], shape[1], prod(shape[2:])
-    height = block.band.size if block.band else height
     return 1.9 * channels**0.5, 12.5 * height**0.4, 12.5 * width**0.4
+
+
+def _upwards(axes: tuple[str, ...]) -> str:
+    """The axis that is drawn as height."""
+    return "token" if "token" in axes else axes[1] if len(axes) > 1 else axes[0]
 
 
 # -- from left to right ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from orchestrator.observe.picture.labels import (
     POOLS,
     alike_text,
     arrow_text,
+    band_name,
     block_text,
     column_name,
     column_text,
@@ -484,12 +485,12 @@ def _legend(scene: Scene, picture: Picture, top: float) -> float:
     x, y = MARGIN + 8, top + 8
     _cuboid(scene, Box(x, y - 4, 8, 9, 16), PART)
     lines = [f"what a rank holds of a layer's output: {_shape_legend(picture)}"]
-    if any(block.band for block in picture.blocks):
+    if any(block.bands for block in picture.blocks):
         y += 18
         whole = Box(x, y - 3, 8, 10, 16)
         _outline(scene, whole)
         _cuboid(scene, replace(whole, height=4), PART)
-        names = sorted({block.band.name for block in picture.blocks if block.band})
+        names = sorted({band_name(band) for block in picture.blocks for band in block.bands})
         lines.append(f"the same, where it is some {' or '.join(names)} of the whole (dashed)")
     if any(block.whole for block in picture.blocks):
         y += 18

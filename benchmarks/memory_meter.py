@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
-from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from orchestrator.execute.interpreter import RankInterpreter
 from orchestrator.execute.local import LocalExecutor
+from orchestrator.execute.memory_meter import allocations, events
 from orchestrator.execute.transport import Handle
 from orchestrator.models.model import Model
 from orchestrator.program import Program
@@ -45,18 +45,19 @@ class StoredFeed:
         return self._labels[samples]
 
 
-def measured_peaks(program: Program, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def measured_peaks(program: Program) -> list[int]:
     """By rank, the most bytes of tensors alive during the second step."""
     feed = StoredFeed(program.model, program.global_batch)
-    executor = LocalExecutor(program, feed, program.model.recipe)
+    recipe = replace(program.model.recipe, optimizer=program.optimizer)
+    executor = LocalExecutor(program, feed, recipe)
     executor.step(0)  # what is made once, such as caches of the libraries, is made now
     for rank in executor.ranks:
         rank._reset()
         for runner in rank.runners.values():
             runner.saved.clear()
-        monkeypatch.setattr(rank, "step", _marked(rank))
+        rank.step = _marked(rank)  # type: ignore[method-assign]
     activities = [ProfilerActivity.CPU]
-    with profile(activities=activities, profile_memory=True, record_shapes=True) as recorded:
+    with profile(activities=activities, profile_memory=True) as recorded:
         executor.step(1)
     most = _most_by_rank(recorded, len(executor.ranks))
     return [rank.state_bytes() + most[rank.rank] for rank in executor.ranks]
@@ -77,25 +78,14 @@ def _marked(rank: RankInterpreter) -> Any:
     return step
 
 
-def _most_by_rank(recorded: Any, count: int) -> list[int]:
-    starts: list[tuple[int, int]] = []
-    allocations: list[tuple[int, int, int]] = []  # when, address, bytes (negative: released)
-    pending = list(recorded.profiler.kineto_results.experimental_event_tree())
-    while pending:
-        event = pending.pop()
-        pending += event.children
-        if event.tag == _EventType.Allocation:
-            fields = event.extra_fields
-            allocations.append((event.start_time_ns, fields.ptr, fields.alloc_size))
-        elif event.name.startswith(_TURN):
-            starts.append((event.start_time_ns, int(event.name.removeprefix(_TURN))))
-    starts.sort()
-    times = [start for start, _ in starts]
+def _most_by_rank(recorded: profile, count: int) -> list[int]:
+    turns = started(recorded, _TURN)
+    times = [start for start, _ in turns]
     owners: dict[int, tuple[int, int]] = {}
     now, most = [0] * count, [0] * count
-    for when, address, amount in sorted(allocations):
+    for when, address, amount in allocations(recorded):
         if amount > 0:
-            rank = starts[max(0, bisect_right(times, when) - 1)][1]
+            rank = int(turns[max(0, bisect_right(times, when) - 1)][1])
             owners[address] = (rank, amount)
             now[rank] += amount
             most[rank] = max(most[rank], now[rank])
@@ -103,3 +93,9 @@ def _most_by_rank(recorded: Any, count: int) -> list[int]:
             rank, taken = owners.pop(address)
             now[rank] -= taken
     return most
+
+
+def started(recorded: profile, name: str) -> list[tuple[int, str]]:
+    """When what ``record_function`` calls ``name`` and more began, in ns, and what more."""
+    found = [(e.start_time_ns, e.name) for e in events(recorded) if e.name.startswith(name)]
+    return [(when, full.removeprefix(name)) for when, full in sorted(found)]
