@@ -206,8 +206,8 @@ class GlooTransport:
         self.groups = {group: _new_group(group, timeout_s) for group in program.groups}
         self.tags = {route: n for n, route in enumerate(sorted({*program.routes, *routes}))}
         self.channels: dict[Channel, SimpleQueue[Callable[[], None]]] = {}
-        # by peer and direction
-        self.waiters: dict[tuple[int, str], SimpleQueue[Callable[[], None]]] = {}
+        # by route, peer and direction: no message waits behind one of another route
+        self.waiters: dict[tuple[Route, int, str], SimpleQueue[Callable[[], None]]] = {}
 
     def exchange(self, route: Route, sends: Pieces, receives: Pieces) -> Handle:
         tag = self.tags[route]
@@ -220,8 +220,8 @@ class GlooTransport:
         handle = GlooHandle(start, (sends, receives))
         waiters = []
         if len(sends) + len(receives) > 1:
-            waiters = [self._thread(self.waiters, (peer, "to")) for peer, _ in sends]
-            waiters += [self._thread(self.waiters, (peer, "from")) for peer, _ in receives]
+            waiters = [self._thread(self.waiters, (route, peer, "to")) for peer, _ in sends]
+            waiters += [self._thread(self.waiters, (route, peer, "from")) for peer, _ in receives]
         self._thread(self.channels, route).put(lambda: handle.run(waiters))
         return handle
 

@@ -28,6 +28,7 @@ class Work:
 
 
 ROUTE, BACK, EVERYONE = Route((0,), (1,)), Route((1,), (0,)), Route((0, 1, 2), (0, 1, 2))
+FROM_OTHERS = Route((1, 2), (0,))
 
 
 class Late(Work):
@@ -52,6 +53,7 @@ class Dist:
         self.room = threading.Event()
         self.taken: list[float] = []
         self.late = Late()
+        self.prompt = set[int]()  # tags of which peer 2 answers at once
         self.timeouts: list[float] = []
 
     def new_group(self, ranks: list[int], timeout: timedelta, backend: str | None) -> object:
@@ -75,7 +77,7 @@ class Dist:
         return Work()
 
     def irecv(self, tensor: Tensor, peer: int, tag: int) -> Work:
-        return self.late if peer == 2 else Work()
+        return self.late if peer == 2 and tag not in self.prompt else Work()
 
 
 @pytest.fixture
@@ -89,7 +91,9 @@ def gloo(monkeypatch: pytest.MonkeyPatch) -> Dist:
 def transport(gloo: Dist) -> GlooTransport:
     plan = load_plan("data-parallel", ["model.width=0.0625", "model.image_size=64"])
     program = compile_plan(plan, model_of(plan))
-    return GlooTransport(program.for_rank(0), timeout_s=60.0, routes=[ROUTE, BACK, EVERYONE])
+    return GlooTransport(
+        program.for_rank(0), timeout_s=60.0, routes=[ROUTE, BACK, EVERYONE, FROM_OTHERS]
+    )
 
 
 def test_collectives_are_posted_at_once_and_carried_out_one_after_another(
@@ -152,6 +156,18 @@ def test_a_late_peer_does_not_delay_the_noted_end_of_anothers_message(
     handle.wait()
     (_, sent), (_, received), (_, late) = handle.marks()
     assert max(sent, received) < answered <= late
+
+
+def test_a_late_message_keeps_none_of_another_route(gloo: Dist, transport: GlooTransport) -> None:
+    """From the same peer; the check knows of no order between routes."""
+    gloo.room.set()
+    gloo.prompt = {transport.tags[FROM_OTHERS]}
+    both = [(1, torch.empty(2)), (2, torch.empty(2))]
+    late = transport.exchange(EVERYONE, [], both)
+    transport.exchange(FROM_OTHERS, [], both).wait()
+    assert not late.done()
+    gloo.late.come.set()
+    late.wait()
 
 
 def test_a_send_that_gloo_refuses_is_told_to_whoever_waits(
